@@ -1,0 +1,1 @@
+"""deploykit: trained PyTorch checkpoint to a proven INT8 TensorRT engine."""

@@ -1,0 +1,175 @@
+"""Write and read files atomically, and an artifact with its sidecar JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploykit.errors import InputError, OutputError
+from deploykit.values import SCHEMA_VERSION, Artifact, Json, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_CHUNK = 1 << 20
+_RECORDED = ("deploykit", "torch", "onnx", "onnxruntime", "numpy", "tensorrt-rtx-cu13", "tensorrt")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; it takes the name `path` only if the block succeeds.
+
+    Raises: OutputError where the folder is absent or not writable, or the disk is full.
+    """
+    try:
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=path.suffix or ".tmp", dir=path.parent
+        )
+        os.close(handle)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def unwritable(path: Path, error: OSError) -> OutputError:
+    """Return the error for a file that cannot be written."""
+    return OutputError(
+        f"cannot write {path}: {error.strerror or error}",
+        fix="choose a folder that exists, is writable and has free space",
+    )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def check_writable(path: Path) -> None:
+    """Fail now rather than after the slow step. Raises: OutputError."""
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder", fix="give a file name")
+    with contextlib.suppress(_Undo), replacing(path):
+        raise _Undo
+
+
+class _Undo(Exception):  # noqa: N818 - a signal, not an error
+    """Leaves `replacing` without replacing anything."""
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 (hex) of a file's content. Raises: InputError."""
+    hasher = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                hasher.update(chunk)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    return hasher.hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` atomically. Raises: OutputError."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, data: Json) -> None:
+    """Write `data` with sorted keys, atomically. Raises: OutputError."""
+    write_text(path, json.dumps(data, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Json:
+    """Return the JSON object in `path`. Raises: InputError."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path} holds a JSON {type(data).__name__}", expected="an object")
+    return data
+
+
+def versions() -> dict[str, str]:
+    """Return the installed version of every package whose version an artifact records."""
+    found = {}
+    for name in _RECORDED:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def sidecar(path: Path) -> Path:
+    """Return where the description of `path` lies: `model.onnx` -> `model.onnx.json`."""
+    return path.with_name(path.name + ".json")
+
+
+def describe(
+    path: Path,
+    *,
+    made_by: Mapping[str, Any],
+    parents: tuple[Path, ...] = (),
+    inputs: tuple[TensorSpec, ...] = (),
+    outputs: tuple[TensorSpec, ...] = (),
+) -> Artifact:
+    """Write the sidecar of `path`, a file just made from `parents`, and return its artifact."""
+    artifact = Artifact(
+        path=path,
+        sha256=sha256(path),
+        inputs=inputs,
+        outputs=outputs,
+        parents={parent.name: sha256(parent) for parent in parents},
+        made_by={**made_by, "versions": versions()},
+    )
+    write_json(
+        sidecar(path),
+        {
+            "schema_version": SCHEMA_VERSION,
+            "sha256": artifact.sha256,
+            "inputs": [str(spec) for spec in inputs],
+            "outputs": [str(spec) for spec in outputs],
+            "parents": dict(artifact.parents),
+            "made_by": dict(artifact.made_by),
+        },
+    )
+    return artifact
+
+
+def read(path: Path) -> Artifact:
+    """Return the artifact at `path` from its sidecar.
+
+    Raises: InputError where either file is absent or the file changed since it was described.
+    """
+    data = read_json(sidecar(path))
+    found = sha256(path)
+    if data.get("sha256") != found:
+        raise InputError(
+            f"{path} is not the file that {sidecar(path).name} describes",
+            expected=f"sha256 {data.get('sha256')}, found {found}",
+            fix="make the file again, or delete the sidecar",
+        )
+    return Artifact(
+        path=path,
+        sha256=found,
+        inputs=tuple(TensorSpec.parse(text) for text in data.get("inputs", ())),
+        outputs=tuple(TensorSpec.parse(text) for text in data.get("outputs", ())),
+        parents=data.get("parents", {}),
+        made_by=data.get("made_by", {}),
+    )

@@ -1,0 +1,1 @@
+"""The runtimes a model can be built for and run in."""

@@ -1,0 +1,86 @@
+"""Every error that deploykit raises on purpose.
+
+DeployError                 exit 2   base: one message, never a traceback
+|- InputError               exit 2   a file or an option the user gave is not usable
+|  |- OptionError                    unknown name, impossible combination
+|  |- CheckpointError                unreadable, unsafe or mismatching checkpoint
+|  |- ModelError                     unreadable ONNX, or one with the wrong interface
+|  |- DataError                      images or annotations that cannot be read
+|  `- StaleTableError                a calibration table made for another model
+|- OutputError              exit 2   the result cannot be written
+|- BackendError             exit 2   a backend is absent, or failed
+`- CheckFailed              exit 1   a proof said no: outputs differ, precision not honoured
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class DeployError(Exception):
+    """An error whose message states what was found, what was expected and what to do."""
+
+    exit_code = 2
+
+    def __init__(self, found: str, *, expected: str = "", fix: str = "") -> None:
+        """Keep the three parts, so that `--json` can print them apart."""
+        super().__init__(found)
+        self.found, self.expected, self.fix = found, expected, fix
+
+    def __str__(self) -> str:
+        """Return the parts that are present, one line each."""
+        parts = (("", self.found), ("expected: ", self.expected), ("to fix: ", self.fix))
+        return "\n".join(label + text for label, text in parts if text)
+
+
+class InputError(DeployError):
+    """A file or an option the user gave is not usable."""
+
+
+class OptionError(InputError):
+    """An unknown name or an impossible combination of options."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint that is unreadable, unsafe, or does not fit the model."""
+
+
+class ModelError(InputError):
+    """An ONNX file that is unreadable or has the wrong interface."""
+
+
+class DataError(InputError):
+    """Images or annotations that cannot be read."""
+
+
+class StaleTableError(InputError):
+    """A calibration table that was made for another model."""
+
+
+class OutputError(DeployError):
+    """A result that cannot be written."""
+
+
+class BackendError(DeployError):
+    """A backend that is absent, or that failed."""
+
+
+class CheckFailed(DeployError):
+    """A proof that said no: outputs differ, or a precision was not honoured."""
+
+    exit_code = 1
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> OptionError:
+    """Return the error for `name`, which is not among `known`, with the nearest known names."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return OptionError(
+        f"unknown {kind} {name!r}",
+        expected="one of " + ", ".join(names),
+        fix=f"did you mean {' or '.join(near)}?" if near else "",
+    )

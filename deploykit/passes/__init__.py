@@ -1,0 +1,1 @@
+"""ONNX rewrites, one per file."""

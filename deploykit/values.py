@@ -1,0 +1,211 @@
+"""The frozen nouns that flow between the stages."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from deploykit.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+SCHEMA_VERSION = 1
+INT8_LEVELS = 127
+"""Largest magnitude of the symmetric INT8 grid; TensorRT wants zero-point 0."""
+
+Json = dict[str, Any]
+T = TypeVar("T")
+
+
+class Precision(str, Enum):
+    """A number format a layer computes in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+    def __str__(self) -> str:
+        """Return the value, as it is written on the command line."""
+        return self.value
+
+
+class Progress(Protocol):
+    """Passes `items` through and shows how many of `total` are done."""
+
+    def __call__(self, items: Iterable[T], label: str, total: int) -> Iterator[T]:
+        """Yield every item unchanged."""
+        ...
+
+
+def silent(items: Iterable[T], label: str, total: int) -> Iterator[T]:  # noqa: ARG001 - the Progress signature
+    """Yield every item and show nothing: the default `Progress`."""
+    yield from items
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, element type and shape of a model input or output; a named dimension is dynamic."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        """Return e.g. `images: float32[batch, 3, 640, 640]`."""
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+    @classmethod
+    def parse(cls, text: str) -> TensorSpec:
+        """Return the spec that prints as `text`. Raises: InputError."""
+        match = re.fullmatch(r"\s*(.+?)\s*:\s*(\w+)\[(.*)\]\s*", text)
+        if match is None:
+            raise InputError(f"not a tensor spec: {text!r}", expected="name: dtype[dim, dim]")
+        dims = [d.strip() for d in match[3].split(",") if d.strip()]
+        shape = tuple(int(d) if d.lstrip("-").isdigit() else d for d in dims)
+        return cls(match[1], match[2], shape)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file this toolkit wrote, with its ancestors."""
+
+    path: Path
+    sha256: str
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    parents: Mapping[str, str] = field(default_factory=dict)
+    """File name -> sha256 of each file this one was made from."""
+    made_by: Mapping[str, Any] = field(default_factory=dict)
+    """The verb, its options and the versions of the packages that took part."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """What one tensor's values span, and the magnitude that INT8 should cover."""
+
+    threshold: float
+    """Magnitude mapped to 127; values beyond it are clipped. Same unit as the tensor."""
+    minimum: float
+    maximum: float
+
+    @property
+    def scale(self) -> float:
+        """Return the quantisation step `threshold / 127`."""
+        return self.threshold / INT8_LEVELS
+
+
+@dataclass(frozen=True)
+class CalibrationTable:
+    """A range per tensor, bound to the model and the images it was measured on."""
+
+    model_sha256: str
+    observer: str
+    samples: tuple[str, ...]
+    samples_sha256: str
+    ranges: Mapping[str, Range]
+    skipped: tuple[str, ...] = ()
+    """Files that could not be read and that the user allowed to be left out."""
+
+    def to_json(self) -> Json:
+        """Return the table as plain JSON values."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Json) -> CalibrationTable:
+        """Return the table that `to_json` wrote. Raises: InputError."""
+        try:
+            ranges = {name: Range(**value) for name, value in data["ranges"].items()}
+            return cls(
+                model_sha256=data["model_sha256"],
+                observer=data["observer"],
+                samples=tuple(data["samples"]),
+                samples_sha256=data["samples_sha256"],
+                ranges=ranges,
+                skipped=tuple(data.get("skipped", ())),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"not a calibration table: {error}",
+                expected=f"a JSON file with schema_version {SCHEMA_VERSION} written by quantize",
+            ) from error
+
+
+@dataclass(frozen=True)
+class PrecisionPlan:
+    """The precision each layer should get, and why the exceptions are exceptions."""
+
+    default: Precision
+    layers: Mapping[str, Precision] = field(default_factory=dict)
+    """Node name -> precision, only where it differs from `default`."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Node name -> why it differs."""
+
+
+@dataclass(frozen=True)
+class LayerPrecision:
+    """The precision a layer really runs in, as read back from a built file."""
+
+    name: str
+    """ONNX node name; several joined by ` + ` where the builder fused them."""
+    op: str
+    precision: str
+    """`int8`, `fp16`, `fp32` or `unknown`."""
+    macs: int = 0
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How one output of a candidate compares with the reference."""
+
+    output: str
+    max_abs: float
+    mean_abs: float
+    relative: float
+    """`max_abs` over the reference's value range (max - min)."""
+    cosine: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class BenchRecord:
+    """Raw timings of one model on one machine; statistics are derived, never stored."""
+
+    model: str
+    model_sha256: str
+    backend: str
+    scope: str
+    """`device` (the model alone) or `end-to-end` (decode, preprocess, model, postprocess)."""
+    batch_size: int
+    seconds: tuple[float, ...]
+    """Wall time of each iteration."""
+    device_seconds: tuple[float, ...] = ()
+    """Device-event time of each iteration; empty where the backend has no device clock."""
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> Json:
+        """Return the record as plain JSON values."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Json) -> BenchRecord:
+        """Return the record that `to_json` wrote. Raises: InputError."""
+        fields = {k: v for k, v in data.items() if k != "schema_version"}
+        try:
+            for key in ("seconds", "device_seconds", "warnings"):
+                fields[key] = tuple(fields.get(key, ()))
+            return cls(**fields)
+        except TypeError as error:
+            raise InputError(f"not a benchmark record: {error}") from error
+
+
+def digest(names: Iterable[str]) -> str:
+    """Return the sha256 (hex) of the JSON list of `names`: order matters."""
+    return hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()
