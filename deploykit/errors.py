@@ -9,7 +9,7 @@ DeployError                 exit 2   base: one message, never a traceback
 |  `- StaleTableError                a calibration table made for another model
 |- OutputError              exit 2   the result cannot be written
 |- BackendError             exit 2   a backend is absent, or failed
-`- CheckFailed              exit 1   a proof said no: outputs differ, precision not honoured
+`- ProofError              exit 1   a proof said no: outputs differ, precision not honoured
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class BackendError(DeployError):
     """A backend that is absent, or that failed."""
 
 
-class CheckFailed(DeployError):
+class ProofError(DeployError):
     """A proof that said no: outputs differ, or a precision was not honoured."""
 
     exit_code = 1

@@ -1,1 +1,108 @@
-"""The runtimes a model can be built for and run in."""
+"""The runtimes a model can be built for and run in: each is a module of functions."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, cast
+
+from deploykit.errors import unknown_name
+from deploykit.values import LayerPrecision, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Arrays = Mapping[str, NDArray[np.generic]]
+
+NAMES = ("onnxruntime", "tensorrt", "tensorrt_rtx")
+Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""Smallest, typical and largest shape of one input."""
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a backend can build and run here, and if not, why and what to install."""
+
+    builds: bool
+    runs: bool
+    version: str = ""
+    reason: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a build may be told; a backend refuses what it cannot honour."""
+
+    sms: tuple[str, ...] = ()
+    """Target compute capabilities such as `75` and `86`; empty: the machine's own."""
+    shapes: Mapping[str, Shapes] = field(default_factory=dict)
+    """Input name -> optimization profile, for inputs with dynamic dimensions."""
+    workspace: int | None = None
+    """Bytes of scratch memory the builder may use; None: the builder's own limit."""
+    timing_cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class Built:
+    """The outcome of a build: the file is at the path that was asked for."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    layers: tuple[LayerPrecision, ...]
+    """The real precision per layer, read back from the built file."""
+    seconds: float
+    log: str
+    """The builder's native log."""
+
+
+class Session(Protocol):
+    """A model loaded and ready to run."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
+        """Return output name -> array for one batch given as input name -> array."""
+        ...
+
+    def stepper(
+        self, feeds: Arrays, *, transfers: bool, cuda_graph: bool
+    ) -> Callable[[], float | None]:
+        """Return a function that runs the batch once, synchronously.
+
+        It returns the device-clock seconds of that run, None where there is no device clock.
+        transfers: copy inputs in and outputs out on every run; otherwise they stay on the device.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """A module in this folder."""
+
+    def availability(self) -> Availability:
+        """Return what works here; never raises."""
+        ...
+
+    def build(self, model: Path, output: Path, options: BuildOptions) -> Built:
+        """Write the engine for `model` to `output`. Raises: BackendError, ProofError, OptionError."""
+        ...
+
+    def open_session(self, path: Path, *, threads: int = 0) -> Session:
+        """Return a session of a built file; threads 0: the runtime's own choice."""
+        ...
+
+    def inspect(self, path: Path) -> tuple[LayerPrecision, ...]:
+        """Return the precision of each layer of a built file."""
+        ...
+
+
+def load(name: str) -> Backend:
+    """Return the backend called `name`. Raises: OptionError for an unknown name."""
+    if name not in NAMES:
+        raise unknown_name("backend", name, NAMES)
+    return cast("Backend", importlib.import_module(f"deploykit.backends.{name}"))
