@@ -9,7 +9,7 @@ DeployError                 exit 2   base: one message, never a traceback
 |  `- StaleTableError                a calibration table made for another model
 |- OutputError              exit 2   the result cannot be written
 |- BackendError             exit 2   a backend is absent, or failed
-`- ProofError              exit 1   a proof said no: outputs differ, precision not honoured
+`- ProofError               exit 1   a proof said no: outputs differ, precision not honoured
 """
 
 from __future__ import annotations

@@ -78,8 +78,7 @@ class Preprocess:
         shift = np.array(self.mean, np.float32) / np.array(self.std, np.float32)
         chw = np.empty((3, *self.size), np.float32)
         np.multiply(placed.transpose(2, 0, 1), gain[:, None, None], out=chw)
-        chw -= shift[:, None, None]
-        return chw, geometry
+        return np.subtract(chw, shift[:, None, None], out=chw), geometry
 
     def _place(self, image: Pixels) -> tuple[Pixels, Geometry]:
         (height, width), (out_h, out_w) = image.shape[:2], self.size
@@ -115,7 +114,9 @@ class Preprocess:
     def from_json(cls, data: Json) -> Preprocess:
         """Return what `to_json` wrote. Raises: InputError."""
         try:
-            lists = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+            lists: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
+            }
             return cls(**lists)
         except TypeError as error:
             raise InputError(f"not a preprocessing description: {error}") from error

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, cast
 
 from deploykit.errors import unknown_name
-from deploykit.values import LayerPrecision, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -15,6 +14,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+
+    from deploykit.values import LayerPrecision, TensorSpec
 
     Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -89,7 +90,10 @@ class Backend(Protocol):
         ...
 
     def build(self, model: Path, output: Path, options: BuildOptions) -> Built:
-        """Write the engine for `model` to `output`. Raises: BackendError, ProofError, OptionError."""
+        """Write the engine for `model` to `output`.
+
+        Raises: BackendError, ProofError, OptionError.
+        """
         ...
 
     def open_session(self, path: Path, *, threads: int = 0) -> Session:
