@@ -1,0 +1,45 @@
+# Everything lives in .venv; nothing is installed outside it.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: quickstart test lint types unit requirements wheel clean help
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(READY): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo 'deploykit needs Python 3.10 or newer; name one with: make PYTHON=python3.12'; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo 'installing into .venv (about 6 GB, torch is the largest part)'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements/dev.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+quickstart: $(READY)  ## checkpoint -> INT8 engine -> AP and FPS, on the example detector
+	@$(BIN)/python examples/shapes/quickstart.py
+
+test: lint types unit  ## everything that must pass before a change lands
+
+lint: $(READY)  ## ruff: rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(READY)  ## mypy, strict
+	@$(BIN)/mypy
+
+unit: $(READY)  ## pytest on two processes, with coverage of deploykit/
+	@$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=90
+
+wheel: $(READY)  ## build the wheel into dist/
+	@$(BIN)/python -m build --wheel --no-isolation
+
+requirements: $(READY)  ## pin anew, for every Python from 3.10 on
+	@$(BIN)/uv pip compile --quiet pyproject.toml --extra rtx --extra eval --extra shapes \
+	  --extra zoo --group dev --universal --python-version 3.10 --upgrade --no-annotate \
+	  --no-emit-index-url --custom-compile-command 'make requirements' -o requirements/dev.txt
+
+clean:  ## remove what the build made, .venv included
+	rm -rf .venv build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache
