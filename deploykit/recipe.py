@@ -177,6 +177,8 @@ class Recipe:
     decode: Decode | None = None
     """None for a classifier, whose only output is float32[batch, classes] logits."""
     keep_float: tuple[KeepFloat, ...] = ()
+    size_multiple: int = 32
+    """Both sides of the input must be a multiple of this: the coarsest stride."""
     class_names: Callable[[int], tuple[str, ...]] = field(
         default=lambda count: tuple(f"class{i}" for i in range(count))
     )

@@ -142,7 +142,7 @@ def loss(
     gap = 1 - overlap(boxes[chosen], targets.boxes[chosen], generalized=True)
     box_loss = (gap * weight).sum() / norm
     total = CLASS_WEIGHT * class_loss + BOX_WEIGHT * box_loss
-    parts = {"class": float(class_loss), "box": float(box_loss)}
+    parts = {"class": class_loss.item(), "box": box_loss.item()}
 
     bins = distances.reshape(*distances.shape[:-1], 4, -1)[chosen]
     if bins.shape[-1] > 1:
@@ -153,5 +153,5 @@ def loss(
         )
         bin_loss = (distribution_focal(bins, sides / step) * weight).sum() / norm
         total = total + BIN_WEIGHT * bin_loss
-        parts["bins"] = float(bin_loss)
+        parts["bins"] = bin_loss.item()
     return total, parts

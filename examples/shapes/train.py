@@ -48,7 +48,9 @@ def prepare(
     data = files.dataset(name)
     assert data.truth is not None
     truth = data.truth()
-    categories = {c["id"]: k for k, c in enumerate(sorted(truth["categories"], key=lambda c: c["id"]))}
+    categories = {
+        c["id"]: k for k, c in enumerate(sorted(truth["categories"], key=lambda c: c["id"]))
+    }
     boxes: dict[int, list[list[float]]] = {image["id"]: [] for image in truth["images"]}
     for item in truth["annotations"]:
         x, y, w, h = item["bbox"]
@@ -112,7 +114,10 @@ def optimizer_for(network: nn.Module) -> torch.optim.Optimizer:
     """Return AdamW that decays kernels only, not biases and norms."""
     kernels = [p for p in network.parameters() if p.ndim > 1 and p.requires_grad]
     others = [p for p in network.parameters() if p.ndim <= 1 and p.requires_grad]
-    groups = [{"params": kernels, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": kernels, "weight_decay": WEIGHT_DECAY},
+        {"params": others, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=LEARNING_RATE)
 
 
@@ -163,7 +168,10 @@ def train(recipe: Recipe, options: argparse.Namespace) -> nn.Module:
             sums = {k: sums.get(k, 0.0) + v / per_epoch for k, v in parts.items()}
             step += 1
         log = " ".join(f"{k} {v:.3f}" for k, v in sums.items())
-        print(f"epoch {epoch + 1}/{options.epochs} {log} {time.perf_counter() - started:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1}/{options.epochs} {log} {time.perf_counter() - started:.0f} s",
+            flush=True,
+        )
     return average
 
 
@@ -174,7 +182,9 @@ def average_precision(recipe: Recipe, network: nn.Module, count: int) -> dict[st
 
 def main() -> None:
     """Train, save the checkpoint and print its AP."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("yolov6_pico.pth"))
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--images", type=int, default=8000)
