@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from deploykit import stats
 from deploykit.errors import InputError
 
 if TYPE_CHECKING:
@@ -190,14 +191,36 @@ class BenchRecord:
     environment: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
+    @property
+    def wall(self) -> stats.Summary:
+        """Return the figures of the wall time."""
+        return stats.summarise(self.seconds)
+
+    @property
+    def device(self) -> stats.Summary | None:
+        """Return the figures of the device time; None where there is no device clock."""
+        return stats.summarise(self.device_seconds) if self.device_seconds else None
+
+    @property
+    def fps_wall(self) -> float:
+        """Return images per second of wall time: batch * iterations / sum(seconds)."""
+        return self.batch_size / stats.mean(self.seconds)
+
+    @property
+    def fps_device(self) -> float | None:
+        """Return images per second of device time; None where there is no device clock."""
+        if not self.device_seconds:
+            return None
+        return self.batch_size / stats.mean(self.device_seconds)
+
     def to_json(self) -> Json:
         """Return the record as plain JSON values."""
-        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        return {"schema_version": SCHEMA_VERSION, "kind": "bench", **asdict(self)}
 
     @classmethod
     def from_json(cls, data: Json) -> BenchRecord:
         """Return the record that `to_json` wrote. Raises: InputError."""
-        fields = {k: v for k, v in data.items() if k != "schema_version"}
+        fields = {k: v for k, v in data.items() if k not in ("schema_version", "kind")}
         try:
             for key in ("seconds", "device_seconds", "warnings"):
                 fields[key] = tuple(fields.get(key, ()))

@@ -136,4 +136,4 @@ def test_training_on_one_image_drives_the_loss_down(losses: Any) -> None:
     assert values[-1] < 0.35 * values[0]
     best = logits[0].max(-1).values.argmax()
     box = losses.decode(distances, anchors, torch.full((400, 1), 16.0))[0, best]
-    assert float(torchvision.ops.box_iou(box[None], truth.boxes[0])) > 0.8
+    assert torchvision.ops.box_iou(box[None], truth.boxes[0]).item() > 0.8

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from deploykit.errors import DeployError
-    from deploykit.values import Json
+    from deploykit.values import Artifact, Json
 
 T = TypeVar("T")
 _QUIET_SECONDS = 2.0
@@ -101,3 +101,23 @@ def size(count: int) -> str:
             return f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.3g} GB"
+
+
+def artifact(
+    made: Artifact, *, as_json: bool, notes: Sequence[str] = (), extra: Json | None = None
+) -> None:
+    """Print what a command wrote: the file, its interface, and what was proven about it."""
+    bytes_ = made.path.stat().st_size
+    data = {
+        "path": str(made.path),
+        "sha256": made.sha256,
+        "bytes": bytes_,
+        "inputs": [str(spec) for spec in made.inputs],
+        "outputs": [str(spec) for spec in made.outputs],
+        "made_by": dict(made.made_by),
+        **(extra or {}),
+    }
+    interface = [f"  in   {spec}" for spec in made.inputs]
+    interface += [f"  out  {spec}" for spec in made.outputs]
+    lines = [f"{made.path}  {size(bytes_)}", *interface, *(f"  {note}" for note in notes)]
+    emit(data, "\n".join(lines), as_json=as_json)

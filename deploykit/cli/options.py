@@ -1,0 +1,117 @@
+"""Parsers of the option values that several commands share."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, TypeVar
+
+from deploykit.errors import OptionError, unknown_name
+from deploykit.values import Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from enum import Enum
+    from pathlib import Path
+
+    from deploykit.backends import Shapes
+
+E = TypeVar("E", bound="Enum")
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def image_size(text: str | None) -> tuple[int, int] | None:
+    """Return (height, width) of `640x480` or `640`; None for None. Raises: OptionError."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
+    if match is None:
+        raise OptionError(f"--input-size {text!r}", expected="HxW in pixels, such as 640x640")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def names(text: str | None) -> tuple[str, ...] | None:
+    """Return the comma-separated names; None for None. Raises: OptionError for an empty one."""
+    if text is None:
+        return None
+    found = tuple(part.strip() for part in text.split(","))
+    if "" in found:
+        raise OptionError(f"an empty name in {text!r}", expected="names separated by commas")
+    return found
+
+
+def choice(kind: str, text: str, values: type[E]) -> E:
+    """Return the member of `values` called `text`. Raises: OptionError."""
+    members = {str(member.value): member for member in values}
+    if text not in members:
+        raise unknown_name(kind, text, members)
+    return members[text]
+
+
+def integers(option: str, text: str) -> tuple[int, ...]:
+    """Return comma-separated positive integers. Raises: OptionError."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"[1-9]\d{0,5}", part) for part in parts):
+        raise OptionError(f"{option} {text!r}", expected="positive integers, such as 1,8,32")
+    return tuple(map(int, parts))
+
+
+def byte_count(text: str | None) -> int | None:
+    """Return the bytes of `4G`, `512M` or `64K`; None for None. Raises: OptionError."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,6})([KMG])i?B?", text)
+    if match is None:
+        raise OptionError(f"--workspace {text!r}", expected="a number with its unit, such as 4G")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def profiles(
+    smallest: Sequence[str], typical: Sequence[str], largest: Sequence[str]
+) -> dict[str, Shapes]:
+    """Return input name -> (min, opt, max) shapes from `name:1x3x640x640` options.
+
+    Raises: OptionError where a shape is malformed or one of the three is missing.
+    """
+    low, middle, high = map(_shapes, (smallest, typical, largest))
+    if not low.keys() == middle.keys() == high.keys():
+        different = sorted(set(low) ^ set(middle) | set(middle) ^ set(high))
+        raise OptionError(
+            f"incomplete shapes for {', '.join(different)}",
+            expected="--min-shapes, --opt-shapes and --max-shapes for each input named",
+        )
+    return {name: (low[name], middle[name], high[name]) for name in low}
+
+
+def _shapes(texts: Sequence[str]) -> Mapping[str, tuple[int, ...]]:
+    found = {}
+    for text in texts:
+        name, colon, dims = text.rpartition(":")
+        if not colon or not re.fullmatch(r"\d{1,6}(x\d{1,6})*", dims):
+            raise OptionError(f"not a shape: {text!r}", expected="name:1x3x640x640")
+        found[name] = tuple(map(int, dims.split("x")))
+    return found
+
+
+def float_type(text: str) -> Precision:
+    """Return FP16 or FP32. Raises: OptionError."""
+    found = choice("float type", text, Precision)
+    if found is Precision.INT8:
+        raise OptionError("--float-type int8", expected="fp16 or fp32: what is not quantised")
+    return found
+
+
+def calibration(folder: Path | None, source: str | None, *, needed: bool) -> str | None:
+    """Return the data set to calibrate on, None where a table makes one unnecessary.
+
+    Raises: OptionError where there is none, or two.
+    """
+    if folder is not None and source is not None:
+        raise OptionError("--calib-dir and --calib-source together", fix="give one of the two")
+    if folder is not None:
+        return f"folder:{folder}"
+    if source is None and needed:
+        raise OptionError(
+            "no images to calibrate on",
+            fix="add --calib-dir with a few hundred typical images, or a --table made earlier",
+        )
+    return source

@@ -1,0 +1,301 @@
+"""From a tensor's values, batch by batch, to the magnitude that INT8 should cover.
+
+`Histogram` counts |x| on a linear grid of 32768 bins over [0, 2**e), where 2**e is the smallest
+power of two above the largest |x| so far. When a larger value comes, each 2**k neighbouring bins
+are added into one: a bin's edges are multiples of a power of two, so the counts are exactly those
+of a histogram made with the final range from the start. Hence one pass over the data, constant
+memory, and a result that depends neither on the order nor on the cut into batches nor on merging.
+
+The largest |x| lies in the upper half of the grid, so 16384 bins or more resolve [0, max|x|].
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from deploykit.errors import InputError, OptionError, unknown_name
+from deploykit.values import INT8_LEVELS, Range
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+    Counts: TypeAlias = "NDArray[np.int64]"
+    Real: TypeAlias = "NDArray[np.float64]"
+
+PERCENTILE = 99.99
+"""Default of the percentile observer; Wu et al. compare 99.9, 99.99 and 99.999."""
+LEAST_THRESHOLD = INT8_LEVELS * 2.0**-24
+"""Gives the smallest scale that is above zero in half precision; dead tensors get it."""
+_BITS = 15
+BINS = 1 << _BITS
+"""Bins of the histogram over [0, 2**e)."""
+_BLOCK = 1 << 16
+"""Values handled at a time: with the scratch arrays they fit in a core's L2 cache."""
+_LEAST_EXPONENT = -100
+"""Keeps 2**(_BITS - e) within float32; far below LEAST_THRESHOLD."""
+_SEARCH_BINS = 2048
+"""Bins over [0, max|x|] among whose edges entropy and mse choose, as TensorRT does."""
+_LEVELS = 128
+"""Magnitudes of the INT8 grid, zero included, onto which entropy projects."""
+
+
+class Extremes:
+    """The smallest and the largest value of one tensor."""
+
+    def __init__(self, tensor: str) -> None:
+        """Start empty; `tensor` is named in errors."""
+        self.tensor = tensor
+        self.minimum = math.inf
+        self.maximum = -math.inf
+
+    @property
+    def largest(self) -> float:
+        """Return max|x|. Raises: InputError where no value was observed."""
+        if self.minimum > self.maximum:
+            raise InputError(
+                f"tensor {self.tensor!r} had no values in any image",
+                fix="calibrate with other images, or keep its layer in float",
+            )
+        return max(-self.minimum, self.maximum)
+
+    def observe(self, values: NDArray[np.float32]) -> None:
+        """Take in an array of any shape. Raises: InputError for NaN or infinity."""
+        for block in _blocks(values):
+            self._extend(float(block.min()), float(block.max()))
+
+    def merge(self, other: Extremes) -> None:
+        """Take in what `other` observed."""
+        self.minimum = min(self.minimum, other.minimum)
+        self.maximum = max(self.maximum, other.maximum)
+
+    def _extend(self, low: float, high: float) -> None:
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise InputError(
+                f"tensor {self.tensor!r} takes the value {high if math.isfinite(low) else low}",
+                expected="finite activations",
+                fix="check the model's weights and the preprocessing of the images",
+            )
+        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+
+
+class Histogram(Extremes):
+    """The extremes, and how often each magnitude occurs."""
+
+    def __init__(self, tensor: str) -> None:
+        """Start empty; `tensor` is named in errors."""
+        super().__init__(tensor)
+        self.exponent = _LEAST_EXPONENT
+        self.counts: Counts = np.zeros(BINS, np.int64)
+        """Bin k counts the values with k <= |x| / width < k + 1."""
+
+    @property
+    def width(self) -> float:
+        """Return the width of a bin, in the tensor's unit."""
+        return math.ldexp(1.0, self.exponent - _BITS)
+
+    def observe(self, values: NDArray[np.float32]) -> None:
+        """Take in an array of any shape. Raises: InputError for NaN or infinity."""
+        length = min(_BLOCK, values.size)
+        scaled, index = np.empty(length, np.float32), np.empty(length, np.int32)
+        for block in _blocks(values):
+            self._extend(float(block.min()), float(block.max()))
+            self._grow(_exponent(self.largest))
+            part = index[: block.size]
+            np.multiply(block, np.float32(1.0 / self.width), out=scaled[: block.size])
+            np.copyto(part, scaled[: block.size], casting="unsafe")  # towards zero
+            found = np.bincount(np.absolute(part, out=part))
+            self.counts[: found.size] += found
+
+    def merge(self, other: Extremes) -> None:
+        """Take in what `other`, a histogram too, observed."""
+        if not isinstance(other, Histogram):
+            raise TypeError(f"a histogram cannot take in {type(other).__name__}")
+        super().merge(other)
+        self._grow(other.exponent)
+        self.counts += _folded(other.counts, self.exponent - other.exponent)
+
+    def rebinned(self) -> Real:
+        """Return the counts in _SEARCH_BINS equal bins over [0, max|x|].
+
+        A bin goes where its centre lies: its edges move by at most 1/16 of the new width.
+        """
+        centres = np.arange(BINS) + 0.5
+        target = (centres * (self.width / self.largest * _SEARCH_BINS)).astype(np.int64)
+        found: Real = np.zeros(_SEARCH_BINS)
+        np.add.at(found, np.minimum(target, _SEARCH_BINS - 1), self.counts)
+        return found
+
+    def _grow(self, exponent: int) -> None:
+        if exponent > self.exponent:
+            self.counts = _folded(self.counts, exponent - self.exponent)
+            self.exponent = exponent
+
+
+def _blocks(values: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    flat = values.reshape(-1)
+    return (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
+
+
+def _exponent(largest: float) -> int:
+    """Return e with largest < 2**e."""
+    return max(_LEAST_EXPONENT, math.frexp(largest)[1])
+
+
+def _folded(counts: Counts, shift: int) -> Counts:
+    """Return the counts on the grid whose bins are 2**shift times as wide."""
+    group = 1 << min(shift, _BITS)
+    folded = np.zeros(BINS, np.int64)
+    folded[: BINS // group] = counts.reshape(-1, group).sum(axis=1)
+    return folded
+
+
+def minmax(seen: Extremes) -> float:
+    """Return max|x|: nothing is clipped.
+
+    Source: Wu et al., Integer Quantization for Deep Learning Inference, arXiv 2004.09602,
+    section 5.2 ("max").
+    """
+    return seen.largest
+
+
+def percentile(seen: Histogram, percent: float = PERCENTILE) -> float:
+    """Return the magnitude that `percent` % of all values, zeros included, do not exceed.
+
+    Linear within a bin. Where that falls into the first bin (a tensor that is nearly always 0) it
+    says nothing about the values that matter, and max|x| is returned.
+
+    Source: Wu et al., arXiv 2004.09602, section 5.2 ("percentile").
+    """
+    total = np.cumsum(seen.counts)
+    rank = percent / 100 * float(total[-1])
+    k = int(np.searchsorted(total, rank))
+    if k == 0:
+        return seen.largest
+    within = (rank - float(total[k - 1])) / float(seen.counts[k])
+    return min((k + within) * seen.width, seen.largest)
+
+
+def entropy(seen: Histogram) -> float:
+    """Return the threshold whose INT8 distribution keeps most of the information.
+
+    With p the counts of |x| in 2048 bins over [0, max|x|], for each i = 128 ... 2048: P is p[:i]
+    with all counts beyond i added to its last bin; Q is p[:i] in 128 groups, each group's sum
+    spread evenly over those of its bins that are not empty. The i that minimises
+    KL(P || Q) = sum P log(P / Q), both normalised, gives the threshold i * max|x| / 2048; of equal
+    ones the largest. Where Q is 0 and P is not (an empty last bin that receives the clipped
+    counts) the divergence is infinite.
+
+    The first bin takes the count of the second: exact zeros (ReLU) and near zeros (SiLU, GELU)
+    are the same at every threshold, but their number would drown the rest.
+
+    All candidates are computed at once from cumulative sums:
+    A KL = sum p log p - sum_g S_g log(S_g / n_g) + terms of the last bin, with S_g and n_g the sum
+    and the number of non-empty bins of group g, and A the sum of all counts.
+
+    Source: Migacz, 8-bit Inference with TensorRT, GTC 2017, pseudocode "entropy calibration";
+    the first bin: NVIDIA pytorch-quantization, calib/histogram.py.
+    """
+    p = seen.rebinned()
+    p[0] = p[1]
+    i = np.arange(_LEVELS, _SEARCH_BINS + 1)
+    edges = -(-i[:, None] * np.arange(_LEVELS + 1) // _LEVELS)  # group g: bins edges[g]:edges[g+1]
+    inside = _cumulative(p)
+    sums = np.diff(inside[edges])
+    used = np.diff(_cumulative(p > 0)[edges])
+    total, kept = inside[-1], inside[i]
+    clipped, last = total - kept, p[i - 1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        group_log = np.where(sums > 0, np.log(sums / used), 0.0)
+        log_q = np.where(last > 0, group_log[:, -1], np.where(clipped > 0, -np.inf, 0.0))
+        p_log_p = _cumulative(_x_log_x(p))[i - 1] + _x_log_x(last + clipped)
+        q_terms = (sums * group_log).sum(axis=1) + _product(clipped, log_q)
+        divergence = (p_log_p - q_terms) / total - np.log(total) + np.log(kept)
+    divergence[~np.isfinite(divergence)] = np.inf
+    best = len(i) - 1 - int(np.argmin(divergence[::-1]))
+    return float(i[best]) * seen.largest / _SEARCH_BINS
+
+
+def mse(seen: Histogram) -> float:
+    """Return the threshold with the least mean squared error between |x| and its INT8 value.
+
+    Tried are t = i * max|x| / 2048, i = 1 ... 2048. With step d = t / 127, the values whose
+    nearest level is q (all beyond t: q = 127) are c_q in number, with sum s_q:
+    error(t) = sum x^2 - 2 d sum_q q s_q + d^2 sum_q q^2 c_q.
+
+    Source: Choukroun et al., Low-bit Quantization of Neural Networks for Efficient Inference,
+    arXiv 1902.06822, section 4.1 (the error minimised per tensor).
+    """
+    centres = np.arange(BINS) + 0.5  # in bins
+    numbers, moments = _cumulative(seen.counts), _cumulative(seen.counts * centres)
+    i = np.arange(1, _SEARCH_BINS + 1)
+    step = i * (seen.largest / seen.width / _SEARCH_BINS / INT8_LEVELS)
+    q = np.arange(INT8_LEVELS + 1)
+    edges = np.ceil(step[:, None] * (q - 0.5) - 0.5).clip(0, BINS).astype(np.int64)
+    edges = np.concatenate([edges, np.full((len(i), 1), BINS)], axis=1)
+    count, total = np.diff(numbers[edges]), np.diff(moments[edges])
+    error = step**2 * (count @ q**2.0) - 2 * step * (total @ q.astype(np.float64))
+    return float(i[int(np.argmin(error))]) * seen.largest / _SEARCH_BINS
+
+
+def _cumulative(values: NDArray[Any]) -> Real:
+    """Return c with c[k] = sum(values[:k])."""
+    return np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+
+
+def _x_log_x(x: Real) -> Real:
+    return np.where(x > 0, x * np.log(np.where(x > 0, x, 1.0)), 0.0)
+
+
+def _product(x: Real, y: Real) -> Real:
+    """Return x * y, 0 where x is 0 even if y is infinite."""
+    return np.where(x > 0, x * y, 0.0)
+
+
+@dataclass(frozen=True)
+class Observer:
+    """A calibration method: what it remembers of a tensor, and how it then chooses."""
+
+    remember: Callable[[str], Extremes]
+    """Tensor name -> the empty statistics."""
+    threshold: Callable[..., float]
+    """(statistics) -> magnitude; percentile also takes the percentage."""
+
+
+OBSERVERS = {
+    "minmax": Observer(Extremes, minmax),
+    "percentile": Observer(Histogram, percentile),
+    "entropy": Observer(Histogram, entropy),
+    "mse": Observer(Histogram, mse),
+}
+
+
+def load(name: str, percent: float = PERCENTILE) -> Observer:
+    """Return the observer called `name`; `percent` is for the percentile one.
+
+    Raises: OptionError for an unknown name or a percentage outside (0, 100].
+    """
+    if name not in OBSERVERS:
+        raise unknown_name("calibration method", name, OBSERVERS)
+    if not 0 < percent <= 100:
+        raise OptionError(f"a percentile of {percent}", expected="above 0 and at most 100")
+    found = OBSERVERS[name]
+    if found.threshold is not percentile:
+        return found
+    return Observer(found.remember, lambda seen: percentile(seen, percent))
+
+
+def chosen_range(observer: Observer, seen: Extremes) -> Range:
+    """Return the range of what was `seen`; the threshold is at least LEAST_THRESHOLD.
+
+    Raises: InputError where nothing was observed.
+    """
+    largest = seen.largest
+    threshold = observer.threshold(seen) if largest > LEAST_THRESHOLD else LEAST_THRESHOLD
+    return Range(max(threshold, LEAST_THRESHOLD), seen.minimum, seen.maximum)

@@ -1,0 +1,197 @@
+"""Re-parameterisation: branches and batch norms folded into the convolutions before them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Protocol, TypeVar, cast, runtime_checkable
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name the field gives it
+from torch import Tensor, nn
+
+Conv = TypeVar("Conv", bound=nn.Conv2d | nn.ConvTranspose2d)
+
+
+@runtime_checkable
+class Foldable(Protocol):
+    """A module that equals a simpler one once its batch norm statistics stand still."""
+
+    def folded(self) -> nn.Module:
+        """Return the simpler module; this one stays as it is."""
+        ...
+
+
+def fold(network: nn.Module) -> nn.Module:
+    """Return a copy of `network`, in eval mode, with every fold done that is exact.
+
+    Folded are modules with a `folded()` method, and a convolution directly followed by a batch
+    norm in an `nn.Sequential`. Weights are computed in float64 and stored as they were.
+    """
+    with torch.no_grad():
+        return _folded(copy.deepcopy(network).eval())
+
+
+def _folded(module: nn.Module) -> nn.Module:
+    if isinstance(module, Foldable):
+        return module.folded()
+    for name, child in module.named_children():
+        setattr(module, name, _folded(child))
+    if isinstance(module, nn.Sequential):
+        _fold_neighbours(module)
+    return module
+
+
+def _fold_neighbours(chain: nn.Sequential) -> None:
+    for i in range(len(chain) - 1):
+        conv, norm = chain[i], chain[i + 1]
+        if not isinstance(norm, nn.BatchNorm2d) or norm.running_var is None:
+            continue
+        if isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)):
+            chain[i], chain[i + 1] = fuse(conv, norm), nn.Identity()
+
+
+def fuse(conv: Conv, norm: nn.BatchNorm2d) -> Conv:
+    """Return one convolution that equals `norm(conv(x))` with the stored statistics."""
+    return _with_weights(conv, *_equivalent(conv, norm))
+
+
+def _equivalent(
+    conv: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d
+) -> tuple[Tensor, Tensor]:
+    """Return weight and bias, in float64, of the convolution that equals `norm(conv(x))`.
+
+    weight' = weight * gamma / s, bias' = (bias - mean) * gamma / s + beta, s = sqrt(var + eps),
+    per output channel.
+    """
+    scale, shift = scale_and_shift(norm)
+    weight = conv.weight.double()
+    if isinstance(conv, nn.ConvTranspose2d):  # weight: [in, out / groups, kernel, kernel]
+        grouped = weight.reshape(conv.groups, -1, *weight.shape[1:])
+        weight = (grouped * scale.reshape(conv.groups, 1, -1, 1, 1)).flatten(0, 1)
+    else:  # [out, in / groups, kernel, kernel]
+        weight = weight * scale.reshape(-1, 1, 1, 1)
+    return weight, shift if conv.bias is None else shift + conv.bias.double() * scale
+
+
+def _with_weights(conv: Conv, weight: Tensor, bias: Tensor) -> Conv:
+    changed = copy.deepcopy(conv)
+    changed.weight = nn.Parameter(weight.to(conv.weight.dtype))
+    changed.bias = nn.Parameter(bias.to(conv.weight.dtype))
+    return changed
+
+
+def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return `norm` in eval mode as x * scale + shift: two float64[channels]."""
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    scale = (variance.double() + norm.eps).rsqrt()
+    if not norm.affine:
+        return scale, -mean.double() * scale
+    scale = scale * norm.weight.double()
+    return scale, norm.bias.double() - mean.double() * scale
+
+
+class ConvNorm(nn.Module):
+    """Convolution, batch norm, and an activation where one is given."""
+
+    def __init__(
+        self,
+        channels: tuple[int, int],
+        kernel: int = 3,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        activation: nn.Module | None = None,
+    ) -> None:
+        """Make the layers for `channels` (in, out); the padding keeps the size at stride 1."""
+        super().__init__()
+        self.conv = nn.Conv2d(
+            *channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False
+        )
+        self.bn = nn.BatchNorm2d(channels[1])
+        self.act = activation or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return float32[batch, out, ceil(H / stride), ceil(W / stride)]."""
+        return cast(Tensor, self.act(self.bn(self.conv(x))))
+
+    def equivalent(self) -> tuple[Tensor, Tensor]:
+        """Return weight and bias, in float64, of the two layers as one convolution."""
+        return _equivalent(self.conv, self.bn)
+
+    def folded(self) -> nn.Module:
+        """Return the convolution with the batch norm inside, and the activation."""
+        return FoldedNorm(fuse(self.conv, self.bn), self.act)
+
+
+class FoldedNorm(nn.Module):
+    """What a `ConvNorm` becomes: a convolution with a bias, and the activation."""
+
+    def __init__(self, conv: nn.Conv2d, activation: nn.Module) -> None:
+        """Keep the convolution under the name it had before."""
+        super().__init__()
+        self.conv, self.act = conv, activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return float32[batch, out, ceil(H / stride), ceil(W / stride)]."""
+        return cast(Tensor, self.act(self.conv(x)))
+
+
+class RepVGGBlock(nn.Module):
+    """ReLU of the sum of a 3x3 branch, a 1x1 branch and, where shapes allow, the input itself.
+
+    Every branch ends in its own batch norm. Source: RepVGG (arXiv 2101.03697, section 3.3);
+    parameter names of github.com/DingXiaoH/RepVGG (MIT).
+    """
+
+    def __init__(self, channels: tuple[int, int], *, stride: int = 1, groups: int = 1) -> None:
+        """Make the branches for `channels` (in, out)."""
+        super().__init__()
+        same = channels[0] == channels[1] and stride == 1
+        self.rbr_identity = nn.BatchNorm2d(channels[0]) if same else None
+        self.rbr_dense = ConvNorm(channels, 3, stride=stride, groups=groups)
+        self.rbr_1x1 = ConvNorm(channels, 1, stride=stride, groups=groups)
+        self.nonlinearity = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return float32[batch, out, ceil(H / stride), ceil(W / stride)]."""
+        total = self.rbr_dense(x) + self.rbr_1x1(x)
+        if self.rbr_identity is not None:
+            total = total + self.rbr_identity(x)
+        return cast(Tensor, self.nonlinearity(total))
+
+    def folded(self) -> nn.Module:
+        """Return one 3x3 convolution, called `rbr_reparam`, and the ReLU."""
+        conv = self.rbr_dense.conv
+        weight, bias = self.rbr_dense.equivalent()
+        point, point_bias = self.rbr_1x1.equivalent()
+        weight, bias = weight + F.pad(point, [1, 1, 1, 1]), bias + point_bias
+        if self.rbr_identity is not None:
+            scale, shift = scale_and_shift(self.rbr_identity)
+            weight = weight + _identity(conv) * scale.reshape(-1, 1, 1, 1)
+            bias = bias + shift
+        return FoldedBlock(_with_weights(conv, weight, bias))
+
+
+class FoldedBlock(nn.Module):
+    """What a `RepVGGBlock` becomes: a 3x3 convolution and a ReLU."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        """Keep the convolution under the name that folded RepVGG checkpoints use."""
+        super().__init__()
+        self.rbr_reparam = conv
+        self.nonlinearity = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return float32[batch, out, ceil(H / stride), ceil(W / stride)]."""
+        return cast(Tensor, self.nonlinearity(self.rbr_reparam(x)))
+
+
+def _identity(conv: nn.Conv2d) -> Tensor:
+    """Return the 3x3 kernel, float64[out, in / groups, 3, 3], that passes its input through."""
+    kernel = torch.zeros_like(conv.weight, dtype=torch.float64)
+    per_group = conv.in_channels // conv.groups
+    rows = torch.arange(conv.out_channels, device=kernel.device)
+    kernel[rows, rows % per_group, 1, 1] = 1
+    return kernel

@@ -1,0 +1,189 @@
+"""Records joined by the hash of the file they speak of: one `Row` per model and measurement."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from deploykit import conditions
+from deploykit.records import AccuracyRecord, ArtifactRecord
+from deploykit.values import BenchRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from deploykit.records import Record
+
+MIN_SHARE = 0.005
+"""Share of the multiply-accumulates below which a precision does not name a model."""
+DataKey: TypeAlias = tuple[str, str, int, str]
+"""Data set, its sha256, number of images, protocol: scores compare only where all are equal."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model: its accuracy and its file, and one measurement of its speed, if there is one."""
+
+    name: str
+    precision: str
+    """Such as `int8 + fp16`, the larger share first; empty where nobody read it back."""
+    ap: float | None = None
+    ap50: float | None = None
+    ap_drop: float | None = None
+    """AP of the first ancestor that was evaluated, minus this one's; negative: it got better."""
+    ap_source: str = ""
+    """The file the scores belong to, where this one was built from it and was not evaluated."""
+    bytes: int | None = None
+    int8_share: float | None = None
+    """Of the multiply-accumulates, 0 to 1."""
+    target: str = ""
+    bench: BenchRecord | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Everything that was timed in one environment."""
+
+    name: str
+    facts: tuple[tuple[str, str], ...]
+    """What identifies it: dotted path, value."""
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """All records, joined."""
+
+    machines: tuple[Machine, ...]
+    untimed: tuple[Row, ...]
+    accuracies: tuple[AccuracyRecord, ...]
+    compared_on: DataKey | None
+    """The data set whose scores stand in the rows; None where nothing was evaluated."""
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Return every row: those of each machine, then the untimed ones."""
+        return tuple(row for machine in self.machines for row in machine.rows) + self.untimed
+
+
+def join(records: Sequence[Record]) -> Joined:
+    """Return the records as rows, grouped by the machine they were measured on."""
+    files = _Files.of(records)
+    benches = [record for record in records if isinstance(record, BenchRecord)]
+    groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
+    for record in benches:
+        row = files.row(record.model_sha256, record.model, record)
+        groups.setdefault(conditions.machine(record), []).append(row)
+    timed = {record.model_sha256 for record in benches}
+    names = {r.model_sha256: r.model for r in files.accuracies}
+    names |= {r.sha256: r.path for r in files.artifacts.values()}
+    return Joined(
+        machines=tuple(
+            Machine(_machine_name(facts, number), facts, tuple(rows))
+            for number, (facts, rows) in enumerate(groups.items(), start=1)
+        ),
+        untimed=tuple(files.row(sha, name) for sha, name in names.items() if sha not in timed),
+        accuracies=files.accuracies,
+        compared_on=files.compared_on,
+    )
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What is known of each file, by its sha256."""
+
+    artifacts: Mapping[str, ArtifactRecord]
+    accuracies: tuple[AccuracyRecord, ...]
+    compared_on: DataKey | None
+    scores: Mapping[str, AccuracyRecord]
+    """sha256 -> its latest scores on `compared_on`."""
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> _Files:
+        """Return the files that `records` speak of; the later record of two alike counts."""
+        everything = tuple(records)
+        artifacts = {r.sha256: r for r in everything if isinstance(r, ArtifactRecord)}
+        latest = {
+            (r.model_sha256, data_key(r)): r for r in everything if isinstance(r, AccuracyRecord)
+        }
+        most = Counter(key for _, key in latest).most_common(1)
+        chosen = most[0][0] if most else None
+        scores = {sha: record for (sha, key), record in latest.items() if key == chosen}
+        return cls(artifacts, tuple(latest.values()), chosen, scores)
+
+    def row(self, sha256: str, name: str, bench: BenchRecord | None = None) -> Row:
+        """Return the row of one file."""
+        artifact = self.artifacts.get(sha256)
+        scored = self.scores.get(sha256)
+        source = ""
+        if scored is None and artifact is not None and artifact.target:
+            # An engine computes what its ONNX file says: that file's scores, named as such.
+            scored = next((self.scores[s] for s in _origins(artifact) if s in self.scores), None)
+            source = scored.model if scored else ""
+        shares: Mapping[str, float] = artifact.precision if artifact else {}
+        return Row(
+            name=name,
+            precision=_precision(shares),
+            ap=_metric(scored, "ap"),
+            ap50=_metric(scored, "ap50"),
+            ap_drop=self._drop(scored),
+            ap_source=source,
+            bytes=artifact.bytes if artifact else None,
+            int8_share=shares.get("int8", 0.0) if shares else None,
+            target=artifact.target if artifact else "",
+            bench=bench,
+            notes=artifact.notes if artifact else (),
+        )
+
+    def _drop(self, scored: AccuracyRecord | None) -> float | None:
+        own = _metric(scored, "ap")
+        if scored is None or own is None:
+            return None
+        bases = (self.scores.get(sha) for sha in self._ancestors(scored.model_sha256))
+        known = [ap for ap in (_metric(base, "ap") for base in bases) if ap is not None]
+        return known[-1] - own if known else None
+
+    def _ancestors(self, sha256: str) -> list[str]:
+        """Return every file it was made from, directly or not, the nearest first."""
+        found: dict[str, None] = {}
+        queue = [sha256]
+        while queue:
+            artifact = self.artifacts.get(queue.pop(0))
+            for sha in _origins(artifact) if artifact else ():
+                if sha not in found and sha != sha256:
+                    found[sha] = None
+                    queue.append(sha)
+        return list(found)
+
+
+def _origins(artifact: ArtifactRecord) -> tuple[str, ...]:
+    return tuple(artifact.parents.values())
+
+
+def _metric(record: AccuracyRecord | None, name: str) -> float | None:
+    return record.metrics.get(name) if record else None
+
+
+def _precision(shares: Mapping[str, float]) -> str:
+    by_share = sorted(shares.items(), key=lambda item: -item[1])
+    return " + ".join(name for name, share in by_share if share >= MIN_SHARE)
+
+
+def data_key(record: AccuracyRecord) -> DataKey:
+    """Return what two accuracy records must share to be compared."""
+    protocol = json.dumps(record.protocol, sort_keys=True, default=str)
+    return record.dataset, record.dataset_sha256, record.images, protocol
+
+
+def _machine_name(facts: Sequence[tuple[str, str]], number: int) -> str:
+    """Return the processor's and the graphics card's names, as far as they are known."""
+    found: dict[str, Any] = {}
+    for path, text in facts:
+        words = path.lower().replace("_", ".").split(".")
+        for unit in ("gpu", "cpu"):
+            if any(unit in word for word in words[:-1]) and words[-1] in {"name", "model"}:
+                found.setdefault(unit, text)
+    return ", ".join(found[unit] for unit in ("gpu", "cpu") if unit in found) or f"machine {number}"

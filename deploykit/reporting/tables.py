@@ -1,0 +1,240 @@
+"""Rows and records as tables of cells, the same for every format of the report."""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from deploykit import conditions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from deploykit.records import AccuracyRecord
+    from deploykit.reporting.rows import Joined, Machine, Row
+    from deploykit.values import BenchRecord
+
+ABSENT = "-"
+SCOPES = {"device": "model alone", "end-to-end": "image to result"}
+_PER_RUN = ("iterations", "warmup_iterations", "batch_size")
+"""Protocol entries that the table of latencies shows: no part of a protocol's identity."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value as it is printed, and in full where it is a number."""
+
+    text: str
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a caption; the first cell of each row names it."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    numeric: frozenset[int] = field(default_factory=frozenset)
+    """Columns of numbers, which stand right."""
+    footnotes: tuple[str, ...] = ()
+
+
+def number(value: float | None, form: str, *, scale: float = 1.0) -> Cell:
+    """Return the cell of `value`, printed as `form` after scaling."""
+    if value is None:
+        return Cell(ABSENT)
+    return Cell(format(value * scale, form), float(value))
+
+
+def milliseconds(seconds: float) -> Cell:
+    """Return the cell of a time, in milliseconds with four or more figures."""
+    decimals = next((d for limit, d in ((1e-3, 4), (1e-2, 3), (1e-1, 2)) if seconds < limit), 1)
+    return number(seconds, f".{decimals}f", scale=1e3)
+
+
+def rate(fps: float | None) -> Cell:
+    """Return the cell of a number of images per second."""
+    return number(fps, ".1f" if fps is not None and fps < 1000 else ",.0f")
+
+
+def size(count: int | None) -> Cell:
+    """Return the cell of a file's size in megabytes (10^6 bytes)."""
+    return number(count, ".2f" if count is not None and count < 10**8 else ".0f", scale=1e-6)
+
+
+def share(value: float | None) -> Cell:
+    """Return the cell of a share of 0 to 1, in per cent."""
+    return number(value, ".1f", scale=100)
+
+
+def _ap(row: Row, value: float | None, form: str = ".4f") -> Cell:
+    cell = number(value, form)
+    return Cell(cell.text + "*", cell.value) if row.ap_source and value is not None else cell
+
+
+def measured(row: Row) -> Cell:
+    """Return on which runtime, how much of the way, and in what batches a row was timed."""
+    if row.bench is None:
+        return Cell("not timed")
+    scope = SCOPES.get(row.bench.scope, row.bench.scope)
+    return Cell(f"{row.bench.backend}, {scope}, batch {row.bench.batch_size}")
+
+
+_SUMMARY: Mapping[str, tuple[bool, Callable[[Row], Cell]]] = {
+    "Model": (False, lambda row: Cell(row.name)),
+    "Precision": (False, lambda row: Cell(row.precision or ABSENT)),
+    "AP": (True, lambda row: _ap(row, row.ap)),
+    "AP50": (True, lambda row: _ap(row, row.ap50)),
+    "AP drop": (True, lambda row: _ap(row, row.ap_drop, "+.4f")),
+    "Size, MB": (True, lambda row: size(row.bytes)),
+    "INT8 MACs, %": (True, lambda row: share(row.int8_share)),
+    "FPS": (True, lambda row: rate(row.bench.fps_wall if row.bench else None)),
+    "p50, ms": (
+        True,
+        lambda row: milliseconds(row.bench.wall.p50) if row.bench else Cell(ABSENT),
+    ),
+    "Measured": (False, measured),
+    "Engine for": (False, lambda row: Cell(row.target or ABSENT)),
+    "Notes": (False, lambda row: Cell("; ".join(row.notes))),
+}
+"""Title -> whether it is a number, and its cell."""
+
+
+def summary(caption: str, rows: Sequence[Row]) -> Table:
+    """Return accuracy, size, precision and speed of each row; empty columns are left out."""
+    columns = {title: [cell(row) for row in rows] for title, (_, cell) in _SUMMARY.items()}
+    kept = [t for t, cells in columns.items() if {cell.text for cell in cells} - {ABSENT, ""}]
+    marks = [
+        f"* scores of {row.ap_source}, which {row.name} was built from; not measured on it"
+        for row in rows
+        if row.ap_source and row.ap is not None
+    ]
+    return Table(
+        caption,
+        tuple(kept),
+        tuple(zip(*(columns[title] for title in kept), strict=True)),
+        frozenset(i for i, title in enumerate(kept) if _SUMMARY[title][0]),
+        tuple(dict.fromkeys(marks)),
+    )
+
+
+_LATENCY: Mapping[str, Callable[[BenchRecord], Cell]] = {
+    "Iterations": lambda record: number(record.wall.count, ",.0f"),
+    "Mean, ms": lambda record: milliseconds(record.wall.mean),
+    "p50": lambda record: milliseconds(record.wall.p50),
+    "p90": lambda record: milliseconds(record.wall.p90),
+    "p95": lambda record: milliseconds(record.wall.p95),
+    "p99": lambda record: milliseconds(record.wall.p99),
+    "Max": lambda record: milliseconds(record.wall.maximum),
+    "p50, 95 % interval": lambda record: _interval(record.wall.median_interval),
+    "CV, %": lambda record: share(record.wall.variation),
+    "FPS, wall": lambda record: rate(record.fps_wall),
+    "FPS, device": lambda record: rate(record.fps_device),
+}
+
+
+def _interval(bounds: tuple[float, float] | None) -> Cell:
+    if bounds is None:
+        return Cell(ABSENT)
+    low, high = map(milliseconds, bounds)
+    return Cell(f"{low.text} to {high.text}")
+
+
+def latency(machine: Machine) -> Table:
+    """Return the distribution of every measurement on one machine, in milliseconds."""
+    protocols = letters(machine)
+    rows = [
+        (
+            Cell(row.name),
+            Cell(measured(row).text),
+            *(cell(row.bench) for cell in _LATENCY.values()),
+            Cell(protocols[_protocol(row.bench)]),
+        )
+        for row in machine.rows
+        if row.bench is not None
+    ]
+    few = any(row.bench and row.bench.wall.count < conditions.FEW for row in machine.rows)
+    return Table(
+        "Latency of one batch, in milliseconds of wall time",
+        ("Model", "Measured", *_LATENCY, "Protocol"),
+        tuple(rows),
+        frozenset(range(2, 2 + len(_LATENCY))),
+        (f"With fewer than {conditions.FEW} iterations p99 is the slowest one.",) if few else (),
+    )
+
+
+def _protocol(record: BenchRecord) -> tuple[tuple[str, str], ...]:
+    facts = ((path, str(value)) for path, value in conditions.leaves(record.protocol))
+    return tuple(sorted((path, value) for path, value in facts if path not in _PER_RUN))
+
+
+def letters(machine: Machine) -> dict[tuple[tuple[str, str], ...], str]:
+    """Return protocol -> its letter (A, B ... Z, then 27, 28 ...), in order of appearance."""
+    found = dict.fromkeys(_protocol(row.bench) for row in machine.rows if row.bench)
+    names = string.ascii_uppercase
+    return {key: names[i] if i < len(names) else str(i + 1) for i, key in enumerate(found)}
+
+
+def protocols(machine: Machine) -> Table:
+    """Return every switch of every protocol that was used on one machine."""
+    named = letters(machine)
+    switches = sorted({name for protocol in named for name, _ in protocol})
+    rows = [
+        (Cell(switch), *(Cell(dict(protocol).get(switch, ABSENT)) for protocol in named))
+        for switch in switches
+    ]
+    return Table("Protocols", ("Switch", *named.values()), tuple(rows))
+
+
+def environment(machine: Machine) -> Table:
+    """Return what identifies one machine and its software."""
+    rows = tuple((Cell(path), Cell(text)) for path, text in machine.facts)
+    return Table("What the machine is", ("Fact", "Value"), rows)
+
+
+def fluctuations(machine: Machine) -> Table:
+    """Return what changes from minute to minute, over all measurements on one machine."""
+    lasting, seen = dict(machine.facts), dict[str, list[Any]]()
+    for row in machine.rows:
+        for moment in row.bench.environment.values() if row.bench else ():
+            for path, value in conditions.leaves(moment):
+                if path not in lasting:
+                    seen.setdefault(path, []).append(value)
+    rows = tuple((Cell(path), Cell(_extent(values))) for path, values in sorted(seen.items()))
+    return Table("How it fared before and after each measurement", ("Reading", "Values"), rows)
+
+
+def _extent(values: Iterable[Any]) -> str:
+    """Return `lowest to highest` of numbers, else every distinct value."""
+    known = [value for value in values if value is not None]
+    if known and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in known):
+        low, high = min(known), max(known)
+        return f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
+    return ", ".join(dict.fromkeys(map(str, known))) or "not readable"
+
+
+def accuracy(joined: Joined) -> Table:
+    """Return every score that was measured."""
+    names = list(dict.fromkeys(name for r in joined.accuracies for name in r.metrics))
+    rows = tuple(_scores(record, names) for record in joined.accuracies)
+    last = 3 + len(names)
+    return Table(
+        "Scores, 0 to 1",
+        ("Model", "Data set", "Images", *(name.upper() for name in names), "Backend", "Protocol"),
+        rows,
+        frozenset(range(2, last)),
+    )
+
+
+def _scores(record: AccuracyRecord, names: Sequence[str]) -> tuple[Cell, ...]:
+    settings = (f"{path}={value}" for path, value in conditions.leaves(record.protocol))
+    return (
+        Cell(record.model),
+        Cell(f"{record.dataset} ({record.dataset_sha256[:12]})"),
+        number(record.images, ",.0f"),
+        *(number(record.metrics.get(name), ".4f") for name in names),
+        Cell(record.backend or ABSENT),
+        Cell(", ".join(settings)),
+    )

@@ -1,0 +1,208 @@
+"""Does a candidate compute what its reference computes? One `Agreement` per output."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from deploykit.errors import InputError, ModelError
+from deploykit.values import Agreement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from deploykit.backends import Arrays, Session
+    from deploykit.values import TensorSpec
+
+    Array: TypeAlias = NDArray[np.generic]
+    Doubles: TypeAlias = NDArray[np.float64]
+
+_LEVELS = {
+    **dict.fromkeys(("float16", "float32", "float64"), 1),
+    **dict.fromkeys(("bool", "int8", "int16", "int32", "int64"), 2),
+    "uint8": 256,
+}
+"""Element type -> how many values a random one takes; 1: any from 0 to 1."""
+_PATCH = 16
+"""Side in pixels of the even patches in a random image: objects, where noise is texture."""
+
+
+def verify(
+    candidate: Session,
+    reference: Session,
+    feeds: Iterable[Arrays],
+    *,
+    atol: float,
+    rtol: float,
+) -> tuple[Agreement, ...]:
+    """Return how each output of `candidate` compares with `reference` over all `feeds`.
+
+    An output passes where, on every input, `max_abs <= atol + rtol * range`, with range the
+    largest minus the smallest finite value of the reference (their magnitude, where that is 0).
+    NaN must meet NaN, and an infinity the same infinity; all else is an infinite error.
+
+    Raises: ModelError for an output that is missing, or differs in shape or type; InputError
+    where `feeds` is empty or a tolerance is not a number >= 0.
+    """
+    for name, value in (("atol", atol), ("rtol", rtol)):
+        if not value >= 0:
+            raise InputError(f"{name} is {value}", expected="a number, 0 or more")
+    tallies: dict[str, _Tally] = {}
+    for feed in feeds:
+        expected, found = reference.run(feed), candidate.run(feed)
+        check_interface(found, expected)
+        for name, array in expected.items():
+            tallies.setdefault(name, _Tally()).add(found[name], array, atol, rtol)
+    if not tallies:
+        raise InputError("there is nothing to compare: no inputs, or no outputs")
+    return tuple(tally.agreement(name) for name, tally in tallies.items())
+
+
+def check_interface(found: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
+    """Check that every expected output was found, with its shape and type. Raises: ModelError."""
+    missing = [name for name in expected if name not in found]
+    if missing:
+        raise ModelError(
+            f"the candidate has no output {', '.join(map(repr, missing))}",
+            expected="the reference's outputs " + ", ".join(expected),
+            fix="its outputs are " + (", ".join(found) or "none") + "; name them alike",
+        )
+    for name, array in expected.items():
+        if _form(found[name]) != _form(array):
+            raise ModelError(
+                f"output {name!r} of the candidate is {_form(found[name])}",
+                expected=f"{_form(array)}, as the reference gives",
+                fix="compare a model with the one it was made from, at the same input size",
+            )
+
+
+def _form(array: Array) -> str:
+    return f"{array.dtype}[{', '.join(map(str, array.shape))}]"
+
+
+@dataclass
+class _Tally:
+    """The errors of one output so far."""
+
+    max_abs: float = 0.0
+    relative: float = 0.0
+    cosine: float = 1.0
+    passed: bool = True
+    means: list[float] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+
+    def add(self, found: Array, expected: Array, atol: float, rtol: float) -> None:
+        """Take in the outputs of one run."""
+        ours, theirs = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
+        errors, span = _errors(ours, theirs), _span(theirs)
+        largest = float(errors.max(initial=0.0))
+        self.max_abs = max(self.max_abs, largest)
+        self.relative = max(self.relative, _ratio(largest, span))
+        self.cosine = min(self.cosine, _cosine(ours, theirs))
+        self.passed &= largest <= atol + rtol * span
+        self.means.append(float(errors.mean()) if errors.size else 0.0)
+        self.sizes.append(max(errors.size, 1))
+
+    def agreement(self, name: str) -> Agreement:
+        """Return the verdict over all runs: worst errors, mean over all elements."""
+        total = sum(mean * size for mean, size in zip(self.means, self.sizes, strict=True))
+        mean_abs = total / sum(self.sizes)
+        return Agreement(
+            name, self.max_abs, mean_abs, self.relative, self.cosine, passed=self.passed
+        )
+
+
+def _errors(ours: Doubles, theirs: Doubles) -> Doubles:
+    """Return |ours - theirs|: 0 where both are the same NaN or infinity, else infinite there."""
+    finite = np.isfinite(ours) & np.isfinite(theirs)
+    same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
+    errors: Doubles = np.where(same, 0.0, np.inf)
+    errors[finite] = np.abs(ours[finite] - theirs[finite])
+    return errors
+
+
+def _span(values: Doubles) -> float:
+    """Return largest - smallest finite value; their magnitude where all are equal."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return 0.0
+    low, high = float(finite.min()), float(finite.max())
+    return high - low if high > low else abs(high)
+
+
+def _ratio(error: float, span: float) -> float:
+    if span > 0:
+        return error / span
+    return 0.0 if error == 0 else math.inf
+
+
+def _cosine(ours: Doubles, theirs: Doubles) -> float:
+    """Return the cosine of the angle between the finite parts; 1 for two zero vectors.
+
+    Each side is scaled to a largest magnitude of 1 first, so that no square overflows.
+    """
+    finite = np.isfinite(ours) & np.isfinite(theirs)
+    sides = [values[finite] for values in (ours, theirs)]
+    peaks = [float(np.abs(side).max(initial=0.0)) for side in sides]
+    if 0.0 in peaks:
+        return 1.0 if peaks[0] == peaks[1] else 0.0
+    a, b = (side / peak for side, peak in zip(sides, peaks, strict=True))
+    cosine = float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))
+    return max(-1.0, min(1.0, cosine))
+
+
+def random_feeds(inputs: Sequence[TensorSpec], *, seed: int, batch: int = 1) -> dict[str, Array]:
+    """Return input name -> random values: `batch` images, or as many as a fixed batch holds.
+
+    The same seed gives the same values on every machine. Raises: ModelError as `random_images`.
+    """
+    return {spec.name: random_images(spec, seed + i, batch) for i, spec in enumerate(inputs)}
+
+
+def random_images(spec: TensorSpec, seed: int, count: int) -> Array:
+    """Return `count` random images for one input: flat patches under noise, values 0 to 1.
+
+    A float input gets values from 0 to 1, uint8 gets 0 to 255, other integers and bool 0 or 1. A
+    fixed batch keeps its size. Raises: ModelError where another dimension is dynamic, or for an
+    element type that has no random values.
+    """
+    shape = _shape(spec, count)
+    if spec.dtype not in _LEVELS:
+        raise ModelError(
+            f"cannot make random values for the input {spec}",
+            expected="an element type among " + ", ".join(sorted(_LEVELS)),
+        )
+    rng = np.random.default_rng(seed)
+    values = 0.5 * rng.random(shape, np.float32)
+    values += 0.5 * _patches(rng, shape)
+    levels = _LEVELS[spec.dtype]
+    chosen: Array = (values if levels == 1 else np.floor(values * levels)).astype(spec.dtype)
+    return chosen
+
+
+def _shape(spec: TensorSpec, count: int) -> tuple[int, ...]:
+    first, rest = spec.shape[:1], spec.shape[1:]
+    sizes = [count if isinstance(dim, str) else dim for dim in first]
+    for dim in rest:
+        if isinstance(dim, str):
+            raise ModelError(
+                f"the size of {spec} is open: dimension {dim!r}",
+                expected="a fixed size in every dimension but the first",
+                fix="export the model for one input size",
+            )
+        sizes.append(dim)
+    return tuple(sizes)
+
+
+def _patches(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return uniform values, even over squares of `_PATCH` in the last two dimensions."""
+    if len(shape) < 3:
+        return rng.random(shape, np.float32)
+    coarse = rng.random((*shape[:-2], *(-(-side // _PATCH) for side in shape[-2:])), np.float32)
+    tall = coarse.repeat(_PATCH, axis=-2)[..., : shape[-2], :]
+    return tall.repeat(_PATCH, axis=-1)[..., : shape[-1]]

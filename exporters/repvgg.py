@@ -1,0 +1,166 @@
+"""RepVGG A0 to B3, plain and grouped: ImageNet classifiers of one folded 3x3 convolution each.
+
+Source: RepVGG (arXiv 2101.03697, tables 2 and 4) and github.com/DingXiaoH/RepVGG (MIT) for
+widths, depths and parameter names; timm's names are read too.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
+
+from torch import Tensor, nn
+
+from deploykit.recipe import KeepFloat, Preprocess, Recipe
+from deploykit.reparam import RepVGGBlock, fold
+
+if TYPE_CHECKING:
+    from deploykit.recipe import StateDict
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that tells one variant from another."""
+
+    depths: tuple[int, int, int, int]
+    """Blocks in each stage."""
+    widths: tuple[int, int, int, int]
+    """Channels of each stage."""
+    groups: int = 1
+    """Groups of every second block, counted from the first of stage1."""
+
+
+_DEEP = (4, 6, 16, 1)
+_A0 = Architecture((2, 4, 14, 1), (48, 96, 192, 1280))
+_B1, _B2, _B3 = (
+    Architecture(_DEEP, (128, 256, 512, 2048)),
+    Architecture(_DEEP, (160, 320, 640, 2560)),
+    Architecture(_DEEP, (192, 384, 768, 2560)),
+)
+VARIANTS = {
+    "a0": _A0,
+    "a1": replace(_A0, widths=(64, 128, 256, 1280)),
+    "a2": replace(_A0, widths=(96, 192, 384, 1408)),
+    "b0": Architecture(_DEEP, (64, 128, 256, 1280)),
+    "b1": _B1,
+    "b1g2": replace(_B1, groups=2),
+    "b1g4": replace(_B1, groups=4),
+    "b2": _B2,
+    "b2g2": replace(_B2, groups=2),
+    "b2g4": replace(_B2, groups=4),
+    "b3": _B3,
+    "b3g2": replace(_B3, groups=2),
+    "b3g4": replace(_B3, groups=4),
+}
+STEM_LIMIT = 64
+"""Most channels of the stem."""
+
+
+class Network(nn.Module):
+    """A stem, four stages at half the size each, mean over the image, one linear layer."""
+
+    def __init__(self, architecture: Architecture, classes: int) -> None:
+        """Make the network as it is trained."""
+        super().__init__()
+        channels, number = min(STEM_LIMIT, architecture.widths[0]), 1
+        self.stage0 = RepVGGBlock((3, channels), stride=2)
+        stages = []
+        for depth, width in zip(architecture.depths, architecture.widths, strict=True):
+            blocks = nn.Sequential()
+            for i in range(depth):
+                groups = architecture.groups if number % 2 == 0 else 1
+                pair, stride = (channels if i == 0 else width, width), 2 if i == 0 else 1
+                blocks.append(RepVGGBlock(pair, stride=stride, groups=groups))
+                number += 1
+            stages.append(blocks)
+            channels = width
+        self.stage1, self.stage2, self.stage3, self.stage4 = stages
+        self.gap = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(channels, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits float32[batch, classes] of images float32[batch, 3, H, W]."""
+        x = self.stage0(images)
+        for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
+            x = stage(x)
+        return cast(Tensor, self.linear(self.gap(x).flatten(1)))
+
+
+def build(variant: str, classes: int) -> Network:
+    """Return the network of a variant as it was trained, in eval mode."""
+    return Network(VARIANTS[variant], classes).eval()
+
+
+_TIMM = (
+    (re.compile(r"^stem\."), "stage0."),
+    (re.compile(r"^stages\.(\d+)\."), lambda m: f"stage{int(m[1]) + 1}."),
+    (re.compile(r"\.conv_kxk\."), ".rbr_dense."),
+    (re.compile(r"\.conv_1x1\."), ".rbr_1x1."),
+    (re.compile(r"\.identity\."), ".rbr_identity."),
+    (re.compile(r"^head\.fc\."), "linear."),
+)
+
+
+def adapt(state: StateDict) -> StateDict:
+    """Return `state` with the official keys, from those or timm's."""
+    return {_renamed(key): value for key, value in state.items()}
+
+
+def _renamed(key: str) -> str:
+    for pattern, new in _TIMM:
+        key = pattern.sub(new, key)
+    return key
+
+
+def identify(state: StateDict) -> tuple[str, int] | None:
+    """Return the variant and the number of classes, None where it is not a RepVGG."""
+    linear, found = state.get("linear.weight"), _signature(state)
+    for name, architecture in VARIANTS.items():
+        if linear is not None and found == architecture:
+            return name, linear.shape[0]
+    return None
+
+
+def _signature(state: StateDict) -> Architecture | None:
+    """Return the depths, widths and groups that the shapes in a state dict tell."""
+    depths, widths = [], []
+    for stage in range(1, 5):
+        blocks = {k.split(".")[1] for k in state if k.startswith(f"stage{stage}.")}
+        weight = state.get(f"stage{stage}.0.rbr_dense.conv.weight")
+        if weight is None:
+            return None
+        depths.append(len(blocks))
+        widths.append(weight.shape[0])
+    second = state.get("stage1.1.rbr_dense.conv.weight")
+    if second is None or second.ndim != 4:
+        return None
+    groups = widths[0] // second.shape[1]
+    return Architecture(tuple(depths), tuple(widths), groups)  # type: ignore[arg-type]  # four each
+
+
+def preprocess(variant: str, size: tuple[int, int] | None) -> Preprocess:  # noqa: ARG001 - all variants alike
+    """Return ImageNet's: the short side to size / 0.875, the centre, its mean and deviation."""
+    return Preprocess(size or (224, 224), resize="crop", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+recipe = Recipe(
+    name="repvgg",
+    task="classification",
+    variants=tuple(VARIANTS),
+    build=build,
+    adapt=adapt,
+    identify=identify,
+    deploy=fold,
+    preprocess=preprocess,
+    outputs=("logits",),
+    keep_float=(
+        KeepFloat(
+            r"^linear\b",
+            "its outputs are the class scores themselves, which INT8 would round to ties, and "
+            "it is about a thousandth of the work",
+        ),
+    ),
+)

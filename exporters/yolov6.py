@@ -1,0 +1,359 @@
+"""YOLOv6: releases 0.2 (RepPAN neck) and 0.3 / 0.4 (RepBiFPAN neck), and a tiny `pico`.
+
+Source: the YOLOv6 reports (arXiv 2209.02976 and 2301.05586) for the architecture, and the names
+and shapes in the official checkpoints; the code is written from those descriptions.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from deploykit import detection, layers
+from deploykit.layers import conv
+from deploykit.recipe import KeepFloat, Preprocess, Recipe
+from deploykit.reparam import RepVGGBlock, fold
+from deploykit.values import Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from deploykit.layers import Pair, Raw
+    from deploykit.recipe import Detections, Floats, Geometry, StateDict
+
+STRIDES = (8, 16, 32)
+"""Input pixels per cell of the three prediction levels."""
+BINS = 17
+"""Distances 0 to 16, in cells, that the distribution focal loss chooses between."""
+PRIOR = 0.01
+"""Score that every class starts training with."""
+BN_EPS, BN_MOMENTUM = 1e-3, 0.03
+"""Not PyTorch's defaults: with 1e-5 the official weights load and give wrong results."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that tells one variant from another."""
+
+    depth: float
+    """Multiplies `repeats`, rounded, at least 1."""
+    width: float
+    """Multiplies `channels`, rounded up to a multiple of 8."""
+    neck: Literal["RepPAN", "RepBiFPAN"]
+    pooling: Literal["sppf", "cspsppf"]
+    block: Literal["repvgg", "conv_silu"] = "repvgg"
+    csp: float | None = None
+    """Share of the channels inside a CSPStackRep stage; None: plain RepVGG stages."""
+    reg_max: int = 0
+    """Box sides are the mean of a distribution over 0 to reg_max cells; 0: a plain number."""
+    channels: tuple[int, ...] = (64, 128, 256, 512, 1024, 256, 128, 128, 256, 256, 512)
+    """Stem, four stages, then p4, p3, down to n3, n3, down to n4, n4 of the neck."""
+    repeats: tuple[int, ...] = (6, 12, 18, 6, 12, 12, 12, 12)
+    """Blocks in the four stages, then in p4, p3, n3, n4."""
+
+    def scaled(self) -> tuple[list[int], list[int]]:
+        """Return the channels and the repeats after scaling."""
+        channels = [math.ceil(c * self.width / 8) * 8 for c in self.channels]
+        return channels, [max(round(n * self.depth), 1) for n in self.repeats]
+
+
+_M2 = Architecture(0.60, 0.75, "RepPAN", "sppf", csp=2 / 3, reg_max=16)
+_L2 = Architecture(1.0, 1.0, "RepPAN", "sppf", "conv_silu", csp=1 / 2, reg_max=16)
+VARIANTS = {
+    "v2n": Architecture(0.33, 0.25, "RepPAN", "sppf"),
+    "v2t": Architecture(0.25, 0.50, "RepPAN", "sppf"),
+    "v2s": Architecture(0.33, 0.50, "RepPAN", "sppf"),
+    "v2m": _M2,
+    "v2l": _L2,
+    "v2l_relu": replace(_L2, block="repvgg"),
+    "v3n": Architecture(0.33, 0.25, "RepBiFPAN", "cspsppf"),
+    "v3s": Architecture(0.33, 0.50, "RepBiFPAN", "cspsppf"),
+    "v3m": replace(_M2, neck="RepBiFPAN"),
+    "v3l": replace(_L2, neck="RepBiFPAN"),
+    "pico": Architecture(
+        1.0,
+        1.0,
+        "RepBiFPAN",
+        "cspsppf",
+        reg_max=16,
+        channels=(16, 16, 32, 64, 112, 40, 32, 32, 48, 48, 80),
+        repeats=(1, 2, 2, 1, 1, 1, 1, 1),
+    ),
+}
+
+
+class Builder:
+    """Makes the stages that one architecture is composed of."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        """Keep what every stage needs."""
+        self.architecture = architecture
+        self.channels, self.repeats = architecture.scaled()
+        silu = architecture.block == "conv_silu"
+        self.act: type[nn.Module] = nn.SiLU if silu else nn.ReLU
+
+    def block(self, channels: Pair, stride: int = 1) -> nn.Module:
+        """Return the basic 3x3 block."""
+        if self.architecture.block == "repvgg":
+            return RepVGGBlock(channels, stride=stride)
+        return conv(channels, 3, stride, nn.SiLU)
+
+    def stage(self, channels: Pair, index: int) -> nn.Module:
+        """Return stage `index` of the repeats."""
+        count, csp = self.repeats[index], self.architecture.csp
+        if csp is None:
+            return layers.Stage(self.block, channels, count)
+        return layers.BepC3(self.block, channels, count, csp, self.act)
+
+    def pooling(self, channels: int) -> nn.Module:
+        """Return the last layer of the backbone."""
+        kind = self.architecture.pooling
+        made = (
+            layers.SPPF(channels, self.act)
+            if kind == "sppf"
+            else layers.CSPSPPF(channels, self.act)
+        )
+        return nn.Sequential(OrderedDict({kind: made}))
+
+
+class Backbone(nn.Module):
+    """EfficientRep, or CSPBep where the stages are CSPStackRep."""
+
+    def __init__(self, make: Builder) -> None:
+        """Make the stem and four stages, each at half the size of the one before."""
+        super().__init__()
+        c = make.channels
+        self.stem = make.block((3, c[0]), 2)
+        stages = [
+            nn.Sequential(make.block((c[i], c[i + 1]), 2), make.stage((c[i + 1], c[i + 1]), i))
+            for i in range(4)
+        ]
+        stages[-1].append(make.pooling(c[4]))
+        self.ERBlock_2, self.ERBlock_3, self.ERBlock_4, self.ERBlock_5 = stages
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the features at strides 4, 8, 16 and 32."""
+        features, x = [], self.stem(images)
+        for stage in (self.ERBlock_2, self.ERBlock_3, self.ERBlock_4, self.ERBlock_5):
+            x = stage(x)
+            features.append(x)
+        return features
+
+
+class Neck(nn.Module):
+    """RepPAN or RepBiFPAN: down the pyramid and up again."""
+
+    def __init__(self, make: Builder) -> None:
+        """Make the layers; the two necks differ in how a level meets its neighbours."""
+        super().__init__()
+        _, c2, c3, c4, c5, p4, p3, d3, n3, d4, n4 = make.channels
+        self.fuses = make.architecture.neck == "RepBiFPAN"
+        self.reduce_layer0, self.reduce_layer1 = conv((c5, p4)), conv((p4, p3))
+        if self.fuses:
+            self.Bifusion0, self.Bifusion1 = (
+                layers.BiFusion(c4, c3, p4),
+                layers.BiFusion(c3, c2, p3),
+            )
+        else:
+            self.upsample0, self.upsample1 = layers.Transpose(p4), layers.Transpose(p3)
+        self.Rep_p4 = make.stage((p4 if self.fuses else c4 + p4, p4), 4)
+        self.Rep_p3 = make.stage((p3 if self.fuses else c3 + p3, p3), 5)
+        self.downsample2, self.downsample1 = conv((p3, d3), 3, 2), conv((n3, d4), 3, 2)
+        self.Rep_n3 = make.stage((p3 + d3, n3), 6)
+        self.Rep_n4 = make.stage((p4 + d4, n4), 7)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Return the features at strides 8, 16 and 32 that the head reads."""
+        x2, x3, x4, x5 = features
+        top = self.reduce_layer0(x5)
+        if self.fuses:
+            middle = self.reduce_layer1(self.Rep_p4(self.Bifusion0(top, x4, x3)))
+            fine = self.Rep_p3(self.Bifusion1(middle, x3, x2))
+        else:
+            joined = torch.cat([self.upsample0(top), x4], 1)
+            middle = self.reduce_layer1(self.Rep_p4(joined))
+            fine = self.Rep_p3(torch.cat([self.upsample1(middle), x3], 1))
+        down = self.Rep_n3(torch.cat([self.downsample2(fine), middle], 1))
+        return [fine, down, self.Rep_n4(torch.cat([self.downsample1(down), top], 1))]
+
+
+class Detect(nn.Module):
+    """The decoupled head: classes and boxes have a branch of their own at each level."""
+
+    def __init__(self, channels: tuple[int, ...], classes: int, reg_max: int) -> None:
+        """Make the branches for the channels of each level."""
+        super().__init__()
+        self.reg_max = reg_max
+        pairs = [(c, c) for c in channels]
+        self.stems = nn.ModuleList(conv(pair, activation=nn.SiLU) for pair in pairs)
+        self.cls_convs = nn.ModuleList(conv(pair, 3, activation=nn.SiLU) for pair in pairs)
+        self.reg_convs = nn.ModuleList(conv(pair, 3, activation=nn.SiLU) for pair in pairs)
+        start = -math.log((1 - PRIOR) / PRIOR)
+        self.cls_preds = nn.ModuleList(layers.predictor(c, classes, start) for c in channels)
+        self.reg_preds = nn.ModuleList(
+            layers.predictor(c, 4 * (reg_max + 1), 1.0) for c in channels
+        )
+        # The two below hold the numbers 0 to 16 in every official checkpoint, used or not.
+        self.proj = nn.Parameter(torch.arange(BINS, dtype=torch.float32), requires_grad=False)
+        self.proj_conv = nn.Conv2d(BINS, 1, 1, bias=False).requires_grad_(False)
+        self.proj_conv.weight.data.copy_(self.proj.reshape(1, BINS, 1, 1))
+        self.boxes = layers.Boxes()
+
+    def raw(self, features: list[Tensor]) -> Raw:
+        """Return what `Network.raw` returns."""
+        logits, distances = [], []
+        for i, feature in enumerate(features):
+            x = self.stems[i](feature)
+            logits.append(self.cls_preds[i](self.cls_convs[i](x)).flatten(2))
+            distances.append(self.reg_preds[i](self.reg_convs[i](x)).flatten(2))
+        anchors, strides = layers.grid(features, STRIDES)
+        joined = (torch.cat(parts, 2).transpose(1, 2) for parts in (logits, distances))
+        return (*joined, anchors, strides)  # type: ignore[return-value]  # two tensors
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Return what `Network.forward` returns."""
+        bins = self.proj if self.reg_max else None
+        return cast(Tensor, self.boxes(self.raw(features), bins))
+
+
+class Network(nn.Module):
+    """Backbone, neck and head."""
+
+    def __init__(self, architecture: Architecture, classes: int) -> None:
+        """Make the network as it is trained."""
+        super().__init__()
+        make = Builder(architecture)
+        self.backbone, self.neck = Backbone(make), Neck(make)
+        levels = tuple(make.channels[i] for i in (6, 8, 10))
+        self.detect = Detect(levels, classes, architecture.reg_max)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps, module.momentum = BN_EPS, BN_MOMENTUM
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return float32[batch, anchors, 5 + classes]: cx, cy, w, h in pixels, 1, scores.
+
+        images: float32[batch, 3, H, W] from 0 to 1, H and W multiples of 32.
+        """
+        return cast(Tensor, self.detect(self.neck(self.backbone(images))))
+
+    def raw(self, images: Tensor) -> Raw:
+        """Return what a loss needs, for A anchors.
+
+        Class logits float32[batch, A, classes]; box distances float32[batch, A, 4 * (reg_max + 1)],
+        left, top, right, bottom, each a number of cells or the logits of 0 to reg_max cells;
+        cell centres float32[A, 2] (x, y) and strides float32[A, 1], in pixels.
+        """
+        return self.detect.raw(self.neck(self.backbone(images)))
+
+
+def build(variant: str, classes: int) -> Network:
+    """Return the network of a variant as it was trained, in eval mode."""
+    return Network(VARIANTS[variant], classes).eval()
+
+
+_EXTRAS = re.compile(r"detect\.(reg_preds_dist|(cls|reg)_preds_ab)\.")
+"""Branches that only training reads: self-distillation and the anchor-based aid."""
+_BARE = re.compile(r"((?:.*\.)?(?!block\.|rbr_dense\.|rbr_1x1\.)[^.]+)\.(conv|bn)\.([^.]+)")
+_POOL = re.compile(r"(backbone\.ERBlock_5\.2\.)(cv\d\..*)")
+_BIAS = re.compile(r"(.*\.block)\.conv\.bias")
+
+
+def adapt(state: StateDict) -> StateDict:
+    """Return `state` with the keys of release 0.4; without branches that only training reads.
+
+    Releases 0.1 to 0.3 lack the levels `.block` of a convolution with batch norm and `.sppf` or
+    `.cspsppf` of the pooling layer, and give some convolutions a bias before their batch norm:
+    norm(x + bias) is the norm of x with a mean less by the bias.
+    """
+    kind = "cspsppf" if any(k.startswith("backbone.ERBlock_5.2.cv3.") for k in state) else "sppf"
+    kept = {_renamed(key, kind): v for key, v in state.items() if not _EXTRAS.match(key)}
+    for key in [k for k in kept if _BIAS.fullmatch(k)]:
+        mean = _BIAS.sub(r"\1.bn.running_mean", key)
+        if mean in kept:
+            kept[mean] = kept[mean] - kept.pop(key)
+    return kept
+
+
+def _renamed(key: str, kind: str) -> str:
+    pooled = _POOL.sub(rf"\1{kind}.\2", key)
+    return _BARE.sub(r"\1.block.\2.\3", pooled) if _BARE.fullmatch(pooled) else pooled
+
+
+_STEM = {"repvgg": "rbr_dense", "conv_silu": "block"}
+
+
+def identify(state: StateDict) -> tuple[str, int] | None:
+    """Return the variant and the number of classes, None where it is not a YOLOv6."""
+    bias = state.get("detect.cls_preds.0.bias")
+    found = _signature(state)
+    for name, architecture in VARIANTS.items():
+        if bias is not None and found == _expected(architecture):
+            return name, bias.shape[0]
+    return None
+
+
+def _signature(state: StateDict) -> tuple[object, ...]:
+    """Return what tells the variants apart: neck, pooling, block, CSP, stem, depth, box outputs."""
+    block, stem = None, None
+    for kind, name in _STEM.items():
+        if (weight := state.get(f"backbone.stem.{name}.conv.weight")) is not None:
+            block, stem = kind, weight.shape[0]
+    csp = "backbone.ERBlock_4.1.cv1.block.conv.weight" in state
+    prefix = "backbone.ERBlock_4.1." + ("m.block." if csp else "block.")
+    depth = len({k.removeprefix(prefix).split(".")[0] for k in state if k.startswith(prefix)})
+    neck = "RepBiFPAN" if "neck.Bifusion0.cv1.block.conv.weight" in state else "RepPAN"
+    pooled = "backbone.ERBlock_5.2.cspsppf.cv1.block.conv.weight" in state
+    box = state.get("detect.reg_preds.0.bias")
+    sides = None if box is None else box.shape[0]
+    return neck, "cspsppf" if pooled else "sppf", block, csp, stem, depth, sides
+
+
+def _expected(a: Architecture) -> tuple[object, ...]:
+    channels, repeats = a.scaled()
+    depth = (repeats[2] if a.csp is None else repeats[2] // 2) - 1
+    sides = 4 * (a.reg_max + 1)
+    return a.neck, a.pooling, a.block, a.csp is not None, channels[0], depth, sides
+
+
+def preprocess(variant: str, size: tuple[int, int] | None) -> Preprocess:
+    """Return the letterbox to `size`, by default 640x640 (pico: 320x320)."""
+    own = (320, 320) if variant == "pico" else (640, 640)
+    return Preprocess(size or own)
+
+
+def decode(outputs: Mapping[str, Floats], geometries: Sequence[Geometry], /) -> list[Detections]:
+    """Return the objects in each image: at most 300, scores over 0.03, after class-wise NMS."""
+    return detection.decode(outputs["outputs"], geometries)
+
+
+recipe = Recipe(
+    name="yolov6",
+    task="detection",
+    variants=tuple(VARIANTS),
+    build=build,
+    adapt=adapt,
+    identify=identify,
+    deploy=fold,
+    preprocess=preprocess,
+    outputs=("outputs",),
+    decode=decode,
+    keep_float=(
+        KeepFloat(
+            r"detect\.(cls|reg)_preds\.",
+            "1x1 convolutions whose outputs are the scores and box sides themselves: 255 levels "
+            "over all classes or sides move boxes and merge scores, and their cost is small",
+        ),
+        KeepFloat(
+            r"detect\.boxes\b",
+            "decoding to pixels: above 512 px neighbouring FP16 numbers are 0.5 px apart",
+            Precision.FP32,
+        ),
+    ),
+)

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import gc
+import hashlib
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploykit import samples
+from deploykit.errors import DataError, OptionError
+from deploykit.recipe import Dataset, Preprocess, Sample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from deploykit.recipe import Pixels
+    from deploykit.values import T
+
+SIZE = (8, 8)
+
+
+def image(value: int) -> Pixels:
+    return np.full((6, 4, 3), value, np.uint8)
+
+
+def constant(value: int) -> Callable[[], Pixels]:
+    return lambda: image(value)
+
+
+def bad(name: str) -> Sample:
+    def read() -> Pixels:
+        raise DataError(f"{name} is empty")
+
+    return Sample(name, read)
+
+
+def dataset(count: int) -> Dataset:
+    return Dataset("test", [Sample(f"{i}.png", constant(i)) for i in range(count)])
+
+
+def test_batches_hold_the_preprocessed_images_in_order() -> None:
+    preprocess = Preprocess(SIZE)
+    found = list(samples.batches(dataset(7), preprocess, 3))
+    assert [len(batch.names) for batch in found] == [3, 3, 1]
+    assert [name for batch in found for name in batch.names] == [f"{i}.png" for i in range(7)]
+    for batch in found:
+        assert batch.images.dtype == np.float32
+        assert batch.images.shape == (len(batch.names), 3, *SIZE)
+        for name, pixels, geometry, sha in zip(
+            batch.names, batch.images, batch.geometries, batch.pixel_sha256s, strict=True
+        ):
+            original = image(int(name.removesuffix(".png")))
+            expected, place = preprocess(original)
+            np.testing.assert_array_equal(pixels, expected)
+            assert geometry == place
+            assert sha == hashlib.sha256(b"(6, 4, 3)" + original.tobytes()).hexdigest()
+
+
+def test_the_order_does_not_depend_on_which_image_is_read_first() -> None:
+    def slow(value: int) -> Callable[[], Pixels]:
+        def read() -> Pixels:
+            time.sleep(0.02 if value % 3 == 0 else 0)
+            return image(value)
+
+        return read
+
+    data = Dataset("test", [Sample(str(i), slow(i)) for i in range(12)])
+    names = [name for batch in samples.batches(data, Preprocess(SIZE), 5) for name in batch.names]
+    assert names == [str(i) for i in range(12)]
+
+
+@given(count=st.integers(1, 300), limit=st.integers(1, 400))
+def test_a_limit_spreads_its_choice_evenly_over_the_set(count: int, limit: int) -> None:
+    chosen = [
+        int(s.name.removesuffix(".png")) for s in samples.choose(dataset(count).samples, limit)
+    ]
+    assert len(chosen) == min(count, limit)
+    assert chosen == sorted(set(chosen))
+    steps = np.diff([*chosen, count])
+    assert steps.max() - steps.min() <= 1
+    assert chosen[0] == 0
+
+
+def test_an_unreadable_image_is_an_error_that_names_it() -> None:
+    data = Dataset("test", [*dataset(3).samples, bad("broken.jpg")])
+    with pytest.raises(DataError, match=r"broken\.jpg is empty"):
+        list(samples.batches(data, Preprocess(SIZE), 2))
+
+
+def test_unreadable_images_are_left_out_and_listed_on_request() -> None:
+    data = Dataset("test", [bad("a"), *dataset(3).samples, bad("b")])
+    skipped: list[str] = []
+    found = list(samples.batches(data, Preprocess(SIZE), 2, skipped=skipped))
+    assert [batch.names for batch in found] == [("0.png", "1.png"), ("2.png",)]
+    assert skipped == ["a", "b"]
+
+
+def test_a_set_of_which_nothing_can_be_read_is_an_error() -> None:
+    data = Dataset("test", [bad("a"), bad("b")])
+    skipped: list[str] = []
+    with pytest.raises(DataError, match="none of the images could be read; the last one: b is"):
+        list(samples.batches(data, Preprocess(SIZE), 2, skipped=skipped))
+    assert skipped == ["a", "b"]
+
+
+def test_an_image_that_preprocessing_refuses_is_named() -> None:
+    data = Dataset("test", [Sample("flat", lambda: np.zeros((0, 4, 3), np.uint8))])
+    with pytest.raises(DataError, match=r"flat: an image of shape \(0, 4, 3\)"):
+        list(samples.batches(data, Preprocess(SIZE), 1))
+
+
+def test_bad_numbers_and_empty_sets_fail_before_anything_is_read() -> None:
+    data = Dataset("test", [bad("never read")])
+    with pytest.raises(OptionError, match="batch size of 0"):
+        samples.batches(data, Preprocess(SIZE), 0)
+    with pytest.raises(OptionError, match="0 images asked for"):
+        samples.batches(data, Preprocess(SIZE), 1, limit=0)
+    with pytest.raises(DataError, match="no images"):
+        samples.batches(Dataset("test", []), Preprocess(SIZE), 1)
+
+
+def test_other_exceptions_of_a_source_are_not_swallowed() -> None:
+    def read() -> Pixels:
+        raise ZeroDivisionError
+
+    data = Dataset("test", [Sample("x", read)])
+    with pytest.raises(ZeroDivisionError):
+        list(samples.batches(data, Preprocess(SIZE), 1, skipped=[]))
+
+
+def test_progress_is_told_of_every_image() -> None:
+    seen: list[tuple[str, int]] = []
+
+    def progress(items: Iterable[T], label: str, total: int) -> Iterator[T]:
+        for item in items:
+            seen.append((label, total))
+            yield item
+
+    list(samples.batches(dataset(9), Preprocess(SIZE), 4, limit=5, progress=progress))
+    assert seen == [("images", 5)] * 5
+
+
+def test_few_images_are_decoded_ahead_and_used_ones_are_dropped() -> None:
+    most = started = ended = 0
+    lock = threading.RLock()
+
+    def end() -> None:
+        nonlocal ended
+        with lock:
+            ended += 1
+
+    def read() -> Pixels:
+        nonlocal most, started
+        pixels = np.zeros((64, 64, 3), np.uint8)
+        weakref.finalize(pixels, end)
+        with lock:
+            started += 1
+            most = max(most, started - ended)
+        return pixels
+
+    data = Dataset("test", [Sample(str(i), read) for i in range(200)])
+    stream = samples.batches(data, Preprocess(SIZE), 2)
+    next(stream)
+    time.sleep(0.1)
+    ahead = samples._MOST_THREADS * samples._AHEAD
+    assert started <= 2 + ahead
+    used = weakref.ref(next(stream).images)
+    next(stream)
+    gc.collect()
+    assert used() is None
+    list(stream)
+    assert started == 200
+    assert most <= ahead + 2
+
+
+def test_a_stream_that_is_dropped_half_way_leaves_no_threads() -> None:
+    before = threading.active_count()
+    stream = samples.batches(dataset(100), Preprocess(SIZE), 2)
+    next(stream)
+    assert threading.active_count() > before
+    stream.close()  # type: ignore[attr-defined]  # it is a generator
+    assert threading.active_count() == before
+
+
+def test_the_fingerprint_changes_with_names_contents_and_order() -> None:
+    base = samples.fingerprint(["a", "b"], ["1", "2"])
+    assert base == samples.fingerprint(["a", "b"], ["1", "2"])
+    assert len(base) == 64
+    others = [(["a", "c"], ["1", "2"]), (["a", "b"], ["1", "3"]), (["b", "a"], ["2", "1"])]
+    assert len({base, *(samples.fingerprint(*other) for other in others)}) == 4
