@@ -74,8 +74,8 @@ def calibrate(  # noqa: PLR0913 - model, images, tensors, and two independent op
     wanted = tuple(dict.fromkeys(tensors))
     sha256 = artifacts.sha256(model)
     session = _open(model, wanted)
-    _check_input(session, preprocess)
-    _check_batches(session, options, len(samples.choose(dataset.samples, options.size)))
+    _check_input(session, preprocess, options.batch_size)
+    _check_outputs(session, wanted)
     seen = {name: observer.remember(name) for name in wanted}
     names, pixel_sha256s = _observe(session, batches, seen)
     return CalibrationTable(
@@ -161,7 +161,12 @@ def _run(session: ort.InferenceSession, batch: Batch, seen: Iterable[str]) -> di
     values: dict[str, Floats] = {feed: batch.images}
     inner = [name for name in seen if name != feed]
     if inner:
-        outputs = session.run(inner, {feed: batch.images})
+        try:
+            outputs = session.run(inner, {feed: batch.images})
+        except Exception as error:  # pybind gives its errors no common class
+            raise ModelError(
+                f"ONNX Runtime failed on images of shape {batch.images.shape}: {error}"
+            ) from error
         values |= zip(inner, cast("list[Floats]", outputs), strict=True)
     return values
 
@@ -202,7 +207,46 @@ def _exposed(model: Path, tensors: Sequence[str]) -> bytes:
     known = {v.name for v in graph.input} | {name for node in graph.node for name in node.output}
     for name in tensors:
         if name not in known:
-            raise ModelError(str(unknown_name("tensor", name, known)))
+            raise ModelError(
+                f"{model} has no tensor {name!r}", fix=unknown_name("tensor", name, known).fix
+            )
     present = {v.name for v in (*graph.input, *graph.output)}
     graph.output.extend(onnx.ValueInfoProto(name=n) for n in tensors if n not in present)
     return cast("bytes", proto.SerializeToString())
+
+
+def _check_input(session: ort.InferenceSession, preprocess: Preprocess, batch_size: int) -> None:
+    inputs = [_spec(node) for node in session.get_inputs()]
+    height, width = preprocess.size
+    wanted = TensorSpec("images", "float32", ("batch", 3, height, width))
+    fits = len(inputs) == 1 and inputs[0].dtype == "float32" and len(inputs[0].shape) == 4
+    # A dimension with a name may take any value.
+    sizes = zip(inputs[0].shape[1:], wanted.shape[1:], strict=False) if fits else ()
+    if not fits or any(isinstance(has, int) and has != want for has, want in sizes):
+        raise ModelError(
+            f"the model's inputs are {', '.join(map(str, inputs)) or 'none'}",
+            expected=f"one input, such as {wanted}, the size of the preprocessing",
+            fix="give the preprocessing that the model was made for",
+        )
+    fixed = inputs[0].shape[0]
+    if isinstance(fixed, int) and fixed != batch_size:
+        raise OptionError(
+            f"a batch size of {batch_size} for a model that takes {inputs[0]}",
+            fix=f"use a batch size of {fixed}, or export the model with a dynamic batch",
+        )
+
+
+def _check_outputs(session: ort.InferenceSession, tensors: Sequence[str]) -> None:
+    for spec in map(_spec, session.get_outputs()):
+        if spec.name in tensors and spec.dtype != "float32":
+            raise ModelError(
+                f"cannot calibrate the tensor {spec}",
+                expected="float32",
+                fix="calibrate the float32 model, before any conversion of precision",
+            )
+
+
+def _spec(node: ort.NodeArg) -> TensorSpec:
+    """Return the spec of an input or output; `?` where the runtime knows no size."""
+    dtype = {"tensor(float)": "float32"}.get(node.type, node.type)
+    return TensorSpec(node.name, dtype, tuple("?" if d is None else d for d in node.shape))

@@ -23,8 +23,8 @@ FEW = 100
 """Below this number of iterations the 99th percentile is the slowest one."""
 
 _VOLATILE = re.compile(
-    r"load|freq|clock|mhz|hz\b|temperature|throttl|power|util|memory_(free|used|available)"
-    r"|(up|date)?time\b|pid\b|reason|pstate",
+    r"load|freq|clock|hz\b|temperature|throttl|power|util|free|available|used|reason|pstate"
+    r"|(^|[._])((up|date)?time(stamp)?|pid)\b",
     re.IGNORECASE,
 )
 """Keys whose values change from minute to minute: no part of a machine's identity."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING, cast
 
@@ -13,11 +14,19 @@ from deploykit.reparam import ConvNorm
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from deploykit.recipe import StateDict
+
     Pair = tuple[int, int]
     Make = Callable[[Pair], nn.Module]
 
 Raw = tuple[Tensor, Tensor, Tensor, Tensor]
 """Class logits, box distances, cell centres and strides of a detector's anchors."""
+
+
+BINS = 17
+"""Distances 0 to 16, in cells, that a distribution over box sides chooses between."""
+PRIOR = 0.01
+"""Score that every class starts training with."""
 
 
 def conv(
@@ -193,3 +202,53 @@ def grid(features: Sequence[Tensor], strides: Sequence[int]) -> tuple[Tensor, Te
         centres.append(torch.stack([x.flatten(), y.flatten()], 1))
         steps.append(torch.full((height * width, 1), float(stride), device=feature.device))
     return torch.cat(centres), torch.cat(steps)
+
+
+class Detect(nn.Module):
+    """The decoupled head: classes and boxes have a branch of their own at each level."""
+
+    def __init__(
+        self, channels: tuple[int, ...], classes: int, reg_max: int, strides: tuple[int, ...]
+    ) -> None:
+        """Make the branches for the channels and the stride, in input pixels, of each level."""
+        super().__init__()
+        self.reg_max, self.strides = reg_max, strides
+        pairs = [(c, c) for c in channels]
+        self.stems = nn.ModuleList(conv(pair, activation=nn.SiLU) for pair in pairs)
+        self.cls_convs = nn.ModuleList(conv(pair, 3, activation=nn.SiLU) for pair in pairs)
+        self.reg_convs = nn.ModuleList(conv(pair, 3, activation=nn.SiLU) for pair in pairs)
+        start = -math.log((1 - PRIOR) / PRIOR)
+        self.cls_preds = nn.ModuleList(predictor(c, classes, start) for c in channels)
+        self.reg_preds = nn.ModuleList(predictor(c, 4 * (reg_max + 1), 1.0) for c in channels)
+        # The two below hold the numbers 0 to 16 in every official checkpoint, used or not.
+        self.proj = nn.Parameter(torch.arange(BINS, dtype=torch.float32), requires_grad=False)
+        self.proj_conv = nn.Conv2d(BINS, 1, 1, bias=False).requires_grad_(False)
+        self.proj_conv.weight.data.copy_(self.proj.reshape(1, BINS, 1, 1))
+        self.boxes = Boxes()
+
+    def raw(self, features: list[Tensor]) -> Raw:
+        """Return what a loss needs, for A anchors.
+
+        Class logits float32[batch, A, classes]; box distances float32[batch, A, 4 * (reg_max + 1)],
+        left, top, right, bottom, each a number of cells or the logits of 0 to reg_max cells;
+        cell centres float32[A, 2] (x, y) and strides float32[A, 1], in pixels.
+        """
+        logits, distances = [], []
+        for i, feature in enumerate(features):
+            x = self.stems[i](feature)
+            logits.append(self.cls_preds[i](self.cls_convs[i](x)).flatten(2))
+            distances.append(self.reg_preds[i](self.reg_convs[i](x)).flatten(2))
+        anchors, strides = grid(features, self.strides)
+        joined = (torch.cat(parts, 2).transpose(1, 2) for parts in (logits, distances))
+        return (*joined, anchors, strides)  # type: ignore[return-value]  # two tensors
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Return float32[batch, A, 5 + classes]: cx, cy, w, h in pixels, 1, scores."""
+        bins = self.proj if self.reg_max else None
+        return cast(Tensor, self.boxes(self.raw(features), bins))
+
+
+def outputs(state: StateDict, key: str) -> int | None:
+    """Return the number of outputs of the weight or bias called `key`, None where there is none."""
+    value = state.get(key)
+    return value.shape[0] if value is not None and value.ndim else None

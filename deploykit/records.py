@@ -35,6 +35,8 @@ class AccuracyRecord:
     dataset_sha256: str
     backend: str = ""
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    per_class: Mapping[str, float | None] = field(default_factory=dict)
+    """Class name -> its `ap`; None where it is undefined."""
 
     def to_json(self) -> Json:
         """Return the record as plain JSON values."""
@@ -249,6 +251,12 @@ def _is_object(value: object) -> bool:
     return isinstance(value, dict)
 
 
+def _are_scores(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        item is None or _is_number(item) for item in value.values()
+    )
+
+
 def _are_shares(value: object) -> bool:
     return isinstance(value, dict) and all(
         _is_number(item) and 0 <= item <= 1 for item in value.values()
@@ -264,9 +272,7 @@ _CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "batch_size": lambda value: _is_count(value) and value > 0,
     "seconds": lambda value: _are_times(value) and bool(value),
     "device_seconds": _are_times,
-    "metrics": lambda value: (
-        _is_object(value) and all(item is None or _is_number(item) for item in value.values())
-    ),
+    **dict.fromkeys(("metrics", "per_class"), _are_scores),
     "precision": _are_shares,
     "parents": lambda value: _is_object(value) and all(map(_is_text, value.values())),
 }

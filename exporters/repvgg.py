@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
+from deploykit.layers import outputs
 from deploykit.recipe import KeepFloat, Preprocess, Recipe
 from deploykit.reparam import RepVGGBlock, fold
 
@@ -117,28 +118,25 @@ def _renamed(key: str) -> str:
 
 def identify(state: StateDict) -> tuple[str, int] | None:
     """Return the variant and the number of classes, None where it is not a RepVGG."""
-    linear, found = state.get("linear.weight"), _signature(state)
-    for name, architecture in VARIANTS.items():
-        if linear is not None and found == architecture:
-            return name, linear.shape[0]
-    return None
-
-
-def _signature(state: StateDict) -> Architecture | None:
-    """Return the depths, widths and groups that the shapes in a state dict tell."""
-    depths, widths = [], []
-    for stage in range(1, 5):
-        blocks = {k.split(".")[1] for k in state if k.startswith(f"stage{stage}.")}
-        weight = state.get(f"stage{stage}.0.rbr_dense.conv.weight")
-        if weight is None:
-            return None
-        depths.append(len(blocks))
-        widths.append(weight.shape[0])
-    second = state.get("stage1.1.rbr_dense.conv.weight")
-    if second is None or second.ndim != 4:
+    classes, found = outputs(state, "linear.weight"), _signature(state)
+    if classes is None:
         return None
-    groups = widths[0] // second.shape[1]
-    return Architecture(tuple(depths), tuple(widths), groups)  # type: ignore[arg-type]  # four each
+    return next(((name, classes) for name, a in VARIANTS.items() if found == _expected(a)), None)
+
+
+def _signature(state: StateDict) -> tuple[object, ...]:
+    """Return what tells the variants apart: depths, widths, and inputs per group."""
+    stages = range(1, 5)
+    second = state.get("stage1.1.rbr_dense.conv.weight")
+    return (
+        tuple(len({k.split(".")[1] for k in state if k.startswith(f"stage{i}.")}) for i in stages),
+        tuple(outputs(state, f"stage{i}.0.rbr_dense.conv.weight") for i in stages),
+        None if second is None or second.ndim < 2 else second.shape[1],
+    )
+
+
+def _expected(a: Architecture) -> tuple[object, ...]:
+    return a.depths, a.widths, a.widths[0] // a.groups
 
 
 def preprocess(variant: str, size: tuple[int, int] | None) -> Preprocess:  # noqa: ARG001 - all variants alike

@@ -29,10 +29,6 @@ if TYPE_CHECKING:
 
 STRIDES = (8, 16, 32)
 """Input pixels per cell of the three prediction levels."""
-BINS = 17
-"""Distances 0 to 16, in cells, that the distribution focal loss chooses between."""
-PRIOR = 0.01
-"""Score that every class starts training with."""
 BN_EPS, BN_MOMENTUM = 1e-3, 0.03
 """Not PyTorch's defaults: with 1e-5 the official weights load and give wrong results."""
 
@@ -183,45 +179,6 @@ class Neck(nn.Module):
         return [fine, down, self.Rep_n4(torch.cat([self.downsample1(down), top], 1))]
 
 
-class Detect(nn.Module):
-    """The decoupled head: classes and boxes have a branch of their own at each level."""
-
-    def __init__(self, channels: tuple[int, ...], classes: int, reg_max: int) -> None:
-        """Make the branches for the channels of each level."""
-        super().__init__()
-        self.reg_max = reg_max
-        pairs = [(c, c) for c in channels]
-        self.stems = nn.ModuleList(conv(pair, activation=nn.SiLU) for pair in pairs)
-        self.cls_convs = nn.ModuleList(conv(pair, 3, activation=nn.SiLU) for pair in pairs)
-        self.reg_convs = nn.ModuleList(conv(pair, 3, activation=nn.SiLU) for pair in pairs)
-        start = -math.log((1 - PRIOR) / PRIOR)
-        self.cls_preds = nn.ModuleList(layers.predictor(c, classes, start) for c in channels)
-        self.reg_preds = nn.ModuleList(
-            layers.predictor(c, 4 * (reg_max + 1), 1.0) for c in channels
-        )
-        # The two below hold the numbers 0 to 16 in every official checkpoint, used or not.
-        self.proj = nn.Parameter(torch.arange(BINS, dtype=torch.float32), requires_grad=False)
-        self.proj_conv = nn.Conv2d(BINS, 1, 1, bias=False).requires_grad_(False)
-        self.proj_conv.weight.data.copy_(self.proj.reshape(1, BINS, 1, 1))
-        self.boxes = layers.Boxes()
-
-    def raw(self, features: list[Tensor]) -> Raw:
-        """Return what `Network.raw` returns."""
-        logits, distances = [], []
-        for i, feature in enumerate(features):
-            x = self.stems[i](feature)
-            logits.append(self.cls_preds[i](self.cls_convs[i](x)).flatten(2))
-            distances.append(self.reg_preds[i](self.reg_convs[i](x)).flatten(2))
-        anchors, strides = layers.grid(features, STRIDES)
-        joined = (torch.cat(parts, 2).transpose(1, 2) for parts in (logits, distances))
-        return (*joined, anchors, strides)  # type: ignore[return-value]  # two tensors
-
-    def forward(self, features: list[Tensor]) -> Tensor:
-        """Return what `Network.forward` returns."""
-        bins = self.proj if self.reg_max else None
-        return cast(Tensor, self.boxes(self.raw(features), bins))
-
-
 class Network(nn.Module):
     """Backbone, neck and head."""
 
@@ -231,7 +188,7 @@ class Network(nn.Module):
         make = Builder(architecture)
         self.backbone, self.neck = Backbone(make), Neck(make)
         levels = tuple(make.channels[i] for i in (6, 8, 10))
-        self.detect = Detect(levels, classes, architecture.reg_max)
+        self.detect = layers.Detect(levels, classes, architecture.reg_max, STRIDES)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps, module.momentum = BN_EPS, BN_MOMENTUM
@@ -244,12 +201,7 @@ class Network(nn.Module):
         return cast(Tensor, self.detect(self.neck(self.backbone(images))))
 
     def raw(self, images: Tensor) -> Raw:
-        """Return what a loss needs, for A anchors.
-
-        Class logits float32[batch, A, classes]; box distances float32[batch, A, 4 * (reg_max + 1)],
-        left, top, right, bottom, each a number of cells or the logits of 0 to reg_max cells;
-        cell centres float32[A, 2] (x, y) and strides float32[A, 1], in pixels.
-        """
+        """Return class logits, box distances, cell centres and strides: see `layers.Detect.raw`."""
         return self.detect.raw(self.neck(self.backbone(images)))
 
 
@@ -291,28 +243,27 @@ _STEM = {"repvgg": "rbr_dense", "conv_silu": "block"}
 
 def identify(state: StateDict) -> tuple[str, int] | None:
     """Return the variant and the number of classes, None where it is not a YOLOv6."""
-    bias = state.get("detect.cls_preds.0.bias")
-    found = _signature(state)
-    for name, architecture in VARIANTS.items():
-        if bias is not None and found == _expected(architecture):
-            return name, bias.shape[0]
-    return None
+    classes, found = layers.outputs(state, "detect.cls_preds.0.bias"), _signature(state)
+    if classes is None:
+        return None
+    return next(((name, classes) for name, a in VARIANTS.items() if found == _expected(a)), None)
 
 
 def _signature(state: StateDict) -> tuple[object, ...]:
     """Return what tells the variants apart: neck, pooling, block, CSP, stem, depth, box outputs."""
-    block, stem = None, None
-    for kind, name in _STEM.items():
-        if (weight := state.get(f"backbone.stem.{name}.conv.weight")) is not None:
-            block, stem = kind, weight.shape[0]
+    stems = {kind: f"backbone.stem.{name}.conv.weight" for kind, name in _STEM.items()}
+    block = next((kind for kind, key in stems.items() if key in state), "repvgg")
     csp = "backbone.ERBlock_4.1.cv1.block.conv.weight" in state
     prefix = "backbone.ERBlock_4.1." + ("m.block." if csp else "block.")
-    depth = len({k.removeprefix(prefix).split(".")[0] for k in state if k.startswith(prefix)})
-    neck = "RepBiFPAN" if "neck.Bifusion0.cv1.block.conv.weight" in state else "RepPAN"
-    pooled = "backbone.ERBlock_5.2.cspsppf.cv1.block.conv.weight" in state
-    box = state.get("detect.reg_preds.0.bias")
-    sides = None if box is None else box.shape[0]
-    return neck, "cspsppf" if pooled else "sppf", block, csp, stem, depth, sides
+    return (
+        "RepBiFPAN" if "neck.Bifusion0.cv1.block.conv.weight" in state else "RepPAN",
+        "cspsppf" if "backbone.ERBlock_5.2.cspsppf.cv1.block.conv.weight" in state else "sppf",
+        block,
+        csp,
+        layers.outputs(state, stems[block]),
+        len({k.removeprefix(prefix).split(".")[0] for k in state if k.startswith(prefix)}),
+        layers.outputs(state, "detect.reg_preds.0.bias"),
+    )
 
 
 def _expected(a: Architecture) -> tuple[object, ...]:

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 # The order of the layers, as CONTRIBUTING.md explains it. A module may import those before it.
 ORDER = [
     "errors",
+    "contents",
     "stats",
     "values",
     "recipe",

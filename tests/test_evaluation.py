@@ -60,11 +60,11 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def hits(objects: list[Sequence[float]], boxes: list[Sequence[float]], least: float) -> list[bool]:
-    """Which boxes (best first) find an object not found before: the best one left."""
+    """Which boxes (best first) find an object: the best one left, as in COCO the last of equals."""
     left = list(objects)
     result = []
     for box in boxes:
-        best = max(left, key=lambda o: iou(o, box), default=None)
+        best = max(reversed(left), key=lambda o: iou(o, box), default=None)
         result.append(best is not None and iou(best, box) >= least)
         if best is not None and result[-1]:
             left.remove(best)
@@ -97,6 +97,12 @@ def textbook_ap(
     return float(np.mean([max(precision[recall >= r - 1e-12], default=0.0) for r in RECALLS]))
 
 
+def moved(box: Sequence[float], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return a box near `box`, at least a pixel wide and high."""
+    near = np.array(box) + rng.normal(0, 2.3, 4)
+    return np.concatenate([near[:2], np.maximum(near[2:], near[:2] + 1)])
+
+
 coordinates = st.integers(0, 60)
 boxes = st.tuples(coordinates, coordinates, st.integers(8, 60), st.integers(8, 60)).map(
     lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3])
@@ -115,7 +121,7 @@ def test_ap_equals_a_textbook_implementation(
     detections = {}
     for name, rows in known.items():
         guesses = [
-            (row[0], next(scores), *(np.array(row[1:]) + rng.normal(0, 2.3, 4)))
+            (row[0], next(scores), *moved(row[1:], rng))
             for row in rows
             for _ in range(int(rng.integers(0, 3)))
         ]

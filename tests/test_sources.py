@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -9,6 +9,9 @@ import pytest
 from deploykit import files, samples
 from deploykit.errors import DataError
 from deploykit.recipe import Preprocess
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 README = files.folder("source") / "README.md"
 

@@ -20,6 +20,10 @@ Recipe = Annotated[
     str | None,
     typer.Option(help="Model family, or a recipe file of your own. Default: found out."),
 ]
+Record = Annotated[
+    Path | None,
+    typer.Option(help="JSON-lines file to append the result to, for `deploykit report`."),
+]
 FloatType = Annotated[str, typer.Option(help="fp16 or fp32: what is not INT8 runs in.")]
 
 
@@ -38,25 +42,22 @@ def export(
         str | None, typer.Option(help="Comma-separated, in the order of training.")
     ] = None,
     opset: Annotated[int, typer.Option(help="17 for TensorRT 8.6; FP16 scales need 19.")] = 19,
+    record: Record = None,
     as_json: AsJson = False,
 ) -> None:
     """Checkpoint to ONNX: fold the branches and prove the result against PyTorch."""
-    from deploykit import exporting  # noqa: PLC0415 - torch takes seconds
+    from deploykit import pipeline  # noqa: PLC0415 - `--help` must not pay for it
+    from deploykit.exporting import ExportOptions  # noqa: PLC0415
 
-    wanted = exporting.ExportOptions(
+    wanted = ExportOptions(
         recipe=recipe,
         variant=variant,
         input_size=options.image_size(input_size),
         class_names=options.names(class_names),
         opset=opset,
     )
-    artifact, agreements = exporting.export(checkpoint, output, wanted, progress=printing.bar)
-    worst = max(a.relative for a in agreements)
-    printing.artifact(
-        artifact,
-        as_json=as_json,
-        notes=(f"agrees with PyTorch within {worst:.1e} of each output's range",),
-    )
+    made = pipeline.export(checkpoint, output, wanted, record=record, progress=printing.bar)
+    printing.artifact(made.artifact, as_json=as_json, notes=made.notes, extra=made.to_json())
 
 
 def fuse(model: Model, output: Output, *, as_json: AsJson = False) -> None:
@@ -93,24 +94,28 @@ def quantize(
     skip_unreadable: Annotated[
         bool, typer.Option(help="Count unreadable images instead of stopping.")
     ] = False,
+    record: Record = None,
     as_json: AsJson = False,
 ) -> None:
     """ONNX to INT8 ONNX: calibrate, place Q/DQ by TensorRT's rules, lint the result."""
     from deploykit import pipeline  # noqa: PLC0415
+    from deploykit.calibration import CalibrationOptions  # noqa: PLC0415
 
     wanted = pipeline.QuantizeOptions(
-        calibration=options.calibration(calib_dir, calib_source, needed=not _exists(table)),
-        method=calib_method,
-        size=calib_size,
-        batch_size=calib_batch_size,
-        percentile=percentile,
+        source=options.calibration(calib_dir, calib_source, needed=not _exists(table)),
+        calibration=CalibrationOptions(
+            observer=calib_method,
+            size=calib_size,
+            batch_size=calib_batch_size,
+            percentile=percentile,
+            skip_unreadable=skip_unreadable,
+        ),
         table=table,
         plan=plan,
         float_type=options.float_type(float_type),
-        skip_unreadable=skip_unreadable,
     )
-    result = pipeline.quantize(model, output, wanted, progress=printing.bar)
-    printing.artifact(result.artifact, as_json=as_json, notes=result.notes, extra=result.to_json())
+    made = pipeline.quantize(model, output, wanted, record=record, progress=printing.bar)
+    printing.artifact(made.artifact, as_json=as_json, notes=made.notes, extra=made.to_json())
 
 
 def _exists(path: Path | None) -> bool:
@@ -118,13 +123,17 @@ def _exists(path: Path | None) -> bool:
 
 
 def cast(
-    model: Model, output: Output, *, float_type: FloatType = "fp16", as_json: AsJson = False
+    model: Model,
+    output: Output,
+    *,
+    record: Record = None,
+    as_json: AsJson = False,
 ) -> None:
     """ONNX to FP16 ONNX, for engines without INT8: precision lives in the graph."""
-    from deploykit import float16  # noqa: PLC0415
+    from deploykit import pipeline  # noqa: PLC0415
 
-    artifact = float16.cast(model, output, float_type=options.float_type(float_type))
-    printing.artifact(artifact, as_json=as_json)
+    made = pipeline.cast(model, output, record=record)
+    printing.artifact(made.artifact, as_json=as_json, notes=made.notes, extra=made.to_json())
 
 
 def build(
@@ -142,6 +151,7 @@ def build(
     max_shapes: Annotated[list[str] | None, typer.Option(help="name:32x3x640x640")] = None,
     workspace: Annotated[str | None, typer.Option(help="Scratch memory, such as 4G.")] = None,
     timing_cache: Annotated[Path | None, typer.Option(help="For full TensorRT.")] = None,
+    record: Record = None,
     as_json: AsJson = False,
 ) -> None:
     """ONNX to engine, and read back the precision that each layer really got."""
@@ -154,8 +164,8 @@ def build(
         workspace=options.byte_count(workspace),
         timing_cache=timing_cache,
     )
-    result = pipeline.build(model, output, backend, wanted, progress=printing.bar)
-    printing.artifact(result.artifact, as_json=as_json, notes=result.notes, extra=result.to_json())
+    made = pipeline.build(model, output, backend, wanted, record=record)
+    printing.artifact(made.artifact, as_json=as_json, notes=made.notes, extra=made.to_json())
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = {

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from deploykit.environment import Row
     from deploykit.errors import DeployError
-    from deploykit.values import Artifact, Json
+    from deploykit.pipeline import Inspection
+    from deploykit.records import AccuracyRecord
+    from deploykit.values import Artifact, BenchRecord, Json
 
 T = TypeVar("T")
 _QUIET_SECONDS = 2.0
@@ -121,3 +124,62 @@ def artifact(
     interface += [f"  out  {spec}" for spec in made.outputs]
     lines = [f"{made.path}  {size(bytes_)}", *interface, *(f"  {note}" for note in notes)]
     emit(data, "\n".join(lines), as_json=as_json)
+
+
+def inspection(found: Inspection) -> str:
+    """Return the layers, the shares of the multiply-accumulates, and the findings as text."""
+    total = sum(layer.macs for layer in found.layers) or 1
+    rows = [
+        (layer.name, layer.op, layer.precision, f"{layer.macs / total:.1%}")
+        for layer in found.layers
+    ]
+    shares = ", ".join(f"{share:.1%} {name}" for name, share in found.shares.items())
+    lines = [table(("layer", "op", "precision", "MACs"), rows), "", f"of all MACs: {shares}"]
+    for finding in found.findings:
+        lines += [f"{finding.severity}: {finding.node}: {finding.message} [{finding.rule}]"]
+        lines += [f"    to fix: {finding.fix}"] if finding.fix else []
+    return "\n".join(lines)
+
+
+def accuracy(found: AccuracyRecord) -> str:
+    """Return the scores of one evaluation as text."""
+    header = [name.upper().replace("_", " ") for name in found.metrics]
+    row = ["-" if value is None else f"{value:.4f}" for value in found.metrics.values()]
+    classes = found.protocol["per_class"].items()
+    lines = [f"{found.model} on {found.images} images of {found.dataset} ({found.backend})"]
+    lines += [table(header, [row]), ""]
+    per_class = [(name, "-" if value is None else f"{value:.4f}") for name, value in classes]
+    return "\n".join([*lines, table(("class", "AP"), per_class)])
+
+
+def measurements(found: Sequence[BenchRecord]) -> str:
+    """Return FPS and latencies of each record as text, warnings below."""
+    from deploykit import stats  # noqa: PLC0415 - `--help` must not pay for it
+
+    header = ("model", "backend", "scope", "batch", "FPS", "p50 ms", "p90 ms", "p99 ms", "CV")
+    rows = []
+    for record in found:
+        percentiles = (stats.percentile(record.seconds, p) * 1e3 for p in (50, 90, 99))
+        rows.append(
+            (
+                record.model,
+                record.backend,
+                record.scope,
+                record.batch_size,
+                f"{record.fps_wall:.1f}",
+                *(f"{value:.2f}" for value in percentiles),
+                f"{stats.coefficient_of_variation(record.seconds):.1%}",
+            )
+        )
+    warned = [f"warning: {record.model}: {text}" for record in found for text in record.warnings]
+    return "\n".join([table(header, rows), *warned])
+
+
+def findings(rows: Sequence[Row]) -> str:
+    """Return what `doctor` found as text: one line a topic, and what to do below it."""
+    width = max(len(row.topic) for row in rows)
+    lines = []
+    for row in rows:
+        lines.append(f"{row.topic:<{width}}  {row.status:<6}  {row.detail}")
+        lines += [f"{'':<{width}}          to fix: {row.fix}"] if row.fix else []
+    return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from deploykit.reporting.axes import Axis, spanning
@@ -14,13 +15,13 @@ if TYPE_CHECKING:
     from deploykit.reporting.rows import Row
     from deploykit.values import BenchRecord
 
-WIDTH = 760
+WIDTH = 1000
 """Of every chart, in the units of its view box."""
 _MARGIN = 14
 _ROW = 64
 """Height of one latency distribution, its label included."""
 _BINS = 90
-_LABEL = 230
+_LABEL = 260
 """Width of the column of names left of the bars."""
 _BAR = 30
 _SCATTER = 340
@@ -51,7 +52,7 @@ def _distribution(row: Row, bench: BenchRecord, axis: Axis, top: float) -> Marku
     for value in inside:
         part = (axis(value) - axis.start) / (axis.end - axis.start)
         counts[min(int(part * _BINS), _BINS - 1)] += 1
-    step, tall = (axis.end - axis.start) / _BINS, (_ROW - 28) / max(max(counts), 1)
+    step, tall = (axis.end - axis.start) / _BINS, (_ROW - 28) / max(1, *counts)
     outline = "".join(f"V{base - n * tall:.1f}h{step:.2f}" for n in counts)
     beyond = len(bench.seconds) - len(inside)
     p50, p99 = (axis(value * 1e3) for value in (wall.p50, wall.p99))
@@ -62,6 +63,7 @@ def _distribution(row: Row, bench: BenchRecord, axis: Axis, top: float) -> Marku
         "g",
         element("title", f"{row.name}: {note}"),
         element("path", d=f"M{axis.start} {base}{outline}V{base}Z", class_=_colour(row)),
+        _line(axis.start, base, axis.end, base, "grid"),
         _line(p50, base - _ROW + 28, p50, base + 4, "median"),
         _line(p99, base - 12, p99, base + 4, "tail"),
         _text(axis.start, top + 14, f"{_short(row.name)}, {measured(row).text}", "label"),
@@ -70,9 +72,17 @@ def _distribution(row: Row, bench: BenchRecord, axis: Axis, top: float) -> Marku
 
 
 def trade_off(rows: Sequence[Row]) -> Markup | None:
-    """Return AP against FPS, a point per row that has both; None for fewer than two."""
-    points = [(row, row.bench.fps_wall, row.ap) for row in rows if row.bench and row.ap is not None]
-    known = [(row, fps, ap) for row, fps, ap in points if ap is not None]
+    """Return AP against FPS, a point per row that has both; None for fewer than two.
+
+    Of the scopes `device` and `end-to-end` only the one that most rows have is drawn.
+    """
+    timed = [(row, row.bench) for row in rows if row.bench is not None]
+    scope = Counter(bench.scope for _, bench in timed).most_common(1)
+    known = [
+        (row, bench.fps_wall, row.ap)
+        for row, bench in timed
+        if row.ap is not None and bench.scope == scope[0][0]
+    ]
     if len(known) < 2:
         return None
     across = spanning([fps for _, fps, _ in known], 64, WIDTH - _MARGIN, margin=0.15)
@@ -86,12 +96,13 @@ def trade_off(rows: Sequence[Row]) -> Markup | None:
 
 def _point(row: Row, x: float, y: float, note: str, taken: list[tuple[float, float]]) -> Markup:
     """Return a labelled point; the label moves down until it covers none that is `taken`."""
-    left = x > WIDTH * 0.6
+    left = x > WIDTH * 0.6  # else the label would leave the chart
     at = y + 4
     while any(abs(at - other) < 15 and abs(x - column) < WIDTH / 2 for column, other in taken):
         at += 15
     taken.append((x, at))
-    name = f"{_short(row.name)} {row.precision}" + ("*" if row.ap_source else "")
+    batch = f"batch {row.bench.batch_size}" if row.bench else ""
+    name = ", ".join(filter(None, (_short(row.name), row.precision, batch)))
     return element(
         "g",
         element("title", f"{row.name}, {measured(row).text}: {note}"),
@@ -144,7 +155,7 @@ def _horizontal(axis: Axis, top: float, bottom: float, unit: str) -> Markup:
 
 def _vertical(axis: Axis, across: Axis) -> Markup:
     parts: list[Markup] = []
-    for tick in axis.ticks(6):
+    for tick in axis.ticks():
         y = axis(tick)
         parts += [
             _line(across.start, y, across.end, y, "grid"),

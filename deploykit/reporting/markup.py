@@ -33,7 +33,7 @@ def escape(value: object) -> Markup:
     return value if isinstance(value, Markup) else Markup(html.escape(plain(value)))
 
 
-def element(name: str, *children: object, **attributes: object) -> Markup:
+def element(name: str, /, *children: object, **attributes: object) -> Markup:
     """Return the element with its children and attributes escaped.
 
     Attribute names: `class_` is `class`, other underscores are hyphens; None is left out.

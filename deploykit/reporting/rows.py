@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 MIN_SHARE = 0.005
 """Share of the multiply-accumulates below which a precision does not name a model."""
 DataKey: TypeAlias = tuple[str, str, int, str]
-"""Data set, its sha256, number of images, protocol: scores compare only where all are equal."""
+"""Data set, its sha256, number of images, and protocol but for the batch size.
+
+Scores compare only where all four are equal.
+"""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Row:
     ap50: float | None = None
     ap_drop: float | None = None
     """AP of the first ancestor that was evaluated, minus this one's; negative: it got better."""
+    baseline: str = ""
+    """The ancestor that `ap_drop` compares with."""
     ap_source: str = ""
     """The file the scores belong to, where this one was built from it and was not evaluated."""
     bytes: int | None = None
@@ -41,6 +46,8 @@ class Row:
     target: str = ""
     bench: BenchRecord | None = None
     notes: tuple[str, ...] = ()
+    ancestors: int = 0
+    """How many files it was made from, directly or not: 0 for a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -124,27 +131,34 @@ class _Files:
             scored = next((self.scores[s] for s in _origins(artifact) if s in self.scores), None)
             source = scored.model if scored else ""
         shares: Mapping[str, float] = artifact.precision if artifact else {}
+        drop, baseline = self._drop(scored)
         return Row(
             name=name,
             precision=_precision(shares),
             ap=_metric(scored, "ap"),
             ap50=_metric(scored, "ap50"),
-            ap_drop=self._drop(scored),
+            ap_drop=drop,
+            baseline=baseline,
             ap_source=source,
             bytes=artifact.bytes if artifact else None,
             int8_share=shares.get("int8", 0.0) if shares else None,
             target=artifact.target if artifact else "",
             bench=bench,
             notes=artifact.notes if artifact else (),
+            ancestors=len(self._ancestors(sha256)),
         )
 
-    def _drop(self, scored: AccuracyRecord | None) -> float | None:
+    def _drop(self, scored: AccuracyRecord | None) -> tuple[float | None, str]:
+        """Return what is lost since the first evaluated ancestor, and that one's name."""
         own = _metric(scored, "ap")
         if scored is None or own is None:
-            return None
-        bases = (self.scores.get(sha) for sha in self._ancestors(scored.model_sha256))
-        known = [ap for ap in (_metric(base, "ap") for base in bases) if ap is not None]
-        return known[-1] - own if known else None
+            return None, ""
+        for sha in reversed(self._ancestors(scored.model_sha256)):
+            base = self.scores.get(sha)
+            theirs = _metric(base, "ap")
+            if base is not None and theirs is not None:
+                return theirs - own, base.model
+        return None, ""
 
     def _ancestors(self, sha256: str) -> list[str]:
         """Return every file it was made from, directly or not, the nearest first."""
@@ -174,7 +188,8 @@ def _precision(shares: Mapping[str, float]) -> str:
 
 def data_key(record: AccuracyRecord) -> DataKey:
     """Return what two accuracy records must share to be compared."""
-    protocol = json.dumps(record.protocol, sort_keys=True, default=str)
+    settings = {name: value for name, value in record.protocol.items() if name != "batch_size"}
+    protocol = json.dumps(settings, sort_keys=True, default=str)
     return record.dataset, record.dataset_sha256, record.images, protocol
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deploykit import conditions
+from deploykit.reporting.rows import data_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
     from deploykit.records import AccuracyRecord
     from deploykit.reporting.rows import Joined, Machine, Row
@@ -45,7 +46,9 @@ def number(value: float | None, form: str, *, scale: float = 1.0) -> Cell:
     """Return the cell of `value`, printed as `form` after scaling."""
     if value is None:
         return Cell(ABSENT)
-    return Cell(format(value * scale, form), float(value))
+    text = format(value * scale, form)
+    zero = not set(text) & set("123456789")
+    return Cell(text.replace("-", "") if zero else text, float(value))
 
 
 def milliseconds(seconds: float) -> Cell:
@@ -105,18 +108,30 @@ _SUMMARY: Mapping[str, tuple[bool, Callable[[Row], Cell]]] = {
 def summary(caption: str, rows: Sequence[Row]) -> Table:
     """Return accuracy, size, precision and speed of each row; empty columns are left out."""
     columns = {title: [cell(row) for row in rows] for title, (_, cell) in _SUMMARY.items()}
-    kept = [t for t, cells in columns.items() if {cell.text for cell in cells} - {ABSENT, ""}]
-    marks = [
+    marks = [f"AP drop is against {row.baseline}" for row in rows if row.baseline]
+    marks += [
         f"* scores of {row.ap_source}, which {row.name} was built from; not measured on it"
         for row in rows
         if row.ap_source and row.ap is not None
     ]
+    numeric = {title for title, (is_number, _) in _SUMMARY.items() if is_number}
+    return _filled(caption, columns, numeric, tuple(dict.fromkeys(marks)))
+
+
+def _filled(
+    caption: str,
+    columns: Mapping[str, Sequence[Cell]],
+    numeric: Container[str],
+    footnotes: tuple[str, ...],
+) -> Table:
+    """Return the table of the columns that say something."""
+    kept = [t for t, cells in columns.items() if {cell.text for cell in cells} - {ABSENT, ""}]
     return Table(
         caption,
         tuple(kept),
         tuple(zip(*(columns[title] for title in kept), strict=True)),
-        frozenset(i for i, title in enumerate(kept) if _SUMMARY[title][0]),
-        tuple(dict.fromkeys(marks)),
+        frozenset(i for i, title in enumerate(kept) if title in numeric),
+        footnotes,
     )
 
 
@@ -144,25 +159,18 @@ def _interval(bounds: tuple[float, float] | None) -> Cell:
 
 def latency(machine: Machine) -> Table:
     """Return the distribution of every measurement on one machine, in milliseconds."""
-    protocols = letters(machine)
-    rows = [
-        (
-            Cell(row.name),
-            Cell(measured(row).text),
-            *(cell(row.bench) for cell in _LATENCY.values()),
-            Cell(protocols[_protocol(row.bench)]),
-        )
-        for row in machine.rows
-        if row.bench is not None
-    ]
-    few = any(row.bench and row.bench.wall.count < conditions.FEW for row in machine.rows)
-    return Table(
-        "Latency of one batch, in milliseconds of wall time",
-        ("Model", "Measured", *_LATENCY, "Protocol"),
-        tuple(rows),
-        frozenset(range(2, 2 + len(_LATENCY))),
-        (f"With fewer than {conditions.FEW} iterations p99 is the slowest one.",) if few else (),
-    )
+    timed = [(row, row.bench) for row in machine.rows if row.bench is not None]
+    named = letters(machine)
+    columns = {
+        "Model": [Cell(row.name) for row, _ in timed],
+        "Measured": [measured(row) for row, _ in timed],
+        **{title: [cell(bench) for _, bench in timed] for title, cell in _LATENCY.items()},
+        "Protocol": [Cell(named[_protocol(bench)]) for _, bench in timed],
+    }
+    few = any(bench.wall.count < conditions.FEW for _, bench in timed)
+    notes = (f"With fewer than {conditions.FEW} iterations p99 is the slowest one.",) if few else ()
+    caption = "Latency of one batch, in milliseconds of wall time"
+    return _filled(caption, columns, set(_LATENCY), notes)
 
 
 def _protocol(record: BenchRecord) -> tuple[tuple[str, str], ...]:
@@ -225,6 +233,23 @@ def accuracy(joined: Joined) -> Table:
         ("Model", "Data set", "Images", *(name.upper() for name in names), "Backend", "Protocol"),
         rows,
         frozenset(range(2, last)),
+    )
+
+
+def per_class(joined: Joined) -> Table:
+    """Return the AP of each class, a column per model evaluated on the data set compared on."""
+    records = [
+        record
+        for record in joined.accuracies
+        if record.per_class and data_key(record) == joined.compared_on
+    ]
+    names = dict.fromkeys(name for record in records for name in record.per_class)
+    rows = ((Cell(n), *(number(r.per_class.get(n), ".4f") for r in records)) for n in names)
+    return Table(
+        "AP50-95 of each class",
+        ("Class", *(record.model for record in records)),
+        tuple(rows),
+        frozenset(range(1, 1 + len(records))),
     )
 
 

@@ -1,0 +1,169 @@
+"""Commands that look and measure: inspect, verify, eval, bench, report, doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deploykit.cli import options, printing
+from deploykit.cli.making import AsJson, Recipe, Record
+from deploykit.errors import ProofError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+Model = Annotated[Path, typer.Argument(help="A checkpoint, an ONNX file or an engine.")]
+BackendName = Annotated[
+    str | None, typer.Option("--backend", help="Default: what the file was built for.")
+]
+Threads = Annotated[int, typer.Option(help="Of the runtime; 0: its own choice.")]
+SourceSpec = Annotated[
+    str, typer.Option("--source", help="SOURCE:LOCATION, such as coco:DIR or shapes:count=500.")
+]
+
+
+def inspect(model: Model, *, as_json: AsJson = False) -> None:
+    """Precision of every layer, and for Q/DQ graphs what would fall back to float, and why."""
+    from deploykit import pipeline  # noqa: PLC0415 - `--help` must not pay for it
+
+    found = pipeline.inspect(model)
+    printing.emit(found.to_json(), printing.inspection(found), as_json=as_json)
+    if found.errors:
+        raise ProofError(
+            f"{len(found.errors)} of the findings are errors: TensorRT would refuse the graph",
+            fix="see the findings above; `deploykit quantize` makes graphs without them",
+        )
+
+
+def verify(
+    candidate: Model,
+    *,
+    against: Annotated[Path, typer.Option(help="The reference: checkpoint, ONNX or engine.")],
+    recipe: Recipe = None,
+    atol: Annotated[float, typer.Option(help="Absolute tolerance.")] = 0.0,
+    rtol: Annotated[float, typer.Option(help="Tolerance over the output's range.")] = 1e-4,
+    source: Annotated[
+        str | None, typer.Option(help="SOURCE:LOCATION of images. Default: random ones.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="Images to compare on.")] = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the outputs of two files of the same model."""
+    from deploykit import pipeline  # noqa: PLC0415
+
+    wanted = pipeline.VerifyOptions(recipe, atol, rtol, source, count)
+    found = pipeline.verify(candidate, against, wanted, progress=printing.bar)
+    header = ("output", "max error", "mean error", "of range", "cosine", "")
+    rows = [
+        (
+            a.output,
+            f"{a.max_abs:.3g}",
+            f"{a.mean_abs:.3g}",
+            f"{a.relative:.3g}",
+            f"{a.cosine:.6f}",
+            "ok" if a.passed else "DIFFERS",
+        )
+        for a in found
+    ]
+    data = {"agreements": [vars(a) for a in found], "passed": all(a.passed for a in found)}
+    printing.emit(data, printing.table(header, rows), as_json=as_json)
+    different = [a.output for a in found if not a.passed]
+    if different:
+        raise ProofError(
+            f"{candidate} differs from {against} in {', '.join(different)}",
+            expected=f"errors of at most {atol:g} + {rtol:g} of the range",
+        )
+
+
+def evaluate(
+    model: Model,
+    *,
+    source: SourceSpec,
+    recipe: Recipe = None,
+    backend: BackendName = None,
+    limit: Annotated[int | None, typer.Option(help="Images to use. Default: all.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,
+    threads: Threads = 0,
+    record: Record = None,
+    as_json: AsJson = False,
+) -> None:
+    """COCO average precision of a checkpoint, an ONNX file or an engine."""
+    from deploykit import pipeline  # noqa: PLC0415
+
+    wanted = pipeline.EvalOptions(source, recipe, backend, limit, batch_size, threads)
+    found = pipeline.evaluate(model, wanted, record=record, progress=printing.bar)
+    printing.emit(found.to_json(), printing.accuracy(found), as_json=as_json)
+
+
+def bench(
+    models: Annotated[list[Path], typer.Argument(help="ONNX files or engines.")],
+    *,
+    backend: BackendName = None,
+    batch_sizes: Annotated[str, typer.Option(help="Comma-separated, such as 1,32.")] = "1",
+    warmup: Annotated[float, typer.Option(help="Seconds that are not kept.")] = 1.0,
+    duration: Annotated[float, typer.Option(help="Seconds that are, at least.")] = 5.0,
+    iterations: Annotated[int, typer.Option(help="Iterations that are, at least.")] = 50,
+    cuda_graph: Annotated[bool, typer.Option(help="Replay a captured CUDA graph.")] = False,
+    transfers: Annotated[bool, typer.Option(help="Copy inputs in and outputs out.")] = True,
+    end_to_end: Annotated[
+        str | None,
+        typer.Option(help="SOURCE:LOCATION: time image to detections, not the model alone."),
+    ] = None,
+    threads: Threads = 0,
+    record: Record = None,
+    as_json: AsJson = False,
+) -> None:
+    """FPS and latency, with raw samples, every switch and the machine on record."""
+    from deploykit import pipeline  # noqa: PLC0415
+    from deploykit.benchmarking import BenchOptions  # noqa: PLC0415
+
+    base = BenchOptions(
+        warmup_seconds=warmup,
+        duration_seconds=duration,
+        min_iterations=iterations,
+        transfers=transfers,
+        cuda_graph=cuda_graph,
+        threads=threads,
+    )
+    wanted = pipeline.BenchPlan(
+        base, options.integers("--batch-sizes", batch_sizes), backend, end_to_end
+    )
+    found = pipeline.bench(models, wanted, record=record, progress=printing.bar)
+    data = {"records": [r.to_json() for r in found]}
+    printing.emit(data, printing.measurements(found), as_json=as_json)
+
+
+def report(
+    records: Annotated[list[Path], typer.Argument(help="JSON-lines files of records.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="report.html; .md beside it.")],
+    *,
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = "deploykit report",
+    as_json: AsJson = False,
+) -> None:
+    """Records to one table: a self-contained HTML page, and the same as Markdown."""
+    from deploykit import pipeline  # noqa: PLC0415
+
+    summary, written = pipeline.report(records, output, title=title)
+    data = {"written": [str(path) for path in written]}
+    text = "\n".join([summary, "", *(f"wrote {path}" for path in written)])
+    printing.emit(data, text, as_json=as_json)
+
+
+def doctor(*, as_json: AsJson = False) -> None:
+    """What is on this machine, which precisions are possible, and what to install."""
+    from deploykit import environment  # noqa: PLC0415
+
+    rows = environment.doctor()
+    printing.emit({"rows": [vars(row) for row in rows]}, printing.findings(rows), as_json=as_json)
+
+
+COMMANDS: Mapping[str, Callable[..., None]] = {
+    "inspect": inspect,
+    "verify": verify,
+    "eval": evaluate,
+    "bench": bench,
+    "report": report,
+    "doctor": doctor,
+}

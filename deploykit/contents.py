@@ -1,0 +1,82 @@
+"""What a file holds, judged by its first bytes: for errors that say what was really given."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deploykit.errors import InputError
+
+HEAD = 512
+"""Bytes that are enough to recognise every kind below."""
+ZIP = b"PK\x03\x04"
+_UNTEXT = frozenset(range(32)) - frozenset(b"\t\n\r\f")
+
+# First bytes (lower case for text), what the file is, what to do about it.
+_KINDS = (
+    (
+        b"version https://git-lfs",
+        "a Git LFS pointer: the file itself was not downloaded",
+        "fetch it with: git lfs pull",
+    ),
+    (b"<!doctype", "a web page: the download failed", "download the file itself, not its page"),
+    (b"<html", "a web page: the download failed", "download the file itself, not its page"),
+    (b"ftrt", "a TensorRT engine", ""),
+    (b"ptrt", "a TensorRT-RTX engine", ""),
+    (ZIP, "a zip archive, such as a PyTorch checkpoint", ""),
+    (b"\x80\x02", "a Python pickle, such as a PyTorch checkpoint", ""),
+    (b"\x80\x03", "a Python pickle, such as a PyTorch checkpoint", ""),
+    (b"\x80\x04", "a Python pickle, such as a PyTorch checkpoint", ""),
+    (b"\x80\x05", "a Python pickle, such as a PyTorch checkpoint", ""),
+    (b"\x1f\x8b", "a gzip archive", "unpack it first: gunzip FILE"),
+    (b"\x89hdf", "an HDF5 file", ""),
+    (b"\x89png", "a PNG image", ""),
+    (b"\xff\xd8\xff", "a JPEG image", ""),
+)
+
+
+def head(path: Path, error: type[InputError], what: str) -> bytes:
+    """Return the first HEAD bytes of `path`, which should hold `what`, e.g. "an ONNX model".
+
+    Raises: `error` where the file is missing, a folder, unreadable or empty.
+    """
+    try:
+        with path.open("rb") as file:
+            first = file.read(HEAD)
+    except FileNotFoundError:
+        raise error(f"no such file: {path}", expected=what) from None
+    except IsADirectoryError:
+        raise error(f"{path} is a folder", expected=f"a file that holds {what}") from None
+    except OSError as reason:
+        raise error(f"cannot read {path}: {reason.strerror or reason}") from reason
+    if not first:
+        raise error(f"{path} is empty", expected=what, fix="make or download the file again")
+    return first
+
+
+def foreign(path: Path, first: bytes, error: type[InputError], what: str) -> InputError:
+    """Return the error for a file that begins with `first` and does not hold `what`."""
+    kind, fix = recognise(first)
+    found = f"{path} is {kind}" if kind else f"{path} is not {what}, or it is damaged"
+    return error(found, expected=what, fix=fix or "give another file, or download it again")
+
+
+def recognise(first: bytes) -> tuple[str, str]:
+    """Return what a file that begins with `first` is, and what to do; empty where unknown."""
+    start = first.lstrip().lower()
+    for prefix, kind, fix in _KINDS:
+        if start.startswith(prefix) or first.startswith(prefix):
+            return kind, fix
+    if first and not _UNTEXT.intersection(first) and _decodes(first):
+        return "a text file", ""
+    return "", ""
+
+
+def _decodes(first: bytes) -> bool:
+    try:
+        first.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start > len(first) - 4  # a character cut at the end is no damage
+    return True

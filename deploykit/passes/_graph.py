@@ -1,0 +1,143 @@
+"""What several rewrites need: constants, removal of a node, free names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One rewrite of a whole model."""
+
+    name: str
+    apply: Callable[[ir.Model], bool]
+    """Rewrites the model in place; returns whether it changed."""
+
+
+def per_node(name: str, rewrite: Callable[[ir.Node], bool]) -> Pass:
+    """Return the pass that offers every node, subgraphs included, to `rewrite`."""
+
+    def apply(model: ir.Model) -> bool:
+        return any([rewrite(node) for node in nodes(model) if node.graph is not None])
+
+    return Pass(name, apply)
+
+
+def nodes(model: ir.Model) -> list[ir.Node]:
+    """Return every node of the model, those of subgraphs and of local functions included."""
+    found = list(ir.traversal.RecursiveGraphIterator(model.graph))
+    for function in model.functions.values():
+        found += ir.traversal.RecursiveGraphIterator(function)
+    return found
+
+
+def is_op(node: ir.Node | None, *op_types: str) -> bool:
+    """Return whether `node` is one of these standard ONNX operators."""
+    return node is not None and node.domain in ("", "ai.onnx") and node.op_type in op_types
+
+
+def constant(value: ir.Value | None) -> Array | None:
+    """Return the value of a weight that no caller can replace, else None."""
+    if value is None or value.const_value is None or value.is_graph_input():
+        return None
+    return value.const_value.numpy()
+
+
+def source(value: ir.Value | None, *op_types: str) -> ir.Node | None:
+    """Return the node of one of these types whose only product, used once, is `value`."""
+    node = None if value is None else value.producer()
+    if node is None or value is None or not is_op(node, *op_types):
+        return None
+    sole = len(value.uses()) == 1 and not value.is_graph_output()
+    return node if sole and not any(other.uses() for other in node.outputs[1:]) else None
+
+
+def integer(node: ir.Node, name: str, default: int) -> int:
+    """Return an integer attribute."""
+    return node.attributes[name].as_int() if name in node.attributes else default
+
+
+def real(node: ir.Node, name: str, default: float) -> float:
+    """Return a float attribute."""
+    return node.attributes[name].as_float() if name in node.attributes else default
+
+
+def dims(value: ir.Value | None) -> tuple[int, ...] | None:
+    """Return the shape of `value` where every dimension is known, else None."""
+    if value is None or value.shape is None:
+        return None
+    known = tuple(dim for dim in value.shape if isinstance(dim, int))
+    return known if len(known) == len(value.shape) else None
+
+
+def bypass(node: ir.Node, value: ir.Value) -> bool:
+    """Return whether `node` could be removed, its first output being equal to `value`.
+
+    The model's outputs keep their names, so a node between an input or a weight and an output
+    stays, and so does one between two outputs.
+    """
+    output, graph = node.outputs[0], node.graph
+    fixed = value.is_graph_output() or value.producer() is None or value.graph is not graph
+    if graph is None or (output.is_graph_output() and fixed):
+        return False
+    name = output.name if output.is_graph_output() else value.name
+    value.shape = value.shape or output.shape
+    value.type = value.type or output.type
+    output.replace_all_uses_with(value, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    value.name = name
+    return True
+
+
+def set_weight(node: ir.Node, index: int, array: Array, name: str) -> None:
+    """Give `node` its own weight as input `index`; a new one is called `name`, made unique."""
+    old = node.inputs[index] if index < len(node.inputs) else None
+    tensor = ir.tensor(array)
+    if old is not None and len(old.uses()) == 1 and not old.is_graph_output():
+        tensor.name, old.const_value = old.name, tensor
+        old.shape = tensor.shape
+        return
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)  # callers rewrite no local functions
+    tensor.name = unique(name, value_names(graph))
+    fresh = ir.Value(
+        name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.register_initializer(fresh)
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    node.replace_input_with(index, fresh)
+
+
+def value_names(graph: ir.Graph) -> set[str]:
+    """Return the names of all values in `graph` and its subgraphs."""
+    found = set(_names([*graph.inputs, *graph.initializers.values()]))
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        found.update(_names(node.outputs))
+        found.update(_names(value for value in node.inputs if value is not None))
+    return found
+
+
+def _names(values: Iterable[ir.Value]) -> Iterator[str]:
+    return (value.name for value in values if value.name)
+
+
+def unique(name: str, taken: set[str]) -> str:
+    """Return `name`, numbered (`name_1`) where it is taken, and add it to `taken`."""
+    found, count = name, 0
+    while found in taken:
+        count += 1
+        found = f"{name}_{count}"
+    taken.add(found)
+    return found

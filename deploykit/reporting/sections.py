@@ -1,0 +1,135 @@
+"""What a report says and in which order, before it takes a format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from deploykit.reporting import charts, tables
+from deploykit.reporting.rows import data_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from deploykit.reporting.markup import Markup
+    from deploykit.reporting.rows import Joined, Machine
+    from deploykit.reporting.tables import Table
+
+TITLE = "Deployment report"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with tables and charts under it."""
+
+    title: str
+    prose: str = ""
+    tables: tuple[Table, ...] = ()
+    charts: tuple[tuple[str, Markup], ...] = ()
+    """Caption and drawing; formats without drawings leave them out."""
+    level: int = 2
+
+
+def lead(joined: Joined) -> str:
+    """Return one sentence on what was measured."""
+    files = len({(row.name, row.bytes) for row in joined.rows})
+    machines = len(joined.machines)
+    timed = f"timed on {_count(machines, 'machine')}" if machines else "none of them timed"
+    text = f"{_count(files, 'model')}, {timed}."
+    if joined.compared_on:
+        name, sha256, images, _ = joined.compared_on
+        text += f" AP is COCO AP50-95 on {name} ({_count(images, 'image')}, {sha256[:12]})."
+    return text
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def warnings(joined: Joined) -> tuple[str, ...]:
+    """Return everything that a reader must know before comparing the figures."""
+    found = [text for machine in joined.machines for text in _warnings(machine)]
+    if len({data_key(record) for record in joined.accuracies}) > 1 and joined.compared_on:
+        found.append(
+            "scores come from several data sets or protocols: the tables show those on "
+            f"{joined.compared_on[0]} only, all of them are under Accuracy"
+        )
+    return tuple(found)
+
+
+def _warnings(machine: Machine) -> Iterator[str]:
+    """Yield each distinct warning once, with the measurements that it concerns."""
+    timed = [row for row in machine.rows if row.bench is not None]
+    concerned: dict[str, list[str]] = {}
+    for row in timed:
+        for warning in dict.fromkeys(row.bench.warnings if row.bench else ()):
+            concerned.setdefault(warning, []).append(f"{row.name} ({tables.measured(row).text})")
+    for warning, names in concerned.items():
+        everyone = len(names) == len(timed) > 1
+        yield f"{f'All on {machine.name}' if everyone else ', '.join(names)}: {warning}"
+
+
+def sections(joined: Joined) -> tuple[Section, ...]:
+    """Return the whole report."""
+    return tuple(_sections(joined))
+
+
+def _sections(joined: Joined) -> Iterator[Section]:
+    found = summaries(joined)
+    for machine, table in zip(joined.machines, found, strict=False):
+        yield _results(machine, table)
+    for table in found[len(joined.machines) :]:
+        yield Section("Not timed", tables=(table,))
+    drawing = charts.sizes(joined.rows)
+    if drawing is not None:
+        yield Section("File size", charts=(("Size on disk, in megabytes (10^6 bytes)", drawing),))
+    if joined.accuracies:
+        scores = _filled(tables.accuracy(joined), tables.per_class(joined))
+        yield Section("Accuracy", "Every score as it was measured.", scores)
+    for machine in joined.machines:
+        yield Section(f"How it was measured on {machine.name}", _METHOD, _conditions(machine))
+
+
+_METHOD = (
+    "FPS is batch size times iterations over the sum of their times. A percentile is always a "
+    "measured value; its index is max(n - 1 - floor(n (100 - p) / 100), 0)."
+)
+
+
+def summaries(joined: Joined) -> tuple[Table, ...]:
+    """Return the tables of accuracy, size and speed: one per machine, and one of untimed files.
+
+    Where there is one machine only, its table holds the untimed files too.
+    """
+    groups = [(f"Accuracy, size and speed on {m.name}", m.rows) for m in joined.machines]
+    if len(groups) == 1:
+        groups = [(groups[0][0], groups[0][1] + joined.untimed)]
+    elif joined.untimed:
+        groups.append(("Files that no record of a measurement speaks of", joined.untimed))
+    return tuple(
+        tables.summary(caption, sorted(rows, key=lambda row: row.ancestors))
+        for caption, rows in groups
+    )
+
+
+def _results(machine: Machine, table: Table) -> Section:
+    drawings = _drawn((caption, draw(machine.rows)) for caption, draw in charts.CHARTS.items())
+    return Section(
+        f"Results on {machine.name}",
+        tables=(table, tables.latency(machine)),
+        charts=drawings,
+    )
+
+
+def _drawn(drawings: Iterable[tuple[str, Markup | None]]) -> tuple[tuple[str, Markup], ...]:
+    return tuple((caption, drawing) for caption, drawing in drawings if drawing is not None)
+
+
+def _conditions(machine: Machine) -> tuple[Table, ...]:
+    return _filled(
+        tables.protocols(machine), tables.environment(machine), tables.fluctuations(machine)
+    )
+
+
+def _filled(*found: Table) -> tuple[Table, ...]:
+    return tuple(table for table in found if table.rows)

@@ -1,0 +1,32 @@
+"""The tables of the report as text for a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deploykit.reporting import sections
+from deploykit.reporting.markup import plain
+
+if TYPE_CHECKING:
+    from deploykit.reporting.rows import Joined
+    from deploykit.reporting.tables import Table
+
+
+def render(joined: Joined) -> str:
+    """Return the summary of each machine, and the warnings."""
+    parts = [_table(table) for table in sections.summaries(joined)]
+    parts += [f"warning: {plain(text)}" for text in sections.warnings(joined)]
+    return "\n\n".join(parts)
+
+
+def _table(table: Table) -> str:
+    lines = [table.header, *([plain(cell.text) for cell in row] for row in table.rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = (
+        "  ".join(
+            text.rjust(width) if i in table.numeric else text.ljust(width)
+            for i, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+    return "\n".join([plain(table.caption), *aligned, *map(plain, table.footnotes)])

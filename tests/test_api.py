@@ -1,0 +1,46 @@
+"""The public names of the package."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import deploykit
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_public_names_are_sorted_and_all_there() -> None:
+    assert deploykit.__all__ == sorted(deploykit.__all__)
+    for name in deploykit.__all__:
+        assert getattr(deploykit, name) is not None
+        assert name == "__version__" or getattr(deploykit, name).__doc__
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'quantise'"):
+        deploykit.quantise  # noqa: B018 - the access is the test
+
+
+def test_the_version_is_the_packages() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert deploykit.__version__ == project["version"]
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("deploykit", "numpy"),
+        ("deploykit.cli", "numpy"),
+        ("deploykit.pipeline", "torch"),
+        ("deploykit.quantization", "torch"),
+        ("deploykit.benchmarking", "torch"),
+    ],
+)
+def test_importing_a_light_module_leaves_heavy_ones_alone(module: str, absent: str) -> None:
+    code = f"import sys, {module}; sys.exit({absent!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
