@@ -10,10 +10,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
-import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 
-from deploykit import artifacts, observers, samples
+from deploykit import artifacts, observers, onnxfile, samples
 from deploykit.errors import InputError, ModelError, OptionError, StaleTableError, unknown_name
 from deploykit.values import CalibrationTable, TensorSpec, silent
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from deploykit.recipe import Dataset, Floats, Preprocess
     from deploykit.samples import Batch
     from deploykit.values import Progress
+
+_FLOAT32 = "tensor(float)"
+"""float32 in the runtime's words."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,11 @@ def calibrate(  # noqa: PLR0913 - model, images, tensors, and two independent op
     )
     wanted = tuple(dict.fromkeys(tensors))
     sha256 = artifacts.sha256(model)
-    session = _open(model, wanted)
-    _check_input(session, preprocess, options.batch_size)
-    _check_outputs(session, wanted)
+    graph = onnxfile.read_model(model)
+    _check_interface(graph, preprocess, options.batch_size)
+    _expose(graph.graph, model, wanted)
+    session = _open(graph, model, wanted)
+    del graph  # the session has its own copy of the weights
     seen = {name: observer.remember(name) for name in wanted}
     names, pixel_sha256s = _observe(session, batches, seen)
     return CalibrationTable(
@@ -163,7 +168,7 @@ def _run(session: ort.InferenceSession, batch: Batch, seen: Iterable[str]) -> di
     if inner:
         try:
             outputs = session.run(inner, {feed: batch.images})
-        except Exception as error:  # pybind gives its errors no common class
+        except Exception as error:  # the errors of the runtime have no common class
             raise ModelError(
                 f"ONNX Runtime failed on images of shape {batch.images.shape}: {error}"
             ) from error
@@ -180,73 +185,64 @@ def _take_in(values: dict[str, Floats], seen: dict[str, Extremes]) -> None:
         del array
 
 
-def _open(model: Path, tensors: Sequence[str]) -> ort.InferenceSession:
-    """Return a session whose outputs include `tensors`; the file is not changed."""
+def _expose(graph: ir.Graph, path: Path, tensors: Iterable[str]) -> None:
+    """Make `tensors` outputs of the graph in memory; an input needs no such thing."""
+    values = {value.name: value for node in graph for value in node.outputs if value.name}
+    inputs = {value.name for value in graph.inputs}
+    for name in tensors:
+        if name in inputs or any(value.name == name for value in graph.outputs):
+            continue
+        if name not in values:
+            near = unknown_name("tensor", name, values).fix
+            raise ModelError(f"{path} computes no tensor {name!r}", fix=near)
+        graph.outputs.append(values[name])
+
+
+def _open(model: ir.Model, path: Path, tensors: Iterable[str]) -> ort.InferenceSession:
+    """Return a session that computes `tensors`, all of them float32."""
     options = ort.SessionOptions()
     options.log_severity_level = 4  # an error is raised, so it need not be logged too
+    # A thread that waits for work leaves its core to the observer and the decoders.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    ir.external_data.load_to_model(model)
+    data = ir.to_proto(model).SerializeToString()
     try:
-        return ort.InferenceSession(
-            _exposed(model, tensors), options, providers=["CPUExecutionProvider"]
-        )
-    except InputError:
-        raise
-    except Exception as error:
-        raise ModelError(f"ONNX Runtime cannot run {model}: {error}") from error
-
-
-def _exposed(model: Path, tensors: Sequence[str]) -> bytes:
-    """Return the serialized model with `tensors` as outputs."""
-    try:
-        proto = onnx.load(model)
-    except OSError as error:
-        raise ModelError(f"cannot read {model}: {error.strerror or error}") from error
-    except Exception as error:
-        raise ModelError(f"{model} is not an ONNX model: {error}") from error
-    graph = proto.graph
-    known = {v.name for v in graph.input} | {name for node in graph.node for name in node.output}
+        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the errors of the runtime have no common class
+        raise ModelError(f"ONNX Runtime cannot run {path}: {error}") from error
+    types = {output.name: output.type for output in session.get_outputs()}
     for name in tensors:
-        if name not in known:
+        if types.get(name, _FLOAT32) != _FLOAT32:
             raise ModelError(
-                f"{model} has no tensor {name!r}", fix=unknown_name("tensor", name, known).fix
+                f"cannot calibrate {name!r}, a {types[name]}",
+                expected=_FLOAT32,
+                fix="calibrate the float32 model, before its precision is converted",
             )
-    present = {v.name for v in (*graph.input, *graph.output)}
-    graph.output.extend(onnx.ValueInfoProto(name=n) for n in tensors if n not in present)
-    return cast("bytes", proto.SerializeToString())
+    return session
 
 
-def _check_input(session: ort.InferenceSession, preprocess: Preprocess, batch_size: int) -> None:
-    inputs = [_spec(node) for node in session.get_inputs()]
-    height, width = preprocess.size
-    wanted = TensorSpec("images", "float32", ("batch", 3, height, width))
-    fits = len(inputs) == 1 and inputs[0].dtype == "float32" and len(inputs[0].shape) == 4
-    # A dimension with a name may take any value.
-    sizes = zip(inputs[0].shape[1:], wanted.shape[1:], strict=False) if fits else ()
-    if not fits or any(isinstance(has, int) and has != want for has, want in sizes):
+def _check_interface(model: ir.Model, preprocess: Preprocess, batch_size: int) -> None:
+    inputs, _ = onnxfile.interface(model)
+    wanted = TensorSpec("images", "float32", ("batch", 3, *preprocess.size))
+    if len(inputs) != 1 or not _fits(inputs[0], wanted):
         raise ModelError(
-            f"the model's inputs are {', '.join(map(str, inputs)) or 'none'}",
-            expected=f"one input, such as {wanted}, the size of the preprocessing",
-            fix="give the preprocessing that the model was made for",
+            f"the model's inputs are {'; '.join(map(str, inputs)) or 'none'}",
+            expected=f"one input {wanted}, as the preprocessing makes it",
+            fix="calibrate an image model, with the preprocessing that it was trained with",
         )
     fixed = inputs[0].shape[0]
     if isinstance(fixed, int) and fixed != batch_size:
         raise OptionError(
-            f"a batch size of {batch_size} for a model that takes {inputs[0]}",
+            f"a batch size of {batch_size} for the input {inputs[0]}",
             fix=f"use a batch size of {fixed}, or export the model with a dynamic batch",
         )
 
 
-def _check_outputs(session: ort.InferenceSession, tensors: Sequence[str]) -> None:
-    for spec in map(_spec, session.get_outputs()):
-        if spec.name in tensors and spec.dtype != "float32":
-            raise ModelError(
-                f"cannot calibrate the tensor {spec}",
-                expected="float32",
-                fix="calibrate the float32 model, before any conversion of precision",
-            )
-
-
-def _spec(node: ort.NodeArg) -> TensorSpec:
-    """Return the spec of an input or output; `?` where the runtime knows no size."""
-    dtype = {"tensor(float)": "float32"}.get(node.type, node.type)
-    return TensorSpec(node.name, dtype, tuple("?" if d is None else d for d in node.shape))
+def _fits(found: TensorSpec, wanted: TensorSpec) -> bool:
+    """Return whether type and sizes agree, apart from the batch; a named size takes any value."""
+    sizes = zip(found.shape[1:], wanted.shape[1:], strict=False)
+    return (
+        found.dtype == wanted.dtype
+        and len(found.shape) == len(wanted.shape)
+        and all(isinstance(has, str) or has == want for has, want in sizes)
+    )

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
 from deploykit import artifacts, backends, onnxfile, verification
 from deploykit.errors import ModelError, OptionError, ProofError
 from deploykit.passes import DEFAULT, Pass
@@ -14,6 +12,8 @@ from deploykit.passes import DEFAULT, Pass
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    import onnx_ir as ir
 
     from deploykit.values import Agreement, Artifact
 

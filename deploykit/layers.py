@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -208,7 +208,7 @@ class Detect(nn.Module):
     """The decoupled head: classes and boxes have a branch of their own at each level."""
 
     def __init__(
-        self, channels: tuple[int, ...], classes: int, reg_max: int, strides: tuple[int, ...]
+        self, channels: tuple[int, ...], classes: int, reg_max: Literal[0, 16], strides: tuple[int, ...]
     ) -> None:
         """Make the branches for the channels and the stride, in input pixels, of each level."""
         super().__init__()

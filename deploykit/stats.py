@@ -20,7 +20,8 @@ def percentile(values: Sequence[float], percent: int) -> float:
     even count is the lower of the two middle values, and the 99th of fewer than 100 values is
     the largest. `percent` is a whole number, for then the index is exact.
 
-    Source: trtexec's rule, `max(n - 1 - int((1 - percent / 100) * n), 0)`.
+    Source: trtexec's rule, `max(n - 1 - int((1 - percent / 100) * n), 0)`; the same values as
+    numpy's `inverted_cdf`.
     Raises: ValueError for no values, or a percent outside 0 to 100.
     """
     if not values or not 0 <= percent <= 100:

@@ -46,7 +46,7 @@ class Architecture:
     block: Literal["repvgg", "conv_silu"] = "repvgg"
     csp: float | None = None
     """Share of the channels inside a CSPStackRep stage; None: plain RepVGG stages."""
-    reg_max: int = 0
+    reg_max: Literal[0, 16] = 0
     """Box sides are the mean of a distribution over 0 to reg_max cells; 0: a plain number."""
     channels: tuple[int, ...] = (64, 128, 256, 512, 1024, 256, 128, 128, 256, 256, 512)
     """Stem, four stages, then p4, p3, down to n3, n3, down to n4, n4 of the neck."""

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tomllib
-from pathlib import Path
+from importlib import metadata
 
 import pytest
 
 import deploykit
-
-ROOT = Path(__file__).parent.parent
 
 
 def test_the_public_names_are_sorted_and_all_there() -> None:
@@ -27,8 +24,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_the_version_is_the_packages() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert deploykit.__version__ == project["version"]
+    assert deploykit.__version__ == metadata.version("deploykit")
 
 
 @pytest.mark.parametrize(

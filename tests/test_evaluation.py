@@ -94,7 +94,7 @@ def textbook_ap(
         return 0.0
     precision = correct / np.arange(1, len(scored) + 1)
     recall = correct / total
-    return float(np.mean([max(precision[recall >= r - 1e-12], default=0.0) for r in RECALLS]))
+    return float(np.mean([max(precision[recall >= r], default=0.0) for r in RECALLS]))
 
 
 def moved(box: Sequence[float], rng: np.random.Generator) -> NDArray[np.float64]:

@@ -64,8 +64,15 @@ class Built:
 class Session(Protocol):
     """A model loaded and ready to run."""
 
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Return what `run` takes, in the model's order."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Return what `run` gives, in the model's order."""
+        ...
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
         """Return output name -> array for one batch given as input name -> array."""

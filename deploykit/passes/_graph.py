@@ -29,17 +29,14 @@ def per_node(name: str, rewrite: Callable[[ir.Node], bool]) -> Pass:
     """Return the pass that offers every node, subgraphs included, to `rewrite`."""
 
     def apply(model: ir.Model) -> bool:
-        return any([rewrite(node) for node in nodes(model) if node.graph is not None])
+        return sum(rewrite(node) for node in nodes(model) if node.graph is not None) > 0
 
     return Pass(name, apply)
 
 
 def nodes(model: ir.Model) -> list[ir.Node]:
-    """Return every node of the model, those of subgraphs and of local functions included."""
-    found = list(ir.traversal.RecursiveGraphIterator(model.graph))
-    for function in model.functions.values():
-        found += ir.traversal.RecursiveGraphIterator(function)
-    return found
+    """Return every node of the model and its subgraphs; local functions stay as written."""
+    return list(ir.traversal.RecursiveGraphIterator(model.graph))
 
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
@@ -106,13 +103,16 @@ def set_weight(node: ir.Node, index: int, array: Array, name: str) -> None:
     tensor = ir.tensor(array)
     if old is not None and len(old.uses()) == 1 and not old.is_graph_output():
         tensor.name, old.const_value = old.name, tensor
-        old.shape = tensor.shape
+        old.shape = ir.Shape(array.shape)
         return
     graph = node.graph
     assert isinstance(graph, ir.Graph)  # callers rewrite no local functions
     tensor.name = unique(name, value_names(graph))
     fresh = ir.Value(
-        name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+        name=tensor.name,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
     )
     graph.register_initializer(fresh)
     if index >= len(node.inputs):

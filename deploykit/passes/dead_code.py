@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 
 def apply(model: ir.Model) -> bool:
     """Return whether something was removed; the model's inputs and outputs all stay."""
-    removals = (RemoveUnusedNodesPass(), RemoveUnusedFunctionsPass(), RemoveUnusedOpsetsPass())
-    return any([removal(model).modified for removal in removals])
+    removals: tuple[ir.passes.InPlacePass, ...] = (
+        RemoveUnusedNodesPass(),
+        RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]  # onnx_ir left it untyped
+        RemoveUnusedOpsetsPass(),
+    )
+    return sum(removal(model).modified for removal in removals) > 0
 
 
 PASS = Pass("dead_code", apply)

@@ -30,7 +30,7 @@ def apply(model: ir.Model) -> bool:
         path = _module(node)
         node.name = unique(f"{path}.{node.op_type}" if path else node.op_type, taken)
     _rename_values(model.graph, [node for node in noted if node.graph is model.graph])
-    return any([_forget(properties) for properties in _properties(model)])
+    return sum(_forget(properties) for properties in _properties(model)) > 0
 
 
 def _module(node: ir.Node) -> str:

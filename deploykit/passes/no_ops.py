@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 
 from deploykit.passes._graph import bypass, constant, dims, integer, is_op, per_node
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import onnx_ir as ir
 
 
 def rewrite(node: ir.Node) -> bool:

@@ -170,7 +170,8 @@ def evaluate(
         dataset=data.name,
         dataset_sha256=digest(sample.name for sample in data.samples),
         backend=opened.backend,
-        protocol={"per_class": dict(scores.per_class), "batch_size": options.batch_size},
+        protocol={"batch_size": options.batch_size},
+        per_class=dict(scores.per_class),
     )
     if record is not None:
         records.append(record, found)

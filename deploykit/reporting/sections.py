@@ -64,7 +64,7 @@ def _warnings(machine: Machine) -> Iterator[str]:
     for row in timed:
         for warning in dict.fromkeys(row.bench.warnings if row.bench else ()):
             concerned.setdefault(warning, []).append(f"{row.name} ({tables.measured(row).text})")
-    for warning, names in concerned.items():
+    for warning, names in sorted(concerned.items(), key=lambda item: -len(item[1])):
         everyone = len(names) == len(timed) > 1
         yield f"{f'All on {machine.name}' if everyone else ', '.join(names)}: {warning}"
 

@@ -1,0 +1,76 @@
+"""The whole road on the example detector: checkpoint -> INT8 engine -> AP and FPS -> report.
+
+    make quickstart
+
+Runs the commands that you would type for a model of your own, and prints each before it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CHECKPOINT = Path(__file__).with_name("yolov6_pico.pth")
+CALIBRATION = "shapes:split=train,seed=11,count=256"
+HELD_OUT = "shapes:split=val,seed=1,count={count}"
+
+
+def steps(folder: Path, images: int) -> dict[str, list[str]]:
+    """Return title -> command of every step; the results go to `folder`."""
+    float_, int8, half = (folder / f"pico{kind}.onnx" for kind in ("", ".int8", ".fp16"))
+    record = ["--record", str(folder / "records.jsonl")]
+    held_out = ["--source", HELD_OUT.format(count=images)]
+    build = ["build", "--backend", "tensorrt_rtx", *record]
+    return {
+        "What is on this machine": ["doctor"],
+        "Checkpoint to ONNX": ["export", str(CHECKPOINT), "-o", str(float_), *record],
+        "ONNX to INT8": [
+            *("quantize", str(float_), "--calib-source", CALIBRATION),
+            *("--table", str(folder / "pico.calibration.json"), "-o", str(int8), *record),
+        ],
+        "ONNX to FP16": ["cast", str(float_), "-o", str(half), *record],
+        "INT8 engine for SM86 (A10, RTX 30)": [
+            *(*build, str(int8), "--sm", "86", "-o", str(folder / "pico.int8.sm86.engine"))
+        ],
+        "FP16 engine for SM75 (T4)": [
+            *(*build, str(half), "--sm", "75", "-o", str(folder / "pico.fp16.sm75.engine"))
+        ],
+        "AP of the FP32 model": ["eval", str(float_), *held_out, *record],
+        "AP of the INT8 model": ["eval", str(int8), *held_out, *record],
+        "AP of the FP16 model": ["eval", str(half), *held_out, *record],
+        "FPS on this machine": ["bench", str(float_), str(int8), str(half), *record],
+        "Report": ["report", str(folder / "records.jsonl"), "-o", str(folder / "report.html")],
+    }
+
+
+def main() -> int:
+    """Run every step; return the status of the first that fails."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=ROOT / "out" / "quickstart")
+    parser.add_argument("--images", type=int, default=500, help="held-out images for the AP")
+    options = parser.parse_args()
+    shutil.rmtree(options.output, ignore_errors=True)
+    options.output.mkdir(parents=True)
+    folder = Path(options.output)
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
+    started = time.perf_counter()
+    todo = steps(folder, options.images)
+    for number, (title, command) in enumerate(todo.items(), start=1):
+        print(f"\n[{number}/{len(todo)}] {title}\n$ deploykit {' '.join(command)}", flush=True)
+        status = subprocess.run(  # noqa: S603 - the commands stand above
+            [sys.executable, "-m", "deploykit", *command], check=False
+        ).returncode
+        if status:
+            return status
+    print(f"\nDone in {time.perf_counter() - started:.0f} s.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
