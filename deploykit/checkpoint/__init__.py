@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from deploykit import artifacts, contents
-from deploykit.checkpoint import _layouts, _pickles
+from deploykit.checkpoint import _layouts, _pickles, _records
 from deploykit.checkpoint._archive import Archive
 from deploykit.errors import CheckpointError
 
@@ -58,7 +59,7 @@ def load(path: Path) -> Checkpoint:
     """
     first = contents.head(path, CheckpointError, _WHAT)
     if first.startswith(contents.ZIP):
-        with Archive(path) as archive:
+        with contextlib.closing(Archive(path)) as archive:
             return _finish(path, _from_archive(path, archive))
     if first[8:9] == b"{":
         return _finish(path, _from_safetensors(path))
@@ -75,9 +76,9 @@ def _from_archive(path: Path, archive: Archive) -> object:
         raise CheckpointError(f"{path} was written by a big-endian machine", expected=_WHAT)
     try:
         return _pickles.read(io.BytesIO(archive.pickle()), archive)
-    except _pickles.CodeError as error:
+    except _records.CodeError as error:
         raise _refused(path, error.name) from error
-    except _pickles.FormatError as error:
+    except _records.FormatError as error:
         raise _unreadable(path, f"{error}; {_first_line(saved)}") from error
 
 
@@ -93,13 +94,13 @@ def _from_old_pickle(path: Path, first: bytes) -> object:
     if not isinstance(saved, Exception):
         return saved
     with path.open("rb") as file:
-        for _ in range(_PICKLES):
-            try:
+        try:
+            for _ in range(_PICKLES):
                 _pickles.read(file)
-            except _pickles.CodeError as error:
-                raise _refused(path, error.name) from error
-            except (_pickles.FormatError, CheckpointError):
-                break
+        except _records.CodeError as error:
+            raise _refused(path, error.name) from error
+        except (_records.FormatError, CheckpointError):
+            pass  # what is wrong is said below
     if not first.startswith(b"\x80"):
         raise contents.foreign(path, first, CheckpointError, _WHAT)
     raise _unreadable(path, _first_line(saved))

@@ -44,12 +44,6 @@ class Archive:
         """Close the file."""
         self._zip.close()
 
-    def __enter__(self) -> Archive:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _check_size(self) -> None:
         packed = self._path.stat().st_size
         unpacked = sum(info.file_size for info in self._zip.infolist())

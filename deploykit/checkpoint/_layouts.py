@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from deploykit.checkpoint._pickles import Instance
+from deploykit.checkpoint._records import Instance
 from deploykit.checkpoint._tensors import StoredTensor
 from deploykit.errors import CheckpointError
 
@@ -28,7 +28,9 @@ _COUNTERS = ("n_averaged",)
 """What torch's own averaging puts beside the weights."""
 _CLASS_NAMES = ("names", "class_names", "classes", "CLASSES")
 MAX_TENSORS = 100_000
-_MAX_VISITS = 1_000_000
+"""Tensors and modules in one network; real ones have some thousands."""
+_MAX_DEPTH = 100
+"""Modules within modules; real networks have about ten levels."""
 
 
 def find(saved: object) -> tuple[dict[str, Leaf], list[str]]:
@@ -57,11 +59,17 @@ def find(saved: object) -> tuple[dict[str, Leaf], list[str]]:
 
 
 def _may_hold(value: object) -> bool:
-    if isinstance(value, Instance):
-        return bool(value.state)
-    return isinstance(value, dict) and any(
-        isinstance(v, Leaf) or _may_hold(v) for v in value.values()
-    )
+    """Return whether a tensor is somewhere in `value`, a dictionary or an object."""
+    pending, seen = [value], set[int]()
+    while pending:
+        current = pending.pop()
+        entries = current.state if isinstance(current, Instance) else current
+        if isinstance(entries, dict) and id(entries) not in seen:
+            seen.add(id(entries))  # a shared part is looked at once
+            if any(isinstance(entry, Leaf) for entry in entries.values()):
+                return True
+            pending += entries.values()
+    return False
 
 
 def _choice(key: str, saved: Mapping[Any, Any]) -> str:
@@ -86,25 +94,19 @@ def collect(module: Instance) -> dict[str, Leaf]:
     pending, visits = [("", module)], 0
     while pending:
         prefix, current = pending.pop()
-        visits += 1
-        if len(found) > MAX_TENSORS or visits > _MAX_VISITS or prefix.count(".") > MAX_DEPTH:
+        for name, leaf in _own(current.state).items():
+            found[prefix + name] = leaf
+        children = _mapping(current.state, "_modules")
+        visits += 1 + len(children)
+        if len(found) > MAX_TENSORS or visits > MAX_TENSORS or prefix.count(".") > _MAX_DEPTH:
             raise CheckpointError(
                 "the pickled module contains itself, or is of absurd size",
                 fix="save its weights: torch.save(model.state_dict(), FILE)",
             )
-        for name, leaf in _own(current.state).items():
-            found[prefix + name] = leaf
-        children = _mapping(current.state, "_modules").items()
-        pending += [
-            (f"{prefix}{name}.", child)
-            for name, child in reversed(list(children))
-            if isinstance(child, Instance)
-        ]
+        for name, child in reversed(children.items()):
+            if isinstance(child, Instance):
+                pending.append((f"{prefix}{name}.", child))
     return found
-
-
-MAX_DEPTH = 100
-"""Modules within modules; real networks have about ten levels."""
 
 
 def _own(state: Mapping[str, Any]) -> dict[str, Leaf]:

@@ -1,0 +1,160 @@
+"""A build in a process of its own: a native abort becomes an error, not the end of the program.
+
+As a program (`python -m deploykit.backends._builder_process`) it reads a request as JSON from
+stdin, writes the outcome as JSON to stdout and the native log to stderr.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploykit import errors
+from deploykit.backends import _trt
+from deploykit.errors import BackendError, DeployError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_LAST = 8
+"""Lines of the native log that an error repeats."""
+# What a native message means -> what to do about it.
+_FIXES = (
+    ("FP32 GEMM is not supported", "cast the model to FP16: deploykit quantize --float-type fp16"),
+    (
+        "implement(s|ation)",
+        "the target has no kernel for that layer: leave it in float, or write it in other ops",
+    ),
+    ("out of memory|OutOfMemory", "give a smaller --workspace or a smaller largest batch"),
+    ("bad_alloc|Cannot allocate", "free some memory on this machine"),
+)
+
+
+def build(request: _trt.Request, *, library: Path | None = None) -> tuple[str | None, str]:
+    """Return the inspector's JSON (None where there is none) and the native log.
+
+    library: the runtime library that the parser opens under its name without a version.
+
+    Raises: BackendError with the last lines of the log, or what the builder raised.
+    """
+    with tempfile.TemporaryDirectory(prefix="deploykit-build-") as folder:
+        if library is not None:
+            (Path(folder) / library.name.partition(".so")[0]).with_suffix(".so").symlink_to(library)
+        try:
+            done = subprocess.run(  # noqa: S603 - our own module in our own interpreter
+                [sys.executable, "-m", __name__],
+                input=json.dumps(asdict(request)),
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+                cwd=folder,
+                env=_environment(folder, os.environ),
+            )
+        except OSError as error:
+            raise BackendError(f"cannot start the builder: {error.strerror or error}") from error
+    return _outcome(done, Path(request.model).name)
+
+
+def _environment(folder: str, inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the builder's environment: our import path, and `folder` among the libraries'."""
+    libraries = inherited.get("LD_LIBRARY_PATH", "")
+    return {
+        **inherited,
+        "PYTHONPATH": os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path),
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [folder, libraries])),
+    }
+
+
+def _outcome(done: subprocess.CompletedProcess[str], model: str) -> tuple[str | None, str]:
+    try:
+        said: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {}
+    except ValueError:
+        said = {}
+    if "inspection" in said:
+        return said["inspection"], done.stderr
+    last = _last_lines(done.stderr)
+    if "error" in said:
+        raise _rebuilt(said["error"], last)
+    raise BackendError(
+        f"the builder {_ending(done.returncode)} while it built {model}\n{last}".rstrip(),
+        fix=_advice(last) or "the last lines of its log, above, say how far it came",
+    )
+
+
+def _rebuilt(error: Mapping[str, str], last: str) -> DeployError:
+    """Return the error that the builder's process raised, with its log where that says more."""
+    kind: type[DeployError] = getattr(errors, error["kind"])
+    found = error["found"]
+    if not error["fix"] and last:
+        found = f"{found}\n{last}"
+    return kind(found, expected=error["expected"], fix=error["fix"] or _advice(last))
+
+
+def _advice(text: str) -> str:
+    return next((fix for pattern, fix in _FIXES if re.search(pattern, text)), "")
+
+
+def _last_lines(log: str) -> str:
+    """Return the errors at the end of a log, or its last lines where it names none."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    wrong = [line for line in lines if line.startswith(("[E]", "[I] [E]"))]
+    return "\n".join((wrong or lines)[-_LAST:])
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit status {code}"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was ended by signal {-code}"
+
+
+def main(text: str) -> dict[str, Any]:
+    """Return the outcome of the request in `text`, as the parent reads it."""
+    fields = json.loads(text)
+    request = _trt.Request(**fields | {k: tuple(fields[k]) for k in ("sms", "builder_flags")})
+    try:
+        trt = importlib.import_module(request.module)
+        return {"inspection": _trt.build(trt, request, _say)}
+    except ImportError as error:
+        return _failure(BackendError(f"{request.module} cannot be imported: {error}"))
+    except DeployError as error:
+        return _failure(error)
+
+
+def _failure(error: DeployError) -> dict[str, Any]:
+    return {
+        "error": {
+            "kind": type(error).__name__,
+            "found": error.found,
+            "expected": error.expected,
+            "fix": error.fix,
+        }
+    }
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()  # an abort would lose what is buffered
+
+
+def _run(lines: Iterable[str]) -> None:
+    """Answer on the stdout we were given, and send everything else that is printed to stderr."""
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answer:
+        os.dup2(2, 1)
+        answer.write(json.dumps(main("".join(lines))))
+
+
+if __name__ == "__main__":
+    _run(sys.stdin)

@@ -1,0 +1,60 @@
+"""The CUDA runtime, through cuda-python; everything here says why where there is none."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from deploykit.errors import BackendError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deploykit.backends import Session
+
+_RUNTIME = "cuda.bindings.runtime"
+
+
+def absence() -> str:
+    """Return why no GPU can be used here, empty where one can."""
+    try:
+        runtime = importlib.import_module(_RUNTIME)
+    except ImportError:
+        return "cuda-python is not installed"
+    status, count = runtime.cudaGetDeviceCount()
+    if int(status):
+        return f"no CUDA driver or GPU ({status.name})"
+    return "" if count else "no GPU"
+
+
+def call(runtime: Any, name: str, *args: Any) -> Any:  # noqa: ANN401 - native handles
+    """Return what a runtime function gives besides its status: None, a value, or a tuple.
+
+    Raises: BackendError with the function and the status.
+    """
+    status, *values = getattr(runtime, name)(*args)
+    if int(status):
+        raise BackendError(f"{name} failed: {getattr(status, 'name', status)}")
+    return values[0] if len(values) == 1 else tuple(values) or None
+
+
+def compute_capability() -> str:
+    """Return the first GPU's, such as `86`. Raises: BackendError. Not run in CI: needs a GPU."""
+    runtime = importlib.import_module(_RUNTIME)
+    properties = call(runtime, "cudaGetDeviceProperties", 0)
+    return f"{properties.major}{properties.minor}"
+
+
+def open_engine(module: str, path: Path) -> Session:
+    """Return a session of an engine file. Raises: BackendError where there is no GPU."""
+    absent = absence()
+    if absent:
+        raise BackendError(
+            f"cannot run {path.name} here: {absent}",
+            expected="a GPU that the engine was built for, and its driver",
+            fix="copy the engine to such a machine; here, run the ONNX file: --backend onnxruntime",
+        )
+    from deploykit.backends import _engine_session  # noqa: PLC0415 - only where a GPU is
+
+    runtime = importlib.import_module(_RUNTIME)
+    return _engine_session.load(importlib.import_module(module), runtime, path)

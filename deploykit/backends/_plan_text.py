@@ -1,0 +1,110 @@
+"""The kernels of a TensorRT-RTX engine, read from the program text inside the file.
+
+No GPU-less machine can deserialize an engine, so the engine inspector is out of reach where
+engines are built ahead of time. But the file holds its program as text: a header with a version,
+a table of tensors with element types, then one statement per kernel:
+
+    header { version = 5 ... }
+    descriptors { tensor={ ... name="x" ... type=int8 } ... }
+    main {
+      corrltn={ name="conv1" output={"y" } input={"x" "w" } ... layers="[ONNX Layer: conv1]" }
+      function={ name=__myl_AddRelu ... layers="[ONNX Layer: relu1]" }
+    }
+
+The form is undocumented. A version that was not seen yields nothing, and so `unknown`, never a
+guess. What the text cannot show: which kernels the JIT finally picks on the GPU.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from deploykit.backends._layers import EngineLayer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAGIC = b"vtrt"
+"""First bytes of an engine of TensorRT-RTX 1.7."""
+VERSIONS = ("4", "5")
+"""Of the program text, as TensorRT-RTX 1.7.1 writes it: 5, and 4 for a nested program."""
+WEIGHTED = ("corrltn", "deconvolution", "fully_connected", "runtime_fusion")
+"""Convolution, transposed convolution, matrix product, and a matrix product fused with more."""
+
+_PROGRAM = re.compile(
+    rb"header \{\n  version = (\d+)\n(.*?)\ndescriptors \{(.*?)\nmain \{(.*?)\n\}\n", re.DOTALL
+)
+_TENSOR = re.compile(r'tensor=\{[^\n]*? name="([^"\n]*)"[^\n]* type=(\w+) \}')
+_STATEMENT = re.compile(r"^  (\w+)=\{ (.*)$", re.MULTILINE)
+_NAME = re.compile(r'name="?([^"\s]*)')
+_OPERANDS = {
+    "in": re.compile(r" (?:input|input_args)=\{([^}]*)\}"),
+    "out": re.compile(r" (?:output|output_args)=\{([^}]*)\}"),
+}
+_LAYERS = re.compile(r' layers="([^"]*)"')
+_ONNX = re.compile(r"\[ONNX Layer: (.*)\]$")
+_ACCELERATORS = re.compile(rb"accelerators=\{(.*?)\}")
+
+
+def kernels(plan: bytes) -> tuple[EngineLayer, ...]:
+    """Return the kernels of an engine in the order they run; empty where none can be read.
+
+    A fused matrix product is described by the program nested for it, not by its own statement.
+    """
+    found = [layer for program in _PROGRAM.finditer(plan) for layer in _kernels(program)]
+    described = {
+        node
+        for layer in found
+        if layer.weighted and layer.kind != "runtime_fusion"
+        for node in layer.nodes
+    }
+    return tuple(
+        layer
+        for layer in found
+        if layer.kind != "runtime_fusion" or not described.issuperset(layer.nodes)
+    )
+
+
+def targets(plan: bytes) -> tuple[str, ...]:
+    """Return the compute capabilities an engine was built for, such as `86`."""
+    found: dict[str, None] = {}
+    for program in _PROGRAM.finditer(plan):
+        names = _ACCELERATORS.search(program[2])
+        for name in names[1].decode("ascii", "replace").split() if names else ():
+            if name.startswith("sm"):
+                found[name[2:]] = None
+    return tuple(found)
+
+
+def _kernels(program: re.Match[bytes]) -> Iterator[EngineLayer]:
+    version, _, descriptors, main = (part.decode("utf-8", "replace") for part in program.groups())
+    if version not in VERSIONS:
+        return
+    types = dict(_TENSOR.findall(descriptors))
+    for kind, text in _STATEMENT.findall(main):
+        nodes = _nodes(text)
+        if nodes:
+            name = _NAME.search(text)
+            yield EngineLayer(
+                kind=kind,
+                name=name[1] if name else kind,
+                inputs=_types(text, "in", types),
+                outputs=_types(text, "out", types),
+                nodes=nodes,
+                weighted=kind in WEIGHTED,
+            )
+
+
+def _types(text: str, side: str, types: dict[str, str]) -> tuple[str, ...]:
+    operands = _OPERANDS[side].search(text)
+    names = re.findall(r'"([^"]*)"', operands[1]) if operands else []
+    return tuple(types.get(name, "") for name in names)
+
+
+def _nodes(text: str) -> tuple[str, ...]:
+    """Return the ONNX names of `[ONNX Layer: a]<1f>[ONNX Layer: b]`, without repeats."""
+    layers = _LAYERS.search(text)
+    parts = re.split(r"[\x1e\x1f]", layers[1]) if layers else []
+    names = (match[1] for part in parts if (match := _ONNX.match(part)))
+    return tuple(dict.fromkeys(names))

@@ -1,0 +1,176 @@
+"""TensorRT for RTX: real engines for RTX GPUs, built on any Linux machine, run on a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploykit import artifacts, onnxfile
+from deploykit.backends import (
+    Availability,
+    Built,
+    _builder_process,
+    _cuda,
+    _layers,
+    _plan_text,
+    _profiles,
+    _trt,
+    targets,
+)
+from deploykit.errors import BackendError, InputError, OptionError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from deploykit.backends import BuildOptions, Session
+    from deploykit.values import LayerPrecision
+
+MODULE = "tensorrt_rtx"
+_PACKAGE = "tensorrt-rtx-cu13"
+_INSTALL = "pip install 'deploykit[rtx]'"
+_TURING = "75"
+
+
+def availability() -> Availability:
+    """Return whether the package is here, and whether a GPU is."""
+    try:
+        version = metadata.version(_PACKAGE)
+    except metadata.PackageNotFoundError:
+        return Availability(
+            builds=False, runs=False, reason=f"{_PACKAGE} is not installed", fix=_INSTALL
+        )
+    absent = _cuda.absence()
+    return Availability(
+        builds=True,
+        runs=not absent,
+        version=version,
+        reason=f"builds without a GPU; cannot run engines here: {absent}" if absent else "",
+        fix="copy the engine to a machine with an RTX GPU and its driver" if absent else "",
+    )
+
+
+def build(model: Path, output: Path, options: BuildOptions) -> Built:
+    """Write the engine for `model` and the GPUs of `options.sms` to `output`.
+
+    The precision of each layer is read from the engine's text afterwards.
+
+    Raises: ModelError, OptionError, OutputError, BackendError; ProofError where a layer with
+    quantized operands came out in float.
+    """
+    _check_available()
+    graph = onnxfile.read_model(model)
+    sms = tuple(row.sm for row in targets.rtx_targets(options.sms or _own()))
+    check(graph, sms, options)
+    inputs, outputs = onnxfile.interface(graph)
+    shapes, note = _profiles.profiles(inputs, options.shapes)
+    started = time.perf_counter()
+    with artifacts.replacing(output) as temporary:
+        _, log = _builder_process.build(
+            _trt.Request(
+                module=MODULE,
+                model=str(model.resolve()),
+                output=str(temporary.resolve()),
+                sms=sms,
+                shapes=shapes,
+                workspace=options.workspace,
+            ),
+            library=_library(),
+        )
+        layers = _layers.read_back(_plan_text.kernels(temporary.read_bytes()), graph)
+        unproven = _layers.prove(layers, graph, "TensorRT-RTX")
+    seconds = time.perf_counter() - started
+    log = "\n".join(filter(None, [note, log.rstrip(), unproven])) + "\n"
+    return Built(inputs, outputs, layers, seconds, log)
+
+
+def check(model: ir.Model, sms: tuple[str, ...], options: BuildOptions) -> None:
+    """Refuse what TensorRT-RTX is known not to honour, before the build. Raises: OptionError."""
+    if options.timing_cache is not None:
+        raise OptionError(
+            "TensorRT-RTX has no timing cache: it times no kernels while it builds",
+            fix="leave --timing-cache out",
+        )
+    if _TURING not in sms:
+        return
+    if _layers.is_quantized(model):
+        others = [sm for sm in sms if sm != _TURING]
+        raise OptionError(
+            "INT8 for SM75 is not possible with TensorRT-RTX: it has no INT8 kernels for Turing, "
+            "and with SM75 among the targets it uses none for the others either",
+            expected="a model without QuantizeLinear for SM75; INT8 for SM80 and later",
+            fix="build the FP16 model for SM75"
+            + (f", and this one with {' '.join(f'--sm {sm}' for sm in others)}" if others else "")
+            + "; INT8 on a T4 needs the full TensorRT: --backend tensorrt on the T4 itself",
+        )
+    products = _layers.float32_products(model)
+    if products:
+        raise OptionError(
+            f"SM75 has no FP32 matrix product in TensorRT-RTX: {', '.join(products[:8])}",
+            expected="FP16 for Gemm and MatMul",
+            fix="cast the model to FP16 first: deploykit cast",
+        )
+
+
+def open_session(path: Path, *, threads: int = 0) -> Session:
+    """Return a session of an engine. Raises: BackendError where there is no GPU.
+
+    threads: ignored, as the GPU does the work.
+    """
+    del threads
+    _check_available()
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    return _cuda.open_engine(MODULE, path)
+
+
+def inspect(path: Path) -> tuple[LayerPrecision, ...]:
+    """Return the precision of each layer of an engine, from its text; needs no GPU.
+
+    With the ONNX it was built from beside it, layers carry their op and MACs.
+
+    Raises: InputError where the file is no engine that can be read.
+    """
+    try:
+        plan = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    kernels = _plan_text.kernels(plan)
+    if not kernels:
+        known = plan.startswith(_plan_text.MAGIC)
+        raise InputError(
+            f"{path} is " + ("an engine whose text has an unknown form" if known else "no engine"),
+            expected="an engine of TensorRT-RTX 1.7",
+            fix="build it again with the installed version" if known else "",
+        )
+    model = _layers.origin(path)
+    return _layers.from_file(kernels) if model is None else _layers.read_back(kernels, model)
+
+
+def _check_available() -> None:
+    here = availability()
+    if not here.builds:
+        raise BackendError(here.reason, fix=here.fix)
+
+
+def _own() -> tuple[str, ...]:
+    """Return this machine's compute capability. Raises: OptionError where it has no GPU."""
+    absent = _cuda.absence()
+    if absent:
+        raise OptionError(
+            f"no target GPU given, and this machine has none: {absent}",
+            expected="one or more --sm: "
+            + ", ".join(row.sm for row in targets.TARGETS.values() if row.rtx),
+            fix="for example --sm 86; SM75 is the T4, 86 the A10, 89 the L4",
+        )
+    return (_cuda.compute_capability(),)
+
+
+def _library() -> Path | None:
+    """Return the runtime library of the wheel, which it ships under a versioned name only."""
+    spec = importlib.util.find_spec("tensorrt_rtx_libs")
+    folders = (spec.submodule_search_locations if spec else None) or []
+    found = [path for folder in folders for path in Path(folder).glob("libtensorrt_rtx.so.*")]
+    return min(found, default=None)
