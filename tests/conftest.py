@@ -11,7 +11,10 @@ from PIL import Image
 from deploykit import files
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from torch import nn
 
 SIDE = 64
 """Height and width of the exported test model's input, in pixels."""
@@ -54,3 +57,26 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, sample in enumerate(files.dataset("shapes:count=8,size=96").samples):
         Image.fromarray(np.asarray(sample.read())).save(folder / f"{number}.jpg", quality=95)
     return folder
+
+
+@pytest.fixture
+def randomised() -> Callable[[nn.Module], nn.Module]:
+    """Return a function that gives a network random weights and batch norm statistics."""
+    import torch
+
+    def change(network: nn.Module) -> nn.Module:
+        generator = torch.Generator().manual_seed(1)
+        for key, value in network.state_dict().items():
+            if "proj" in key or not value.is_floating_point():
+                continue
+            if key.endswith("running_var"):
+                value.uniform_(0.5, 2, generator=generator)
+            elif value.ndim == 1 and key.endswith(("weight", "alpha")):
+                value.uniform_(0.3, 0.8, generator=generator)
+            elif value.ndim == 1:
+                value.normal_(0, 0.2, generator=generator)
+            else:
+                value.normal_(0, (0.7 / value[0].numel()) ** 0.5, generator=generator)
+        return network.eval()
+
+    return change

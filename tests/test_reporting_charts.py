@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 from hypothesis import given
@@ -60,14 +60,14 @@ def test_a_latency_chart_is_well_formed_and_within_its_frame(series: list[list[f
     rows = [row(f"m{i}", tuple(values)) for i, values in enumerate(series)]
     drawing = charts.latencies(rows)
     assert drawing is not None
-    tree = ElementTree.fromstring(drawing)
+    tree = ET.fromstring(drawing)
     _, _, width, height = map(float, tree.attrib["viewBox"].split())
     assert all(0 <= value <= max(width, height) for value in numbers(drawing))
     assert len(tree.findall("g")) == len(rows)
 
 
 def test_the_slow_tail_beyond_the_axis_is_counted() -> None:
-    drawing = charts.latencies([row("m", (0.001,) * 198 + (0.0011, 9.0))])
+    drawing = charts.latencies([row("m", (0.001,) * 199 + (9.0,))])
     assert drawing is not None
     assert "1 slower, up to 9000.0 ms" in drawing
 
@@ -86,13 +86,13 @@ def test_a_trade_off_needs_two_points_and_shows_one_scope_only() -> None:
     assert charts.trade_off([]) is None
     drawing = charts.trade_off([fast, slow, whole])
     assert drawing is not None
-    assert len(ElementTree.fromstring(drawing).findall("g")) == 2
+    assert len(ET.fromstring(drawing).findall("g")) == 2
 
 
 def test_labels_of_equal_points_do_not_cover_each_other() -> None:
     drawing = charts.trade_off([row(f"m{i}", (0.1,)) for i in range(4)])
     assert drawing is not None
-    heights = [float(t.attrib["y"]) for t in ElementTree.fromstring(drawing).findall("g/text")]
+    heights = [float(t.attrib["y"]) for t in ET.fromstring(drawing).findall("g/text")]
     gaps = [b - a for a, b in zip(sorted(heights), sorted(heights)[1:], strict=False)]
     assert min(gaps) >= 12
 
@@ -101,7 +101,7 @@ def test_bars_are_as_long_as_the_files_are_large() -> None:
     rows = [Row("a", "int8", bytes=1000), Row("b", "fp32", bytes=4000), Row("c", "")]
     drawing = charts.sizes([*rows, rows[0]])
     assert drawing is not None
-    widths = [float(r.attrib["width"]) for r in ElementTree.fromstring(drawing).iter("rect")]
+    widths = [float(r.attrib["width"]) for r in ET.fromstring(drawing).iter("rect")]
     assert widths == [pytest.approx(widths[1] / 4, abs=0.1), widths[1]]
     assert charts.sizes(rows[:1]) is None
 

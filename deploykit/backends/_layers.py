@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from deploykit import artifacts, cost, onnxfile
-from deploykit.errors import DeployError, ProofError
+from deploykit.errors import DeployError, ModelError, ProofError
 from deploykit.values import LayerPrecision, Precision
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def read_back(layers: Sequence[EngineLayer], model: ir.Model) -> tuple[LayerPrec
     A weighted node that several kernels claim has the widest of their precisions; one that none
     claims is `unknown`.
     """
-    macs = cost.macs(model)
+    macs = macs_or_none(model)
     ops = {node.name: node.op_type for node in model.graph if node.name}
     weighted = {node.name for node in model.graph if node.op_type in WEIGHTED}
     found: list[LayerPrecision] = []
@@ -104,6 +104,14 @@ def _kernels_of(node: str, layers: Iterable[EngineLayer]) -> Iterator[EngineLaye
 def _widest(precisions: Iterable[str]) -> str:
     found = set(precisions)
     return next((p for p in (UNKNOWN, "fp32", "fp16", "int8") if p in found), UNKNOWN)
+
+
+def macs_or_none(model: ir.Model) -> dict[str, int]:
+    """Return node name -> MACs, empty where the shapes of the model are open."""
+    try:
+        return cost.macs(model)
+    except ModelError:
+        return {}
 
 
 def quantized_nodes(model: ir.Model) -> dict[str, str]:

@@ -31,7 +31,7 @@ class Target:
         """Return the pip requirement that fits this GPU."""
         if not self.tensorrt:
             return "tensorrt-rtx-cu13"
-        return "tensorrt-cu12==10.4.*" if self.sm == "70" else "tensorrt-cu12 or tensorrt-cu13"
+        return "tensorrt-cu12==10.4.*" if self.sm == "70" else "tensorrt-cu12"
 
 
 _VOLTA_INT8 = "Volta has no INT8 tensor cores: INT8 runs below the rate of its FP16 tensor cores"

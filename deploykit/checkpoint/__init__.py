@@ -171,7 +171,7 @@ def _values(leaves: Mapping[str, _layouts.Leaf], budget: int) -> dict[str, Tenso
                 fix="save the weights with torch.save(model.state_dict(), FILE)",
             )
         kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
-        state[name] = tensor.detach().to(kind, memory_format=torch.contiguous_format)
+        state[name] = tensor.detach().to(kind).contiguous()
     _check_finite(state)
     return state
 

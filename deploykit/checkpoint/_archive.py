@@ -36,6 +36,7 @@ class Archive:
         try:
             self._check_size()
             self._prefix = self._find()
+            self._check_pickle()
         except BaseException:
             self.close()
             raise
@@ -70,8 +71,7 @@ class Archive:
             )
         return found[0].removesuffix("data.pkl")
 
-    def pickle(self) -> bytes:
-        """Return the pickle that describes the saved object. Raises: CheckpointError."""
+    def _check_pickle(self) -> None:
         size = self._zip.getinfo(f"{self._prefix}data.pkl").file_size
         if size > MAX_PICKLE:
             raise CheckpointError(
@@ -79,6 +79,9 @@ class Archive:
                 expected=f"at most {MAX_PICKLE}: tensors are stored beside it",
                 fix="save only the weights: torch.save(model.state_dict(), FILE)",
             )
+
+    def pickle(self) -> bytes:
+        """Return the pickle that describes the saved object. Raises: CheckpointError."""
         return self._read("data.pkl")
 
     def storage(self, key: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     Arguments = tuple[Any, ...]
     Stack = list[Any]  # what a pickle holds has no type until it is looked at
 
-_RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-"""Modules that protocol 2 calls by their Python 2 names."""
 _KEYS = (str, int, float, bool, bytes, type(None))
 _MAX_DIMENSIONS = 64  # what torch allows
 
@@ -88,7 +87,8 @@ def _first(arguments: Arguments) -> object:
 
 def name(module: str, name: str) -> Name:
     """Return the reference, unless nothing good can come of it. Raises: CodeError."""
-    module = _RENAMED.get(module, module)
+    module, name = NAME_MAPPING.get((module, name), (module, name))
+    module = IMPORT_MAPPING.get(module, module)  # protocol 2 writes the names of Python 2
     package = module.partition(".")[0]
     harmless = module == "builtins" and name in PLAIN_BUILTINS
     if package in DANGEROUS and not harmless:

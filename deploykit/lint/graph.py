@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from deploykit.passes._graph import integer, is_op
-from deploykit.placement.rules import WEIGHTED, constant, moved_inputs, moves, weight_axis
+from deploykit.passes._graph import dims, integer, is_op
+from deploykit.placement.rules import WEIGHTED, Layer, constant, moved_inputs, moves, weight_axis
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -122,10 +122,15 @@ def is_layer(node: ir.Node) -> bool:
     return is_op(node, *WEIGHTED)
 
 
+def as_layer(node: ir.Node) -> Layer:
+    """Return a weighted node with the shape of its weights, Q/DQ or not."""
+    return Layer(node, dims(node.inputs[1]), first=False)
+
+
 def right_axis(layer: ir.Node, weights: Step) -> bool:
     """Return whether the scales of a layer's weights are one, or one per output channel."""
-    rank = 0 if (value := layer.inputs[1]) is None or value.shape is None else len(value.shape)
-    axis = weights.axis % rank if rank else weights.axis
+    shape = as_layer(layer).weights
+    axis = weights.axis % len(shape) if shape else weights.axis
     wanted = 1 if is_op(layer, "MatMul") else weight_axis(layer)
     return weights.per_tensor or axis == wanted
 

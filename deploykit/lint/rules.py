@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploykit.lint.graph import (
+    as_layer,
     dequantized,
     int8_source,
     is_layer,
@@ -29,15 +30,13 @@ from deploykit.placement.rules import (
     GROUP_MULTIPLE,
     MIN_CHANNELS,
     PASS_THROUGH,
-    WEIGHTED,
     constant,
     moved_inputs,
     moves,
-    weighted_layers,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 Severity: TypeAlias = Literal["error", "warning", "info"]
 Message: TypeAlias = str | None
@@ -49,6 +48,10 @@ FP16_SCALES = 19
 """First opset whose Q/DQ take FP16 scales."""
 AXIS_SCALES = 13
 """First opset whose Q/DQ take one scale per channel."""
+INT8_CORES = 75
+"""First compute capability with INT8 tensor cores, Turing's."""
+_IMAGE_CHANNELS = 4
+"""A layer with this few channels reads the image: it is the first, which pays in INT8."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,8 @@ def _bad_scale(node: ir.Node, _: Facts) -> Message:
     scale = step(node).scale
     if scale is None:
         return "the scale is computed at run time, and TensorRT wants a constant"
-    wrong = scale[~(np.isfinite(scale) & (scale > 0))]
+    values = scale.astype(np.float64)
+    wrong = values[~(np.isfinite(values) & (values > 0))]
     return f"scale {wrong.ravel()[0]} is not a positive number" if wrong.size else None
 
 
@@ -119,8 +123,9 @@ def _per_channel_activation(node: ir.Node, _: Facts) -> Message:
 
 
 def _old_axis(node: ir.Node, facts: Facts) -> Message:
-    many = not step(node).per_tensor and step(node).scale is not None
-    return f"a scale per channel at opset {facts.opset}" if many and facts.opset < 13 else None
+    scale = step(node).scale
+    old = scale is not None and scale.size > 1 and facts.opset < AXIS_SCALES
+    return f"a scale per channel at opset {facts.opset}" if old else None
 
 
 def _half_scale(node: ir.Node, facts: Facts) -> Message:
@@ -206,21 +211,153 @@ def _unclosed_resize(node: ir.Node, _: Facts) -> Message:
 def _float_skip(node: ir.Node, _: Facts) -> Message:
     for value in node.inputs:
         if value is not None and any(is_op(reader, Q) for reader, _ in value.uses()):
-            return f"reads {value.name!r} in float, which is stored in INT8 too: it is written twice"
+            return (
+                f"reads {value.name!r} in float, which is stored in INT8 too: it is written twice"
+            )
     return None
 
 
 def _float_copy(node: ir.Node, _: Facts) -> Message:
     value = node.inputs[0]
-    readers = {str(r.name) for r, _ in value.uses() if r is not node} if value is not None else ()
-    others = sorted(name for name in readers)
-    if value is None or not others or all(is_op(r, "Add", Q) for r, _ in value.uses()):
+    readers = [reader for reader, _ in value.uses()] if value is not None else []
+    others = sorted({str(r.name) for r in readers if not is_op(r, Q, "Add", "Shape")})
+    if value is None or not others:
         return None
     return f"{value.name!r} is stored in INT8, and in float for {', '.join(others)}"
 
 
 def _groups(node: ir.Node, _: Facts) -> Message:
-    layer = next(each for each in weighted_layers([node]))
-    if not runs_int8(node) or layer.group == 1:
+    layer = as_layer(node)
+    if layer.weights is None or layer.group == 1 or not runs_int8(node):
         return None
-    return f"INT8 with {layer.group} groups of {layer.channels[0] // layer.group} channels"
+    per_group = [count // layer.group for count in layer.channels]
+    if not any(count % GROUP_MULTIPLE for count in per_group):
+        return None
+    return f"INT8 with {per_group[0]} input and {per_group[1]} output channels per group"
+
+
+def _few_channels(node: ir.Node, _: Facts) -> Message:
+    layer = as_layer(node)
+    if layer.weights is None or layer.group > 1 or not runs_int8(node):
+        return None
+    few = _IMAGE_CHANNELS < min(layer.channels) < MIN_CHANNELS
+    return f"INT8 with {min(layer.channels)} channels: padding may cost the gain" if few else None
+
+
+def _transposed(node: ir.Node, _: Facts) -> Message:
+    if quantized_weights(node) is None:
+        return None
+    return "INT8 weights, and it runs in float all the same"
+
+
+def _no_int8_cores(_: ir.Node, facts: Facts) -> Message:
+    if facts.target_sm is None or facts.target_sm >= INT8_CORES:
+        return None
+    return f"SM {facts.target_sm} has no INT8 tensor cores: INT8 is slower there than FP16"
+
+
+RULES = (
+    Rule(
+        "quantized-op",
+        "error",
+        ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"),
+        _quantized_op,
+        "quantize in QDQ format",
+    ),
+    Rule("zero-point", "error", (Q, DQ), _asymmetric, "quantize symmetrically, int8"),
+    Rule("unsigned", "warning", (Q, DQ), _unsigned, "use int8"),
+    Rule("scale", "error", (Q, DQ), _bad_scale, "clamp scales to a small positive constant"),
+    Rule("int32-bias", "error", (DQ,), _int32, "keep the bias float"),
+    Rule(
+        "per-channel-activation",
+        "error",
+        (Q,),
+        _per_channel_activation,
+        "use one scale for the whole activation",
+    ),
+    Rule("axis-opset", "error", (Q, DQ), _old_axis, f"export with opset {AXIS_SCALES} or higher"),
+    Rule(
+        "fp16-scale-opset", "error", (Q, DQ), _half_scale, f"export with opset {FP16_SCALES} or up"
+    ),
+    Rule(
+        "scale-type",
+        "error",
+        (Q, DQ),
+        _mixed_types,
+        "give the scale the type of the float tensor: networks are strongly typed",
+    ),
+    Rule(
+        "weight-axis",
+        "error",
+        ("Conv", "Gemm", "MatMul"),
+        _wrong_axis,
+        "quantize weights per output channel: axis 0 of Conv, the N axis of Gemm and MatMul",
+    ),
+    Rule(
+        "float-weights",
+        "error",
+        ("Conv", "Gemm", "MatMul"),
+        _float_weights,
+        "quantize its weights too, or take the Q/DQ off its input",
+    ),
+    Rule(
+        "float-input",
+        "error",
+        ("Conv", "Gemm", "MatMul"),
+        _float_data,
+        "put Q/DQ on its input, or keep its weights float",
+    ),
+    Rule(
+        "resize-unclosed",
+        "error",
+        ("Resize",),
+        _unclosed_resize,
+        "put Q/DQ behind it too, with the same scale",
+    ),
+    Rule(
+        "kernel-shape",
+        "error",
+        ("Conv", "ConvTranspose"),
+        _kernel_shape,
+        "write the kernel_shape attribute: `deploykit fuse` does",
+    ),
+    Rule(
+        "split-fusion",
+        "warning",
+        ACTIVATIONS,
+        _splits_fusion,
+        "put the Q/DQ behind the activation function",
+    ),
+    Rule(
+        "concat-scales",
+        "warning",
+        ("Concat",),
+        _concat_scales,
+        "give all its inputs and its output one scale",
+    ),
+    Rule(
+        "moved-scales",
+        "warning",
+        tuple(PASS_THROUGH),
+        _moved_scales,
+        "use one scale before and behind it",
+    ),
+    Rule(
+        "float-skip",
+        "warning",
+        ("Add",),
+        _float_skip,
+        "let the Add read the INT8 copy: Q/DQ on the skip branch only",
+    ),
+    Rule(
+        "group-channels",
+        "warning",
+        ("Conv",),
+        _groups,
+        "keep it float, above all on Turing, which has no INT8 kernel for it",
+    ),
+    Rule("transposed", "warning", ("ConvTranspose",), _transposed, "keep its weights float"),
+    Rule("few-channels", "info", ("Conv",), _few_channels, "time it in float as well"),
+    Rule("float-copy", "info", (Q,), _float_copy, "let all its readers read the INT8 copy"),
+    Rule("no-int8-cores", "error", (Q,), _no_int8_cores, "build the FP16 model for this GPU"),
+)

@@ -128,7 +128,7 @@ PASS_THROUGH: Mapping[str, Callable[[ir.Node], bool]] = {
 """Rule 8: op -> whether a node of it only moves values, so that INT8 passes unchanged."""
 
 READERS = frozenset(
-    {*WEIGHTED, "AveragePool", "Div", "GlobalAveragePool", "Mul", "ReduceMean", "Sub"}
+    ("AveragePool", "ConvTranspose", "Div", "GlobalAveragePool", "Mul", "ReduceMean", "Sub")
 )
 """Rule 10. An activation is not among them: it must stay fused to the layer before it."""
 

@@ -54,7 +54,7 @@ def _section(section: Section) -> Iterator[str]:
 
 def _table(table: Table) -> Iterator[str]:
     yield from (escape(table.caption), "")
-    yield _row(table.header)
+    yield _row(map(escape, table.header))
     yield _row("--:" if i in table.numeric else "---" for i in range(len(table.header)))
     for row in table.rows:
         yield _row(escape(cell.text) for cell in row)

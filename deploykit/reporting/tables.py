@@ -47,8 +47,9 @@ def number(value: float | None, form: str, *, scale: float = 1.0) -> Cell:
     if value is None:
         return Cell(ABSENT)
     text = format(value * scale, form)
-    zero = not set(text) & set("123456789")
-    return Cell(text.replace("-", "") if zero else text, float(value))
+    if not set(text) & set("123456789"):
+        text = format(0.0, form)  # not -0.0000
+    return Cell(text, float(value))
 
 
 def milliseconds(seconds: float) -> Cell:

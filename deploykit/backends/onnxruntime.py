@@ -1,0 +1,270 @@
+"""ONNX Runtime on the CPU: the backend that is always here.
+
+Q/DQ graphs run as they are written: quantize, dequantize, then float arithmetic, which is what
+an INT8 engine computes up to rounding. ONNX Runtime's own INT8 kernels are left out on purpose
+(`session.disable_quant_qdq`): they want Q/DQ around every output as well, which TensorRT's
+placement does not have, and otherwise they quantize biases and unfold weights in every run.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as states
+
+from deploykit import artifacts, onnxfile
+from deploykit.backends import Availability, Built, _feeds, _layers
+from deploykit.errors import BackendError, ModelError, OptionError
+from deploykit.values import LayerPrecision, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import numpy as np
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+    from deploykit.backends import Arrays, BuildOptions
+
+_ONLY_ERRORS = 3
+_CONFIG = {
+    "session.disable_quant_qdq": "1",
+    "session.load_model_format": "ONNX",
+    "session.save_model_format": "ONNX",
+}
+_FAILURES = (
+    *(
+        getattr(states, name)
+        for name in (
+            "EPFail",
+            "Fail",
+            "InvalidArgument",
+            "InvalidGraph",
+            "InvalidProtobuf",
+            "NoSuchFile",
+            "NotImplemented",
+            "RuntimeException",
+        )
+    ),
+    RuntimeError,
+    ValueError,
+)
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+}
+_PRECISIONS = {"FLOAT": "fp32", "FLOAT16": "fp16", "INT8": "int8", "UINT8": "int8"}
+# Ops that do the work, under every name that ONNX Runtime's rewrites give them.
+_WEIGHTED = {
+    **dict.fromkeys(("Conv", "FusedConv", "NhwcFusedConv", "QLinearConv", "ConvInteger"), "Conv"),
+    "ConvTranspose": "ConvTranspose",
+    **dict.fromkeys(("Gemm", "FusedGemm", "QGemm"), "Gemm"),
+    **dict.fromkeys(("MatMul", "FusedMatMul", "QLinearMatMul", "MatMulInteger"), "MatMul"),
+}
+_PREFIX = "InsertedPrecisionFreeCast_"
+_SUFFIX = "_nchwc"
+
+
+def availability() -> Availability:
+    """Return that it works: the package is a requirement of deploykit."""
+    return Availability(builds=True, runs=True, version=str(ort.__version__))
+
+
+def build(model: Path, output: Path, options: BuildOptions) -> Built:
+    """Write `model`, optimised for this machine's CPU, to `output`.
+
+    Raises: ModelError, OptionError, OutputError.
+    """
+    _refuse(options)
+    graph = onnxfile.read_model(model)
+    started = time.perf_counter()
+    with artifacts.replacing(output) as temporary:
+        session = _session(model, _options(0), written_to=temporary)
+        optimised = onnxfile.read_model(temporary)
+        layers = _layers_of(optimised, graph)
+    seconds = time.perf_counter() - started
+    log = (
+        f"ONNX Runtime {ort.__version__}: {len(graph.graph)} nodes became {len(optimised.graph)}\n"
+    )
+    return Built(_specs(session.get_inputs()), _specs(session.get_outputs()), layers, seconds, log)
+
+
+def _refuse(options: BuildOptions) -> None:
+    given = {
+        "--sm": options.sms,
+        "--min-shapes, --opt-shapes and --max-shapes": options.shapes,
+        "--workspace": options.workspace,
+        "--timing-cache": options.timing_cache,
+    }
+    for option, value in given.items():
+        if value:
+            raise OptionError(
+                f"ONNX Runtime has no use for {option}",
+                expected="a model alone: it runs on this machine's CPU, with any shape",
+                fix=f"leave out {option}, or choose --backend tensorrt_rtx",
+            )
+
+
+def open_session(path: Path, *, threads: int = 0) -> Session:
+    """Return a session of an ONNX file, or of one that `build` wrote.
+
+    threads: that compute one node together; 0: one per core.
+
+    Raises: ModelError where the file is not ONNX or not valid.
+    """
+    if threads < 0:
+        raise OptionError(f"{threads} threads", expected="a positive number, or 0 for the default")
+    return Session(_session(path, _options(threads)))
+
+
+def inspect(path: Path) -> tuple[LayerPrecision, ...]:
+    """Return the precision of each layer of an ONNX file as it stands.
+
+    Raises: ModelError.
+    """
+    model = onnxfile.read_model(path)
+    return _layers_of(model, model)
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = _ONLY_ERRORS
+    for key, value in _CONFIG.items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
+def _session(
+    path: Path, options: ort.SessionOptions, *, written_to: Path | None = None
+) -> ort.InferenceSession:
+    if written_to is not None:
+        options.optimized_model_filepath = str(written_to)
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except _FAILURES as error:
+        onnxfile.read_model(path)  # says what is wrong with the file, where that is the reason
+        raise ModelError(
+            f"ONNX Runtime cannot load {path}: {error}",
+            fix="export the model again, with ops and an opset that ONNX Runtime knows",
+        ) from error
+
+
+class Session:
+    """An ONNX model on the CPU."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        """Take the runtime's session."""
+        self._session = session
+        self.inputs = _specs(session.get_inputs())
+        self.outputs = _specs(session.get_outputs())
+
+    def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
+        """Return output name -> array. Raises: ModelError for wrong feeds, BackendError."""
+        _feeds.check(self.inputs, feeds)
+        names = [spec.name for spec in self.outputs]
+        try:
+            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        except _FAILURES as error:
+            raise _failed(error) from error
+
+    def stepper(
+        self, feeds: Arrays, *, transfers: bool, cuda_graph: bool
+    ) -> Callable[[], float | None]:
+        """Return a function that runs the batch on buffers bound once; it has no device clock.
+
+        transfers: makes no difference, for the CPU reads and writes the caller's memory.
+
+        Raises: ModelError for wrong feeds, OptionError for a CUDA graph.
+        """
+        del transfers
+        if cuda_graph:
+            raise OptionError(
+                "ONNX Runtime has no CUDA graph on the CPU", fix="add --no-cuda-graph"
+            )
+        outputs = self.run(feeds)
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_ortvalue_input(name, _value(array))
+        for name, array in outputs.items():
+            binding.bind_ortvalue_output(name, _value(array))
+
+        def step() -> None:
+            try:
+                self._session.run_with_iobinding(binding)
+            except _FAILURES as error:
+                raise _failed(error) from error
+
+        return step
+
+
+def _value(array: NDArray[np.generic]) -> ort.OrtValue:
+    """Return a copy of an array in memory that the runtime owns."""
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _failed(error: Exception) -> BackendError:
+    return BackendError(f"ONNX Runtime failed: {error}")
+
+
+def _specs(nodes: Any) -> tuple[TensorSpec, ...]:  # noqa: ANN401 - the package ships no types
+    return tuple(
+        TensorSpec(
+            node.name,
+            _DTYPES.get(node.type, node.type),
+            tuple("?" if dim is None else dim for dim in node.shape),
+        )
+        for node in nodes
+    )
+
+
+def _layers_of(optimised: ir.Model, source: ir.Model) -> tuple[LayerPrecision, ...]:
+    """Return the layers of an optimised graph, under the names and MACs of its source."""
+    names = _aliases(source)
+    macs = _layers.macs_or_none(source)
+    return tuple(_layer(node, names, macs) for node in optimised.graph)
+
+
+def _layer(node: ir.Node, names: dict[str, str], macs: dict[str, int]) -> LayerPrecision:
+    own = str(node.name or node.outputs[0].name).removesuffix(_SUFFIX).removeprefix(_PREFIX)
+    op = _WEIGHTED.get(node.op_type)
+    if op is None:
+        return LayerPrecision(own, node.op_type, _precision(node))
+    name = names.get(own, own)
+    return LayerPrecision(name, op, _precision(node), macs.get(name, 0))
+
+
+def _precision(node: ir.Node) -> str:
+    """Return what a node computes in: the type of its weight, else of its first float operand."""
+    values = [value for value in node.inputs if value is not None and value.dtype is not None]
+    weights = [value for value in values if value.is_initializer() and len(value.shape or ()) > 1]
+    found = (_PRECISIONS.get(str(value.dtype)) for value in [*weights, *values])
+    return next((precision for precision in found if precision), _layers.UNKNOWN)
+
+
+def _aliases(source: ir.Model) -> dict[str, str]:
+    """Return the name of a weighted node for it and for the values that a fusion may name it by.
+
+    A convolution that takes in the Add and Relu behind it is called after their output.
+    """
+    found: dict[str, str] = {}
+    for node in source.graph:
+        if node.op_type in _layers.WEIGHTED:
+            name = str(node.name or node.outputs[0].name)
+            found[name] = name
+            value: ir.Value | None = node.outputs[0]
+            while value is not None:
+                found.setdefault(str(value.name), name)
+                users = [user for user, _ in value.uses()]
+                alone = len(users) == 1 and users[0].op_type not in _layers.WEIGHTED
+                value = users[0].outputs[0] if alone else None
+    return found
