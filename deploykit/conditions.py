@@ -28,7 +28,11 @@ _VOLATILE = re.compile(
     re.IGNORECASE,
 )
 """Keys whose values change from minute to minute: no part of a machine's identity."""
-_NOT_THROTTLED = {"", "0", "none", "no", "not active", "false", "gpu_idle", "gpu idle", "unknown"}
+_LOCKED = frozenset({"applications_clocks_setting", "display_clock_setting"})
+"""Reasons why a GPU keeps below its highest clock that a user chose."""
+_NOT_THROTTLED = _LOCKED | frozenset(
+    {"", "0", "none", "no", "not active", "false", "unknown", "gpu_idle", "gpu idle"}
+)
 
 
 def with_warnings(record: BenchRecord) -> BenchRecord:

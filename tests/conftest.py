@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from deploykit import files
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import onnx_ir as ir
     from torch import nn
 
 SIDE = 64
@@ -80,3 +83,119 @@ def randomised() -> Callable[[nn.Module], nn.Module]:
         return network.eval()
 
     return change
+
+
+class Toy:
+    """Writes a residual convnet with a classifier, images[n, 3, 32, 32] -> logits[n, 10]."""
+
+    def __init__(
+        self, *, quantized: bool = False, half: bool = False, classify: bool = True
+    ) -> None:
+        """Make the graph; `quantized`: Q/DQ as TensorRT wants them, weights per channel."""
+        self.dtype = np.dtype(np.float16 if half else np.float32)
+        self.quantized = quantized
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        self.random = np.random.default_rng(0)
+        stem = self.conv("stem", "images", (16, 3, 3, 3), stride=2)
+        inner = self.conv("block1", stem, (16, 16, 3, 3))
+        outer = self.conv("block2", inner, (16, 16, 3, 3), relu=False)
+        added = self.node("Add", "add", [outer, self.qdq("skip", stem, np.float32(0.05))])
+        self.output = self.conv("head", self.node("Relu", "add_relu", [added]), (32, 16, 1, 1))
+        if classify:
+            flat = self.node(
+                "Flatten", "flat", [self.node("GlobalAveragePool", "gap", [self.output])]
+            )
+            self.output = self.weighted("Gemm", "fc", flat, (10, 32), transB=1)
+
+    def node(self, op: str, name: str, inputs: list[str], **attributes: Any) -> str:
+        """Append a node and return its output."""
+        self.nodes.append(helper.make_node(op, inputs, [f"{name}.y"], name=name, **attributes))
+        return f"{name}.y"
+
+    def weight(self, name: str, value: object) -> str:
+        """Add an initializer and return its name."""
+        self.weights.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def qdq(self, name: str, tensor: str, scale: object, **axis: int) -> str:
+        """Return `tensor`, quantized and dequantized where the model is quantized."""
+        if not self.quantized:
+            return tensor
+        scale = np.asarray(scale, self.dtype)
+        pair = [self.weight(f"{name}.scale", scale)]
+        pair.append(self.weight(f"{name}.zero", np.zeros(scale.shape, np.int8)))
+        quantized = self.node("QuantizeLinear", f"{name}.Q", [tensor, *pair], **axis)
+        return self.node("DequantizeLinear", f"{name}.DQ", [quantized, *pair], **axis)
+
+    def weighted(
+        self, op: str, name: str, x: str, shape: tuple[int, ...], **attributes: Any
+    ) -> str:
+        """Append a node with a random weight, per output channel, and a bias."""
+        value = self.random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        scale = np.abs(value).reshape(shape[0], -1).max(1) / 127
+        weight = self.weight(f"{name}.weight", value.astype(self.dtype))
+        bias = self.weight(f"{name}.bias", np.zeros(shape[0], self.dtype))
+        x = self.qdq(f"{name}.x", x, np.float32(0.05))
+        return self.node(
+            op, name, [x, self.qdq(f"{name}.w", weight, scale, axis=0), bias], **attributes
+        )
+
+    def conv(
+        self, name: str, x: str, shape: tuple[int, ...], *, stride: int = 1, relu: bool = True
+    ) -> str:
+        """Append a convolution that keeps the size, or halves it, and mostly a ReLU."""
+        kernel = list(shape[2:])
+        pads = [k // 2 for k in kernel] * 2
+        y = self.weighted(
+            "Conv", name, x, shape, kernel_shape=kernel, pads=pads, strides=[stride, stride]
+        )
+        return self.node("Relu", f"{name}_relu", [y]) if relu else y
+
+    def save(self, path: Path) -> Path:
+        """Write the model and return its path."""
+        dtype = TensorProto.FLOAT16 if self.dtype == np.float16 else TensorProto.FLOAT
+        value = helper.make_tensor_value_info
+        graph = helper.make_graph(
+            self.nodes,
+            "toy",
+            [value("images", dtype, ["n", 3, 32, 32])],
+            [value(self.output, dtype, None)],
+            self.weights,
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+        onnx.save(onnx.shape_inference.infer_shapes(model), path)
+        return path
+
+
+@pytest.fixture(scope="session")
+def toy() -> type[Toy]:
+    """The maker of a small convnet in any precision."""
+    return Toy
+
+
+@pytest.fixture
+def graph() -> Callable[..., ir.Model]:
+    """Return a function that parses a graph in ONNX's text form.
+
+    Its weights are given by name: a tuple is the shape of random numbers, an array is taken as is;
+    what the text does not name is left out.
+    """
+
+    def parse(text: str, opset: int = 19, **weights: tuple[int, ...] | np.ndarray) -> ir.Model:
+        import onnx_ir as ir
+
+        rng = np.random.default_rng(0)
+        tensors = []
+        for name, given in weights.items():
+            if not re.search(rf"\b{name}\b", text):
+                continue
+            array = given
+            if isinstance(given, tuple):
+                scale = np.prod(given[1:] or (1,)) ** -0.5
+                array = (rng.standard_normal(given) * scale).astype(np.float32)
+            tensors.append(ir.tensor(np.asarray(array), name=name))
+        header = f'<ir_version: 9, opset_import: ["" : {opset}]> graph '
+        return ir.from_onnx_text(header + text, initializers=tensors)
+
+    return parse

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -545,10 +546,8 @@ def test_a_changed_byte_is_an_error_of_ours_or_harmless(data: st.DataObject) -> 
     index = data.draw(st.integers(0, len(content) - 1))
     changed = bytearray(content)
     changed[index] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(_records.CodeError, _records.FormatError, CheckpointError):
         _pickles.read(io.BytesIO(bytes(changed)))
-    except (_records.CodeError, _records.FormatError, CheckpointError):
-        pass
 
 
 # broken files
@@ -627,7 +626,7 @@ def test_a_declared_size_of_many_gigabytes_is_refused(small: Small, path: Path) 
 
 
 def test_a_giant_pickle_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_archive, "MAX_PICKLE", 10)
+    monkeypatch.setattr(_archive, "MAX_PICKLE", 5)
     with pytest.raises(CheckpointError, match="the pickle in"):
         checkpoint.load(archive(path, b"cfar\nf\n)R."))
 
@@ -673,7 +672,7 @@ def test_a_tensor_that_swells_is_refused(path: Path) -> None:
 
 
 def test_odd_tensors_are_refused(path: Path) -> None:
-    with pytest.warns(UserWarning):  # torch: quantised tensors will go
+    with pytest.warns(UserWarning, match="quantized"):  # torch: quantised tensors will go
         quantised = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
     odd = {
         "complex": torch.ones(1, dtype=torch.complex64),

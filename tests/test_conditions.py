@@ -48,7 +48,10 @@ def test_throttling_that_began_during_the_run_is_said() -> None:
     assert warning == "throttled after the run: gpu.0.throttle_reasons is 0x8"
 
 
-@pytest.mark.parametrize("value", [None, False, 0, "", [], "none", "Not Active", "gpu_idle"])
+@pytest.mark.parametrize(
+    "value",
+    [None, False, 0, "", [], "none", "Not Active", "gpu_idle", ["applications_clocks_setting"]],
+)
 def test_what_is_not_throttling_is_not_called_so(value: Any) -> None:
     found = changed(gpu=[{"throttle_reasons": value}])
     assert conditions.with_warnings(record(found)).warnings == ()

@@ -65,8 +65,9 @@ def test_an_activation_stays_behind_its_convolution(randomised: Randomised) -> N
     assert sorted(folded.state_dict()) == ["conv.bias", "conv.weight"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
+    seed=st.integers(0, 1000),
     groups=st.sampled_from([1, 2]),
     transposed=st.booleans(),
     bias=st.booleans(),
@@ -74,8 +75,9 @@ def test_an_activation_stays_behind_its_convolution(randomised: Randomised) -> N
     eps=st.sampled_from([1e-5, 1e-3, 0.1]),
 )
 def test_any_convolution_takes_in_the_norm_behind_it(
-    groups: int, *, transposed: bool, bias: bool, affine: bool, eps: float
+    seed: int, groups: int, *, transposed: bool, bias: bool, affine: bool, eps: float
 ) -> None:
+    torch.manual_seed(seed)
     conv: nn.Conv2d | nn.ConvTranspose2d
     if transposed:
         conv = nn.ConvTranspose2d(4, 6, 2, 2, groups=groups, bias=bias)
@@ -86,7 +88,7 @@ def test_any_convolution_takes_in_the_norm_behind_it(
     if affine:
         nn.init.normal_(norm.weight)
         nn.init.normal_(norm.bias)
-    chain = nn.Sequential(conv, norm.eval(), nn.ReLU())
+    chain = nn.Sequential(conv, norm.eval())
     folded = fold(chain)
     assert relative_error(chain, folded, torch.randn(2, 4, 5, 5)) < 1e-5
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())

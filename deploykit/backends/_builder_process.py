@@ -49,20 +49,34 @@ def build(request: _trt.Request, *, library: Path | None = None) -> tuple[str | 
     with tempfile.TemporaryDirectory(prefix="deploykit-build-") as folder:
         if library is not None:
             (Path(folder) / library.name.partition(".so")[0]).with_suffix(".so").symlink_to(library)
-        try:
-            done = subprocess.run(  # noqa: S603 - our own module in our own interpreter
-                [sys.executable, "-m", __name__],
-                input=json.dumps(asdict(request)),
-                capture_output=True,
-                text=True,
-                errors="replace",
-                check=False,
-                cwd=folder,
-                env=_environment(folder, os.environ),
-            )
-        except OSError as error:
-            raise BackendError(f"cannot start the builder: {error.strerror or error}") from error
+        done = _ask(json.dumps(asdict(request)), folder)
     return _outcome(done, Path(request.model).name)
+
+
+def _ask(request: str, folder: str) -> subprocess.CompletedProcess[str]:
+    """Return what the builder's process answers; Ctrl-C ends it too, and waits for its end."""
+    command = [sys.executable, "-m", __name__]
+    try:
+        process = subprocess.Popen(  # noqa: S603 - our own module in our own interpreter
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            cwd=folder,
+            env=_environment(folder, os.environ),
+        )
+    except OSError as error:
+        raise BackendError(f"cannot start the builder: {error.strerror or error}") from error
+    with process:
+        try:
+            answer, log = process.communicate(request)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, answer, log)
 
 
 def _environment(folder: str, inherited: Mapping[str, str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit.errors import BackendError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from deploykit.backends import Session
@@ -43,6 +44,15 @@ def compute_capability() -> str:
     runtime = importlib.import_module(_RUNTIME)
     properties = call(runtime, "cudaGetDeviceProperties", 0)
     return f"{properties.major}{properties.minor}"
+
+
+def unloadable(path: Path, log: Sequence[str]) -> BackendError:
+    """Return the error for an engine that the runtime does not accept."""
+    return BackendError(
+        "\n".join([f"{path} cannot be loaded here", *log[-5:]]),
+        expected="an engine built with this version for this GPU",
+        fix="build it again on this machine, or for its --sm",
+    )
 
 
 def open_engine(module: str, path: Path) -> Session:

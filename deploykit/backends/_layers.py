@@ -73,14 +73,14 @@ def read_back(layers: Sequence[EngineLayer], model: ir.Model) -> tuple[LayerPrec
     claims is `unknown`.
     """
     macs = macs_or_none(model)
-    ops = {node.name: node.op_type for node in model.graph if node.name}
-    weighted = {node.name for node in model.graph if node.op_type in WEIGHTED}
+    ops = {name_of(node): node.op_type for node in model.graph}
+    weighted = {name: op for name, op in ops.items() if op in WEIGHTED}
     found: list[LayerPrecision] = []
-    for name, count in macs.items():
+    for name, op in weighted.items():
         precisions = {kernel.precision for kernel in _kernels_of(name, layers)}
-        found.append(LayerPrecision(name, ops.get(name, ""), _widest(precisions), count))
+        found.append(LayerPrecision(name, op, _widest(precisions), macs.get(name, 0)))
     for layer in layers:
-        if not (layer.weighted and weighted & set(layer.nodes)):
+        if not (layer.weighted and weighted.keys() & set(layer.nodes)):
             kinds = sorted({ops[n] for n in layer.nodes if n in ops} - set(WEIGHTED))
             found.append(
                 LayerPrecision(
@@ -106,6 +106,11 @@ def _widest(precisions: Iterable[str]) -> str:
     return next((p for p in (UNKNOWN, "fp32", "fp16", "int8") if p in found), UNKNOWN)
 
 
+def name_of(node: ir.Node) -> str:
+    """Return a node's name, that of its first output where it has none."""
+    return str(node.name or node.outputs[0].name)
+
+
 def macs_or_none(model: ir.Model) -> dict[str, int]:
     """Return node name -> MACs, empty where the shapes of the model are open."""
     try:
@@ -117,7 +122,7 @@ def macs_or_none(model: ir.Model) -> dict[str, int]:
 def quantized_nodes(model: ir.Model) -> dict[str, str]:
     """Return node name -> op of each weighted node whose operands are all dequantized."""
     return {
-        str(node.name or node.outputs[0].name): node.op_type
+        name_of(node): node.op_type
         for node in model.graph
         if node.op_type in WEIGHTED and all(map(_dequantized, node.inputs[:2]))
     }
@@ -133,7 +138,7 @@ def float32_products(model: ir.Model) -> list[str]:
     typed = model.clone()
     common.ShapeInferencePass(check_type=False, strict_mode=False)(typed)
     return [
-        str(node.name or node.outputs[0].name)
+        name_of(node)
         for node in typed.graph
         if node.op_type in ("Gemm", "MatMul")
         and any(value is not None and value.dtype == ir.DataType.FLOAT for value in node.inputs)
@@ -163,7 +168,7 @@ def prove(layers: Sequence[LayerPrecision], model: ir.Model, builder: str) -> st
             fix="`deploykit inspect` the ONNX file says what makes a layer fall back; "
             "or leave those layers in float: quantize with --keep-float",
         )
-    unread = [layer.name for layer in layers if layer.macs and layer.precision == UNKNOWN]
+    unread = [n.name for n in layers if n.op in WEIGHTED and n.precision == UNKNOWN]
     if not unread:
         return ""
     return f"precision not proven: {len(unread)} layers could not be read back: " + ", ".join(

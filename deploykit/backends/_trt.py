@@ -78,7 +78,7 @@ class Request:
 
     module: str
     model: str
-    output: str
+    output: str = ""
     sms: tuple[str, ...] = ()
     shapes: Mapping[str, tuple[tuple[int, ...], ...]] | None = None
     workspace: int | None = None
@@ -157,9 +157,9 @@ def _parse(trt: Trt, network: Any, log: Any, model: str) -> None:  # noqa: ANN40
 
 def _parser_error(error: Any) -> str:  # noqa: ANN401 - a native object
     """Return `node 'x' (Op): reason`; old parsers know only the node's index."""
-    name = getattr(error, "node_name", lambda: "")() or f"number {error.node()}"
-    op = getattr(error, "node_operator", lambda: "")() or "unknown op"
-    return f"node {name!r} ({op}): {error.desc()}"
+    name = getattr(error, "node_name", str)()
+    op = getattr(error, "node_operator", str)() or "unknown op"
+    return f"node {repr(name) if name else error.node()} ({op}): {error.desc()}"
 
 
 def _config(trt: Trt, builder: Any, rules: Generation, request: Request) -> Any:  # noqa: ANN401 - native objects
@@ -213,9 +213,23 @@ def _write(path: Path, data: Any) -> None:  # noqa: ANN401 - a native buffer
 
 
 def inspection(trt: Trt, log: Any, plan: Any) -> str | None:  # noqa: ANN401 - native objects
-    """Return the engine inspector's JSON, None where the engine cannot be loaded here."""
+    """Return the engine inspector's JSON, None where the engine cannot be loaded here.
+
+    Formats are only known for given shapes: those of the profile's typical batch.
+    """
     engine = trt.Runtime(log).deserialize_cuda_engine(plan)
     if engine is None:
         return None
+    context = engine.create_execution_context()
+    for name in tensor_names(engine, trt.TensorIOMode.INPUT):
+        if -1 in tuple(engine.get_tensor_shape(name)):
+            context.set_input_shape(name, engine.get_tensor_profile_shape(name, 0)[1])
     inspector = engine.create_engine_inspector()
+    inspector.execution_context = context
     return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def tensor_names(engine: Any, mode: Any) -> list[str]:  # noqa: ANN401 - native objects
+    """Return the names of an engine's inputs or outputs."""
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    return [name for name in names if engine.get_tensor_mode(name) == mode]

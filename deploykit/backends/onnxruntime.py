@@ -235,7 +235,7 @@ def _layers_of(optimised: ir.Model, source: ir.Model) -> tuple[LayerPrecision, .
 
 
 def _layer(node: ir.Node, names: dict[str, str], macs: dict[str, int]) -> LayerPrecision:
-    own = str(node.name or node.outputs[0].name).removesuffix(_SUFFIX).removeprefix(_PREFIX)
+    own = _layers.name_of(node).removesuffix(_SUFFIX).removeprefix(_PREFIX)
     op = _WEIGHTED.get(node.op_type)
     if op is None:
         return LayerPrecision(own, node.op_type, _precision(node))
@@ -259,7 +259,7 @@ def _aliases(source: ir.Model) -> dict[str, str]:
     found: dict[str, str] = {}
     for node in source.graph:
         if node.op_type in _layers.WEIGHTED:
-            name = str(node.name or node.outputs[0].name)
+            name = _layers.name_of(node)
             found[name] = name
             value: ir.Value | None = node.outputs[0]
             while value is not None:

@@ -19,12 +19,14 @@ class Target:
     sm: str
     gpus: str
     tensorrt: str
-    """Versions of the full TensorRT that support it; empty: none."""
+    """Versions of the full TensorRT that support it; empty: not established."""
     rtx: bool
     int8: str = ""
     """Why INT8 gains nothing here even with the full TensorRT; empty: it has INT8 tensor cores."""
     not_rtx: str = ""
     """Why TensorRT-RTX has no such target."""
+    rtx_limits: str = ""
+    """What TensorRT-RTX lacks for it; empty: FP32, FP16 and INT8 are all there."""
 
     @property
     def packages(self) -> str:
@@ -48,7 +50,13 @@ TARGETS: dict[str, Target] = {
             int8=_VOLTA_INT8,
             not_rtx="Volta was dropped after TensorRT 10.4, before TensorRT-RTX began",
         ),
-        Target("75", "T4, RTX 20", "8.6 to 11", rtx=True),
+        Target(
+            "75",
+            "T4, RTX 20",
+            "8.6 to 11",
+            rtx=True,
+            rtx_limits="FP16, and FP32 without matrix products; no INT8 kernels for Turing",
+        ),
         Target("80", "A100, A30", "8.6 to 11", rtx=True),
         Target("86", "A10, RTX 30", "8.6 to 11", rtx=True),
         Target("89", "L4, L40S, RTX 40", "8.6 to 11", rtx=True),

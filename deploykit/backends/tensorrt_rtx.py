@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import importlib.util
-import time
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit import artifacts, onnxfile
+from deploykit import onnxfile
 from deploykit.backends import (
     Availability,
-    Built,
-    _builder_process,
+    _building,
     _cuda,
     _layers,
     _plan_text,
-    _profiles,
     _trt,
     targets,
 )
+from deploykit.backends._building import Builder
 from deploykit.errors import BackendError, InputError, OptionError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from deploykit.backends import BuildOptions, Session
+    from deploykit.backends import BuildOptions, Built, Session
     from deploykit.values import LayerPrecision
 
 MODULE = "tensorrt_rtx"
@@ -47,7 +45,7 @@ def availability() -> Availability:
         builds=True,
         runs=not absent,
         version=version,
-        reason=f"builds without a GPU; cannot run engines here: {absent}" if absent else "",
+        reason=f"cannot run engines here: {absent}" if absent else "",
         fix="copy the engine to a machine with an RTX GPU and its driver" if absent else "",
     )
 
@@ -64,26 +62,13 @@ def build(model: Path, output: Path, options: BuildOptions) -> Built:
     graph = onnxfile.read_model(model)
     sms = tuple(row.sm for row in targets.rtx_targets(options.sms or _own()))
     check(graph, sms, options)
-    inputs, outputs = onnxfile.interface(graph)
-    shapes, note = _profiles.profiles(inputs, options.shapes)
-    started = time.perf_counter()
-    with artifacts.replacing(output) as temporary:
-        _, log = _builder_process.build(
-            _trt.Request(
-                module=MODULE,
-                model=str(model.resolve()),
-                output=str(temporary.resolve()),
-                sms=sms,
-                shapes=shapes,
-                workspace=options.workspace,
-            ),
-            library=_library(),
-        )
-        layers = _layers.read_back(_plan_text.kernels(temporary.read_bytes()), graph)
-        unproven = _layers.prove(layers, graph, "TensorRT-RTX")
-    seconds = time.perf_counter() - started
-    log = "\n".join(filter(None, [note, log.rstrip(), unproven])) + "\n"
-    return Built(inputs, outputs, layers, seconds, log)
+    request = _trt.Request(module=MODULE, model=str(model.resolve()), sms=sms)
+    builder = Builder(
+        "TensorRT-RTX",
+        lambda engine, _: _plan_text.kernels(engine.read_bytes()),
+        library=_library(),
+    )
+    return _building.build(builder, graph, request, output, options)
 
 
 def check(model: ir.Model, sms: tuple[str, ...], options: BuildOptions) -> None:

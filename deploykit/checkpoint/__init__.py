@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import pickle
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from deploykit.checkpoint._archive import Archive
 from deploykit.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -58,13 +59,19 @@ def load(path: Path) -> Checkpoint:
     name of what it wanted to run), no weights, or weights that are not finite.
     """
     first = contents.head(path, CheckpointError, _WHAT)
-    if first.startswith(contents.ZIP):
-        with contextlib.closing(Archive(path)) as archive:
-            return _finish(path, _from_archive(path, archive))
-    if first[8:9] == b"{":
-        return _finish(path, _from_safetensors(path))
-    if first.startswith(b"\x80") or contents.recognise(first) == ("", ""):
-        return _finish(path, _from_old_pickle(path, first))
+    try:
+        if first.startswith(contents.ZIP):
+            with contextlib.closing(Archive(path)) as archive:
+                return _finish(path, _from_archive(path, archive))
+        if first[8:9] == b"{":
+            return _finish(path, _from_safetensors(path))
+        if first.startswith(b"\x80") or contents.recognise(first) == ("", ""):
+            return _finish(path, _from_old_pickle(path, first))
+    except CheckpointError as error:
+        if str(path) in error.found:
+            raise
+        found = f"{path}: {error.found}"
+        raise CheckpointError(found, expected=error.expected, fix=error.fix) from error
     raise contents.foreign(path, first, CheckpointError, _WHAT)
 
 
@@ -79,7 +86,7 @@ def _from_archive(path: Path, archive: Archive) -> object:
     except _records.CodeError as error:
         raise _refused(path, error.name) from error
     except _records.FormatError as error:
-        raise _unreadable(path, f"{error}; {_first_line(saved)}") from error
+        raise _unreadable(path, str(error)) from error
 
 
 def _from_safetensors(path: Path) -> object:
@@ -93,17 +100,27 @@ def _from_old_pickle(path: Path, first: bytes) -> object:
     saved = _weights_only(path)
     if not isinstance(saved, Exception):
         return saved
-    with path.open("rb") as file:
-        try:
-            for _ in range(_PICKLES):
-                _pickles.read(file)
-        except _records.CodeError as error:
-            raise _refused(path, error.name) from error
-        except (_records.FormatError, CheckpointError):
-            pass  # what is wrong is said below
+    try:
+        for found in _old_objects(path):
+            if isinstance(found, _records.Instance):
+                raise CheckpointError(
+                    f"{path} is a pickled {found.of} in the format before torch 1.6",
+                    expected=_WHAT,
+                    fix="save the weights with torch.save(model.state_dict(), FILE)",
+                )
+    except _records.CodeError as error:
+        raise _refused(path, error.name) from error
+    except _records.FormatError:
+        pass  # the numbers follow, or damage does
     if not first.startswith(b"\x80"):
         raise contents.foreign(path, first, CheckpointError, _WHAT)
     raise _unreadable(path, _first_line(saved))
+
+
+def _old_objects(path: Path) -> Iterator[object]:
+    with path.open("rb") as file:
+        for _ in range(_PICKLES):
+            yield _pickles.read(file)
 
 
 def _weights_only(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
@@ -134,20 +151,18 @@ def _unreadable(path: Path, reason: str) -> CheckpointError:
     )
 
 
-def _first_line(error: object) -> str:
+def _first_line(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):
+        return "torch finds no weights in it"  # its message tells how to run the code
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _finish(path: Path, saved: object) -> Checkpoint:
-    """Return the checkpoint in a saved object. Raises: CheckpointError, naming the file."""
+    """Return the checkpoint in a saved object. Raises: CheckpointError."""
     try:
         found, notes = _layouts.find(saved)
         named, more = _layouts.strip(found)
         state = _values(named, budget=max(_FREE, _RATIO * path.stat().st_size))
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{path}: {error.found}", expected=error.expected, fix=error.fix
-        ) from error
     except (RecursionError, RuntimeError, NotImplementedError) as error:
         raise _unreadable(path, _first_line(error)) from error
     names = _layouts.class_names(saved)

@@ -199,6 +199,9 @@ class _Machine:
 
     def _do_binpersid(self, _: None) -> None:
         identity = self._stack.pop()
+        if not self._archive and isinstance(identity, tuple) and identity[:1] == ("module",):
+            self._stack.append(identity[1])  # a class, with its source code
+            return
         stored = records.storage(identity, self._archive) if self._archive else Opaque(_STORAGE)
         self._stack.append(stored)
 

@@ -9,8 +9,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit import cost
+from deploykit.lint.checks import Facts
 from deploykit.lint.graph import is_layer, runs_int8
-from deploykit.lint.rules import RULES, Facts, Severity
+from deploykit.lint.rules import RULES, Severity
 from deploykit.passes._graph import is_op
 from deploykit.values import LayerPrecision, Precision
 

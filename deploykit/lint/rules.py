@@ -9,63 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import numpy as np
-import onnx_ir as ir
-
-from deploykit.lint.graph import (
-    as_layer,
-    dequantized,
-    int8_source,
-    is_layer,
-    quantized_data,
-    quantized_weights,
-    quantizer,
-    right_axis,
-    runs_int8,
-    same_scale,
-    step,
-)
-from deploykit.passes._graph import is_op
-from deploykit.placement.rules import (
-    GROUP_MULTIPLE,
-    MIN_CHANNELS,
-    PASS_THROUGH,
-    constant,
-    moved_inputs,
-    moves,
-)
+from deploykit.lint import checks
+from deploykit.lint.checks import ACTIVATIONS, AXIS_SCALES, DQ, FP16_SCALES, Q
+from deploykit.placement.rules import PASS_THROUGH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import onnx_ir as ir
+
+    from deploykit.lint.checks import Facts, Message
+
 Severity: TypeAlias = Literal["error", "warning", "info"]
-Message: TypeAlias = str | None
-"""What was found; None: nothing."""
-
-Q, DQ = "QuantizeLinear", "DequantizeLinear"
-ACTIVATIONS = ("Relu", "LeakyRelu", "PRelu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh")
-FP16_SCALES = 19
-"""First opset whose Q/DQ take FP16 scales."""
-AXIS_SCALES = 13
-"""First opset whose Q/DQ take one scale per channel."""
-INT8_CORES = 75
-"""First compute capability with INT8 tensor cores, Turing's."""
-_IMAGE_CHANNELS = 4
-"""A layer with this few channels reads the image: it is the first, which pays in INT8."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a rule may know beyond the node."""
-
-    model: ir.Model
-    target_sm: int | None = None
-    """Compute capability of the GPU the engine is for, such as 75; None: any."""
-
-    @property
-    def opset(self) -> int:
-        """Return the version of the ONNX operators."""
-        return self.model.opset_imports.get("", 1)
 
 
 @dataclass(frozen=True)
@@ -80,284 +35,118 @@ class Rule:
     fix: str
 
 
-def _quantized_op(node: ir.Node, _: Facts) -> Message:
-    return f"{node.op_type} is refused by TensorRT's parser"
-
-
-def _asymmetric(node: ir.Node, _: Facts) -> Message:
-    found = step(node)
-    if found.zero is None or not found.zero.any():
-        return None
-    return f"zero-point {found.zero.ravel()[0]}, and TensorRT knows only 0"
-
-
-def _unsigned(node: ir.Node, _: Facts) -> Message:
-    found = step(node)
-    plain = found.zero is None or not found.zero.any()
-    if found.dtype is not ir.DataType.UINT8 or not plain:
-        return None
-    return "uint8 with zero-point 0 is read as int8: values above 127 are clipped"
-
-
-def _bad_scale(node: ir.Node, _: Facts) -> Message:
-    scale = step(node).scale
-    if scale is None:
-        return "the scale is computed at run time, and TensorRT wants a constant"
-    values = scale.astype(np.float64)
-    wrong = values[~(np.isfinite(values) & (values > 0))]
-    return f"scale {wrong.ravel()[0]} is not a positive number" if wrong.size else None
-
-
-def _int32(node: ir.Node, _: Facts) -> Message:
-    if step(node).dtype is not ir.DataType.INT32:
-        return None
-    return "dequantizes int32, as for a bias, which TensorRT's parser refuses"
-
-
-def _per_channel_activation(node: ir.Node, _: Facts) -> Message:
-    found = step(node)
-    if found.scale is None or found.per_tensor or constant(node.inputs[0]) is not None:
-        return None
-    readers = [reader.name for out in node.outputs for reader, _ in out.uses()]
-    return f"an activation with {found.scale.size} scales: {readers} silently run in float"
-
-
-def _old_axis(node: ir.Node, facts: Facts) -> Message:
-    scale = step(node).scale
-    old = scale is not None and scale.size > 1 and facts.opset < AXIS_SCALES
-    return f"a scale per channel at opset {facts.opset}" if old else None
-
-
-def _half_scale(node: ir.Node, facts: Facts) -> Message:
-    scale = step(node).scale
-    half = scale is not None and scale.dtype == np.float16
-    return f"an FP16 scale at opset {facts.opset}" if half and facts.opset < FP16_SCALES else None
-
-
-def _mixed_types(node: ir.Node, _: Facts) -> Message:
-    scale = step(node).scale
-    value = node.inputs[0] if node.op_type == Q else node.outputs[0]
-    if scale is None or value is None or value.dtype is None:
-        return None
-    same = value.dtype.numpy() == scale.dtype
-    return None if same else f"the scale is {scale.dtype} and the tensor {value.dtype.numpy()}"
-
-
-def _wrong_axis(node: ir.Node, _: Facts) -> Message:
-    weights = quantized_weights(node)
-    if weights is None or node.op_type == "ConvTranspose" or right_axis(node, weights):
-        return None
-    return f"scales along axis {weights.axis} of the weights: the layer silently runs in float"
-
-
-def _float_weights(node: ir.Node, _: Facts) -> Message:
-    if quantized_data(node) is None or quantized_weights(node) is not None:
-        return None
-    if len(node.inputs) < 2 or constant(node.inputs[1]) is None:
-        return None
-    return "its input is INT8 and its weights are float: it runs in float"
-
-
-def _float_data(node: ir.Node, _: Facts) -> Message:
-    if quantized_weights(node) is None or quantized_data(node) is not None:
-        return None
-    return "its weights are INT8 and its input is float: it silently runs in float"
-
-
-def _kernel_shape(node: ir.Node, _: Facts) -> Message:
-    if "kernel_shape" in node.attributes or quantized_weights(node) is None:
-        return None
-    return "no kernel_shape, and its weights come from a DQ: TensorRT cannot know it"
-
-
-def _splits_fusion(node: ir.Node, _: Facts) -> Message:
-    found = dequantized(node.inputs[0])
-    before = quantizer(found) if found else None
-    value = before.node.inputs[0] if before else None
-    layer = value.producer() if value is not None else None
-    if layer is None or not is_layer(layer):
-        return None
-    return f"Q/DQ between {layer.name!r} and its activation function: an extra rounding step"
-
-
-def _concat_scales(node: ir.Node, _: Facts) -> Message:
-    sources = [int8_source(node.inputs[index]) for index in moved_inputs(node)]
-    known = [source for source in sources if source is not None]
-    if len(known) < 2:
-        return None
-    if len(known) < len(sources):
-        return f"{len(known)} of its {len(sources)} inputs are INT8: those are widened again"
-    equal = all(same_scale(known[0], other) for other in known)
-    return None if equal else "its INT8 inputs have different scales: each is rescaled"
-
-
-def _moved_scales(node: ir.Node, _: Facts) -> Message:
-    if node.op_type == "Concat" or not moves(node):
-        return None
-    before = dequantized(node.inputs[0])
-    behind = [step(r) for out in node.outputs for r, _ in out.uses() if is_op(r, Q)]
-    wrong = before is not None and any(not same_scale(before, after) for after in behind)
-    return "Q/DQ before and behind it have different scales: it runs in float" if wrong else None
-
-
-def _unclosed_resize(node: ir.Node, _: Facts) -> Message:
-    readers = [reader for reader, _ in node.outputs[0].uses()]
-    layers = [str(r.name) for r in readers if is_layer(r) and quantized_weights(r) is not None]
-    if dequantized(node.inputs[0]) is None or not layers:
-        return None
-    return f"INT8 before it and no Q behind it: {', '.join(layers)} silently run in float"
-
-
-def _float_skip(node: ir.Node, _: Facts) -> Message:
-    for value in node.inputs:
-        if value is not None and any(is_op(reader, Q) for reader, _ in value.uses()):
-            return (
-                f"reads {value.name!r} in float, which is stored in INT8 too: it is written twice"
-            )
-    return None
-
-
-def _float_copy(node: ir.Node, _: Facts) -> Message:
-    value = node.inputs[0]
-    readers = [reader for reader, _ in value.uses()] if value is not None else []
-    others = sorted({str(r.name) for r in readers if not is_op(r, Q, "Add", "Shape")})
-    if value is None or not others:
-        return None
-    return f"{value.name!r} is stored in INT8, and in float for {', '.join(others)}"
-
-
-def _groups(node: ir.Node, _: Facts) -> Message:
-    layer = as_layer(node)
-    if layer.weights is None or layer.group == 1 or not runs_int8(node):
-        return None
-    per_group = [count // layer.group for count in layer.channels]
-    if not any(count % GROUP_MULTIPLE for count in per_group):
-        return None
-    return f"INT8 with {per_group[0]} input and {per_group[1]} output channels per group"
-
-
-def _few_channels(node: ir.Node, _: Facts) -> Message:
-    layer = as_layer(node)
-    if layer.weights is None or layer.group > 1 or not runs_int8(node):
-        return None
-    few = _IMAGE_CHANNELS < min(layer.channels) < MIN_CHANNELS
-    return f"INT8 with {min(layer.channels)} channels: padding may cost the gain" if few else None
-
-
-def _transposed(node: ir.Node, _: Facts) -> Message:
-    if quantized_weights(node) is None:
-        return None
-    return "INT8 weights, and it runs in float all the same"
-
-
-def _no_int8_cores(_: ir.Node, facts: Facts) -> Message:
-    if facts.target_sm is None or facts.target_sm >= INT8_CORES:
-        return None
-    return f"SM {facts.target_sm} has no INT8 tensor cores: INT8 is slower there than FP16"
-
-
 RULES = (
     Rule(
         "quantized-op",
         "error",
         ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"),
-        _quantized_op,
+        checks.quantized_op,
         "quantize in QDQ format",
     ),
-    Rule("zero-point", "error", (Q, DQ), _asymmetric, "quantize symmetrically, int8"),
-    Rule("unsigned", "warning", (Q, DQ), _unsigned, "use int8"),
-    Rule("scale", "error", (Q, DQ), _bad_scale, "clamp scales to a small positive constant"),
-    Rule("int32-bias", "error", (DQ,), _int32, "keep the bias float"),
+    Rule("zero-point", "error", (Q, DQ), checks.asymmetric, "quantize symmetrically, int8"),
+    Rule("unsigned", "warning", (Q, DQ), checks.unsigned, "use int8"),
+    Rule("scale", "error", (Q, DQ), checks.bad_scale, "clamp scales to a small positive constant"),
+    Rule("int32-bias", "error", (DQ,), checks.int32, "keep the bias float"),
     Rule(
         "per-channel-activation",
         "error",
         (Q,),
-        _per_channel_activation,
+        checks.per_channel_activation,
         "use one scale for the whole activation",
     ),
-    Rule("axis-opset", "error", (Q, DQ), _old_axis, f"export with opset {AXIS_SCALES} or higher"),
     Rule(
-        "fp16-scale-opset", "error", (Q, DQ), _half_scale, f"export with opset {FP16_SCALES} or up"
+        "axis-opset",
+        "error",
+        (Q, DQ),
+        checks.old_axis,
+        f"export with opset {AXIS_SCALES} or up",
+    ),
+    Rule(
+        "fp16-scale-opset",
+        "error",
+        (Q, DQ),
+        checks.half_scale,
+        f"export with opset {FP16_SCALES} or up",
     ),
     Rule(
         "scale-type",
         "error",
         (Q, DQ),
-        _mixed_types,
+        checks.mixed_types,
         "give the scale the type of the float tensor: networks are strongly typed",
     ),
     Rule(
         "weight-axis",
         "error",
         ("Conv", "Gemm", "MatMul"),
-        _wrong_axis,
+        checks.wrong_axis,
         "quantize weights per output channel: axis 0 of Conv, the N axis of Gemm and MatMul",
     ),
     Rule(
         "float-weights",
         "error",
         ("Conv", "Gemm", "MatMul"),
-        _float_weights,
+        checks.float_weights,
         "quantize its weights too, or take the Q/DQ off its input",
     ),
     Rule(
         "float-input",
         "error",
         ("Conv", "Gemm", "MatMul"),
-        _float_data,
+        checks.float_data,
         "put Q/DQ on its input, or keep its weights float",
     ),
     Rule(
         "resize-unclosed",
         "error",
         ("Resize",),
-        _unclosed_resize,
+        checks.unclosed_resize,
         "put Q/DQ behind it too, with the same scale",
     ),
     Rule(
         "kernel-shape",
         "error",
         ("Conv", "ConvTranspose"),
-        _kernel_shape,
+        checks.kernel_shape,
         "write the kernel_shape attribute: `deploykit fuse` does",
     ),
     Rule(
         "split-fusion",
         "warning",
         ACTIVATIONS,
-        _splits_fusion,
+        checks.splits_fusion,
         "put the Q/DQ behind the activation function",
     ),
     Rule(
         "concat-scales",
         "warning",
         ("Concat",),
-        _concat_scales,
+        checks.concat_scales,
         "give all its inputs and its output one scale",
     ),
     Rule(
         "moved-scales",
         "warning",
         tuple(PASS_THROUGH),
-        _moved_scales,
+        checks.moved_scales,
         "use one scale before and behind it",
     ),
     Rule(
         "float-skip",
         "warning",
         ("Add",),
-        _float_skip,
+        checks.float_skip,
         "let the Add read the INT8 copy: Q/DQ on the skip branch only",
     ),
     Rule(
         "group-channels",
         "warning",
         ("Conv",),
-        _groups,
+        checks.groups,
         "keep it float, above all on Turing, which has no INT8 kernel for it",
     ),
-    Rule("transposed", "warning", ("ConvTranspose",), _transposed, "keep its weights float"),
-    Rule("few-channels", "info", ("Conv",), _few_channels, "time it in float as well"),
-    Rule("float-copy", "info", (Q,), _float_copy, "let all its readers read the INT8 copy"),
-    Rule("no-int8-cores", "error", (Q,), _no_int8_cores, "build the FP16 model for this GPU"),
+    Rule("transposed", "warning", ("ConvTranspose",), checks.transposed, "keep its weights float"),
+    Rule("few-channels", "info", ("Conv",), checks.few_channels, "time it in float as well"),
+    Rule("float-copy", "info", (Q,), checks.float_copy, "let all its readers read the INT8 copy"),
+    Rule("no-int8-cores", "error", (Q,), checks.no_int8_cores, "build the FP16 model for this GPU"),
 )

@@ -35,7 +35,7 @@ def per_node(name: str, rewrite: Callable[[ir.Node], bool]) -> Pass:
 
 
 def nodes(model: ir.Model) -> list[ir.Node]:
-    """Return every node of the model and its subgraphs; local functions stay as written."""
+    """Return every node of the model and its subgraphs, none of its local functions."""
     return list(ir.traversal.RecursiveGraphIterator(model.graph))
 
 

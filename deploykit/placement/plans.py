@@ -53,7 +53,7 @@ def read_plan(path: Path, plan: PrecisionPlan) -> PrecisionPlan:
 
 
 def _precision(value: object) -> Precision:
-    known = {member.value: member for member in Precision}
-    if value not in known:
-        raise unknown_name("precision", str(value), known)
-    return known[str(value)]
+    try:
+        return Precision(value)
+    except ValueError as error:
+        raise unknown_name("precision", str(value), map(str, Precision)) from error

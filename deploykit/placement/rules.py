@@ -127,10 +127,9 @@ PASS_THROUGH: Mapping[str, Callable[[ir.Node], bool]] = {
 }
 """Rule 8: op -> whether a node of it only moves values, so that INT8 passes unchanged."""
 
-READERS = frozenset(
-    ("AveragePool", "ConvTranspose", "Div", "GlobalAveragePool", "Mul", "ReduceMean", "Sub")
-)
-"""Rule 10. An activation is not among them: it must stay fused to the layer before it."""
+READERS = frozenset(("Div", "Mul", "Sub"))
+"""Rule 10: pointwise ops, which take the DQ into their kernel. An activation is not among them,
+for it must stay fused to the layer before it; nor is a float layer, which would store it again."""
 
 
 def weighted_layers(graph: ir.Graph) -> Iterator[Layer]:

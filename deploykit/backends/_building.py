@@ -1,0 +1,59 @@
+"""What every TensorRT build does around the builder's process: profile, file, proof, log."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from deploykit import artifacts, onnxfile
+from deploykit.backends import Built, _builder_process, _layers, _profiles
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    import onnx_ir as ir
+
+    from deploykit.backends import BuildOptions
+    from deploykit.backends._layers import EngineLayer
+    from deploykit.backends._trt import Request
+
+
+@dataclass(frozen=True)
+class Builder:
+    """One of the two builders."""
+
+    title: str
+    kernels: Callable[[Path, str | None], Sequence[EngineLayer]]
+    """(engine file, the inspector's JSON) -> its layers; none where they cannot be read."""
+    library: Path | None = None
+    """The runtime library that the parser opens under a name without its version."""
+
+
+def build(
+    builder: Builder, graph: ir.Model, request: Request, output: Path, options: BuildOptions
+) -> Built:
+    """Write the engine of `graph`, the content of `request.model`, to `output`.
+
+    Raises: OptionError, OutputError, BackendError; ProofError where a layer with quantized
+    operands came out in float, and then there is no engine.
+    """
+    inputs, outputs = onnxfile.interface(graph)
+    shapes, note = _profiles.profiles(inputs, options.shapes)
+    started = time.perf_counter()
+    with artifacts.replacing(output) as temporary:
+        inspection, log = _builder_process.build(
+            replace(
+                request,
+                output=str(temporary.resolve()),
+                shapes=shapes,
+                workspace=options.workspace,
+            ),
+            library=builder.library,
+        )
+        layers = _layers.read_back(builder.kernels(temporary, inspection), graph)
+        unproven = _layers.prove(layers, graph, builder.title)
+    seconds = time.perf_counter() - started
+    log = "\n".join(filter(None, [note, log.rstrip(), unproven])) + "\n"
+    return Built(inputs, outputs, layers, seconds, log)

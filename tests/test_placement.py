@@ -1,0 +1,355 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from deploykit.errors import InputError, ModelError, OptionError
+from deploykit.metadata import ModelCard
+from deploykit.placement import Placement, activations, default_plan, place, read_plan
+from deploykit.recipe import KeepFloat, Preprocess
+from deploykit.values import Precision, PrecisionPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import onnx_ir as ir
+
+    Graph = Callable[..., ir.Model]
+
+INT8 = PrecisionPlan(Precision.INT8)
+CONV = "Conv<kernel_shape=[3,3], pads=[1,1,1,1]>"
+POOL = "MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>"
+W = (16, 16, 3, 3)
+HEAD = "(float[N,16,8,8] x) => (float[N,c,h,w] y)"
+
+
+def readers(placed: Placement) -> dict[str, set[tuple[str, int]]]:
+    return {a.tensor: set(a.readers) for a in placed.activations}
+
+
+def placed(graph: Graph, body: str, plan: PrecisionPlan = INT8, **weights: Any) -> Placement:
+    return place(graph(f"{HEAD} {{ {body} }}", **weights), plan)
+
+
+def test_every_convolution_reads_int8_behind_the_activation_function(graph: Graph) -> None:
+    found = placed(
+        graph,
+        f"[c1] a = {CONV}(x, w1) [r1] b = Relu(a) [c2] y = {CONV}(b, w2)",
+        w1=W,
+        w2=W,
+    )
+    assert readers(found) == {"x": {("c1", 0)}, "b": {("c2", 0)}}
+    assert [(w.tensor, w.node, w.axis) for w in found.weights] == [
+        ("w1", "c1", 0),
+        ("w2", "c2", 0),
+    ]
+    assert not found.kept
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        "[g] s = Sigmoid(a) [m] b = Mul(a, s)",
+        "[g] s = HardSigmoid(a) [m] b = Mul(s, a)",
+        "[g1] t = Add(a, three) [g2] u = Clip(t, zero, six) [g3] s = Div(u, six) [m] b = Mul(a, s)",
+    ],
+)
+def test_an_activation_written_as_a_product_stays_whole(graph: Graph, gate: str) -> None:
+    found = placed(
+        graph,
+        f"[c1] a = {CONV}(x, w1) {gate} [c2] y0 = {CONV}(b, w2) [c3] y1 = {CONV}(a, w3) "
+        "[last] y = Add(y0, y1)",
+        w1=W,
+        w2=W,
+        w3=W,
+        three=np.float32(3),
+        zero=np.float32(0),
+        six=np.float32(6),
+    )
+    assert readers(found)["a"] == {("c3", 0)}  # the product reads a in float
+    assert readers(found)["b"] == {("c2", 0)}
+
+
+def test_an_add_reads_its_skip_input_in_int8_and_its_main_input_in_float(graph: Graph) -> None:
+    found = placed(
+        graph,
+        f"[c1] a = {CONV}(x, w1) [r1] b = Relu(a) [c2] c = {CONV}(b, w2) "
+        f"[add] d = Add(c, x) [r2] e = Relu(d) [c3] y = {CONV}(e, w3)",
+        w1=W,
+        w2=W,
+        w3=W,
+    )
+    assert readers(found)["x"] == {("c1", 0), ("add", 1)}
+    assert "c" not in readers(found)
+    assert found.groups == ()
+
+
+def test_a_skip_through_a_resize_is_int8_on_both_sides_of_it(graph: Graph) -> None:
+    found = placed(
+        graph,
+        f"[c1] top = {CONV}(x, w1) [r] act = Relu(top) [c2] out = {CONV}(act, w2) "
+        "[up] same = Resize(act, , scales) [add] y = Add(out, same)",
+        w1=W,
+        w2=W,
+        scales=np.array([1, 1, 1, 1], np.float32),
+    )
+    assert readers(found)["act"] == {("c2", 0), ("up", 0)}
+    assert readers(found)["same"] == {("add", 1)}
+    assert activations(found) == ("act", "x")
+
+
+def test_of_two_layers_that_are_added_the_shorter_branch_is_read_in_int8(graph: Graph) -> None:
+    found = placed(
+        graph,
+        f"[c1] a = {CONV}(x, w1) [r] b = Relu(a) [c2] main = {CONV}(b, w2) "
+        f"[short] skip = {CONV}(x, w3) [add] y = Add(skip, main)",
+        w1=W,
+        w2=W,
+        w3=W,
+    )
+    assert readers(found)["skip"] == {("add", 0)}
+    assert "main" not in readers(found)
+
+
+def test_a_scaled_skip_is_scaled_from_the_int8_copy(graph: Graph) -> None:
+    found = placed(
+        graph,
+        f"[c1] a = {CONV}(x, w1) [scale] s = Mul(x, alpha) [add] y = Add(a, s)",
+        w1=W,
+        alpha=np.float32(0.7),
+    )
+    assert readers(found) == {"x": {("c1", 0), ("scale", 0)}}
+
+
+def test_an_add_of_a_constant_reads_float(graph: Graph) -> None:
+    found = placed(graph, f"[c1] a = {CONV}(x, w1) [add] y = Add(x, b)", w1=W, b=(16, 1, 1))
+    assert readers(found) == {"x": {("c1", 0)}}
+
+
+def test_all_that_meets_in_a_concat_shares_one_scale(graph: Graph) -> None:
+    found = placed(
+        graph,
+        f"[c1] a = {CONV}(x, w1) [r1] b = Relu(a) [c2] c = {CONV}(x, w2) [r2] d = Relu(c) "
+        f"[cat] e = Concat<axis=1>(b, d) [c3] f = {CONV}(e, w3) [c4] g = {CONV}(d, w4) "
+        "[last] y = Add(f, g)",
+        w1=W,
+        w2=W,
+        w3=(16, 32, 3, 3),
+        w4=W,
+    )
+    assert readers(found)["b"] == {("cat", 0)}
+    assert readers(found)["d"] == {("cat", 1), ("c4", 0)}
+    assert readers(found)["e"] == {("c3", 0)}
+    assert found.groups == (("b", "d"),)
+    assert {a.tensor: a.range_of for a in found.activations if a.tensor == "e"} == {"e": "b"}
+    assert "e" not in activations(found)
+
+
+def test_concats_that_share_an_input_share_one_scale(graph: Graph) -> None:
+    found = placed(
+        graph,
+        "[r1] a = Relu(x) [r2] b = Tanh(x) [r3] c = Sigmoid(x) "
+        "[k1] d = Concat<axis=1>(a, b) [k2] e = Concat<axis=1>(b, c) "
+        f"[c1] f = {CONV}(d, w1) [c2] g = {CONV}(e, w2) [last] y = Add(f, g)",
+        w1=(16, 32, 3, 3),
+        w2=(16, 32, 3, 3),
+    )
+    assert found.groups == (("a", "b", "c"),)
+
+
+def test_a_chain_of_pools_takes_the_range_of_its_first_input(graph: Graph) -> None:
+    found = placed(
+        graph,
+        f"[r] a = Relu(x) [p1] b = {POOL}(a) [p2] c = {POOL}(b) [cat] d = Concat<axis=1>(a, b, c) "
+        f"[c1] y = {CONV}(d, w1)",
+        w1=(16, 48, 3, 3),
+    )
+    assert activations(found) == ("a",)
+    assert {a.range_of for a in found.activations} == {"a"}
+    assert readers(found)["a"] == {("p1", 0), ("cat", 0)}
+    assert found.groups == ()
+
+
+def test_only_a_nearest_resize_passes_int8(graph: Graph) -> None:
+    scales = np.array([1, 1, 2, 2], np.float32)
+    for mode, passes in (("nearest", True), ("linear", False)):
+        body = f'[r] a = Relu(x) [up] b = Resize<mode="{mode}">(a, , s) [c] y = {CONV}(b, w1)'
+        assert ("a" in readers(placed(graph, body, w1=W, s=scales))) == passes
+
+
+def test_what_is_moved_to_float_readers_only_stays_float(graph: Graph) -> None:
+    found = placed(
+        graph,
+        f"[c1] a = {CONV}(x, w1) [move] b = Transpose(x) [soft] c = Softmax(b) "
+        "[back] d = Transpose(c) [last] y = Add(a, d)",
+        w1=W,
+    )
+    assert readers(found) == {"x": {("c1", 0)}}
+
+
+@pytest.mark.parametrize(
+    ("body", "weights", "rule"),
+    [
+        ("[l] y = MatMul(x, x)", {}, 1),
+        (
+            "[l] y = ConvTranspose<kernel_shape=[2,2], strides=[2,2]>(x, w)",
+            {"w": (16, 16, 2, 2)},
+            2,
+        ),
+        (f"[f] a = {CONV}(x, v) [l] y = {CONV}(a, w)", {"v": W, "w": (8, 16, 3, 3)}, 3),
+        (f"[f] a = {CONV}(x, v) [l] y = {CONV}(a, w)", {"v": (8, 16, 3, 3), "w": (16, 8, 3, 3)}, 3),
+        ("[l] y = Conv<group=8, kernel_shape=[1,1]>(x, w)", {"w": (16, 2, 1, 1)}, 4),
+        ("[l] y = Conv<group=16, kernel_shape=[1,1]>(x, w)", {"w": (16, 1, 1, 1)}, 4),
+        ("[f] a = Reshape(x, s) [l] y = Gemm<transB=1>(a, w)", {"w": (32, 1024)}, 5),
+        ("[f] a = Reshape(x, s) [l] y = MatMul(a, w)", {"w": (1024,)}, 3),
+    ],
+)
+def test_a_layer_that_stays_float_says_which_rule_keeps_it(
+    graph: Graph, body: str, weights: dict[str, tuple[int, ...]], rule: int
+) -> None:
+    model = graph(
+        f"(float[1,16,8,8] x) => (float[1,c,h,w] y) {{ {body} }}",
+        s=np.array([1, 1024], np.int64),
+        **weights,
+    )
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    ShapeInferencePass(strict_mode=False, check_type=False)(model)
+    found = place(model, INT8)
+    assert found.kept["l"].startswith(f"rule {rule}: ")
+    assert "l" not in {w.node for w in found.weights}
+
+
+def test_the_first_convolution_is_int8_whatever_its_channels(graph: Graph) -> None:
+    model = graph(
+        f"(float[N,3,8,8] x) => (float[N,8,8,8] y) {{ [norm] a = Mul(x, k) [c] y = {CONV}(a, w) }}",
+        w=(8, 3, 3, 3),
+        k=np.float32(1 / 255),
+    )
+    assert [w.node for w in place(model, INT8).weights] == ["c"]
+
+
+def test_a_plan_that_names_a_layer_overrides_a_rule_of_taste_but_no_impossibility(
+    graph: Graph,
+) -> None:
+    deconv = "[l] y = ConvTranspose<kernel_shape=[2,2], strides=[2,2]>(x, w)"
+    plan = PrecisionPlan(Precision.INT8, {"l": Precision.INT8})
+    found = placed(graph, deconv, plan, w=(16, 16, 2, 2))
+    assert [(w.node, w.axis) for w in found.weights] == [("l", None)]
+    assert placed(graph, "[l] y = MatMul(x, x)", plan).kept["l"].startswith("rule 1")
+
+
+def test_a_plan_may_start_from_float_and_name_the_int8_layers(graph: Graph) -> None:
+    body = f"[p] a = {POOL}(x) [c1] b = {CONV}(a, w1) [c2] y = {CONV}(b, w2)"
+    plan = PrecisionPlan(Precision.FP16, {"c1": Precision.INT8})
+    found = placed(graph, body, plan, w1=W, w2=W)
+    assert readers(found) == {"a": {("c1", 0)}, "x": {("p", 0)}}
+    assert found.kept == {"c2": "the plan says fp16"}
+
+
+def test_a_layer_that_the_plan_keeps_reads_float_and_gives_the_plans_reason(graph: Graph) -> None:
+    body = f"[c1] a = {CONV}(x, w1) [m] b = Mul(x, k) [c2] c = {CONV}(x, w2) [last] y = Add(a, c)"
+    plan = PrecisionPlan(
+        Precision.INT8, {"c1": Precision.FP16, "m": Precision.FP32}, {"c1": "it is sensitive"}
+    )
+    found = placed(graph, body, plan, w1=W, w2=W, k=np.float32(2))
+    assert readers(found) == {"x": {("c2", 0)}}
+    assert found.kept == {"c1": "it is sensitive"}
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "axis"),
+    [("Gemm<transB=1>", (32, 16), 0), ("Gemm", (16, 32), 1), ("MatMul", (16, 32), 1)],
+)
+def test_weights_of_a_product_have_one_scale_per_output_feature(
+    graph: Graph, op: str, shape: tuple[int, int], axis: int
+) -> None:
+    model = graph(f"(float[N,16] x) => (float[N,32] y) {{ [l] y = {op}(x, w) }}", w=shape)
+    assert [w.axis for w in place(model, INT8).weights] == [axis]
+
+
+def test_a_plan_for_an_unknown_node_is_refused_with_the_nearest_name(graph: Graph) -> None:
+    plan = PrecisionPlan(Precision.INT8, {"conv_1": Precision.FP16})
+    with pytest.raises(OptionError, match="did you mean conv1"):
+        placed(graph, f"[conv1] y = {CONV}(x, w1)", plan, w1=W)
+
+
+def test_nodes_without_a_name_of_their_own_are_refused(graph: Graph) -> None:
+    with pytest.raises(ModelError, match="stand twice, such as 'c'"):
+        placed(graph, f"[c] a = {CONV}(x, w1) [c] y = {CONV}(a, w1)", w1=W)
+    with pytest.raises(ModelError, match="1 node names are empty"):
+        placed(graph, f"y = {CONV}(x, w1)", w1=W)
+
+
+def test_a_weight_in_a_constant_node_is_constant(graph: Graph) -> None:
+    values = ",".join(["0.5"] * (16 * 16))
+    body = (
+        f"[k] w = Constant<value = float[16,16,1,1] {{{values}}}>() "
+        "[c] y = Conv<kernel_shape=[1,1]>(x, w)"
+    )
+    assert [w.node for w in placed(graph, body).weights] == ["c"]
+
+
+def card(*keep: KeepFloat) -> ModelCard:
+    return ModelCard("r", "v", "detection", Preprocess((8, 8)), ("a",), "0" * 64, keep)
+
+
+def test_the_recipes_patterns_become_a_plan_with_reasons(graph: Graph) -> None:
+    model = graph(
+        f"{HEAD} {{ [head_pred_0] a = {CONV}(x, w1) [head_box] b = Relu(a) "
+        f"[c] y = {CONV}(b, w1) }}",
+        w1=W,
+    )
+    keep = (
+        KeepFloat(r"_pred_\d", "scores"),
+        KeepFloat(r"head", "boxes", Precision.FP32),
+        KeepFloat("absent", "nothing"),
+    )
+    plan = default_plan(model, card(*keep))
+    assert plan.default is Precision.INT8
+    assert plan.layers == {"head_pred_0": Precision.FP16, "head_box": Precision.FP32}
+    assert plan.reasons == {"head_pred_0": "scores", "head_box": "boxes"}
+    assert default_plan(model, None) == INT8
+
+
+def test_a_pattern_that_is_no_regular_expression_is_named(graph: Graph) -> None:
+    model = graph(f"{HEAD} {{ [c] y = {CONV}(x, w1) }}", w1=W)
+    with pytest.raises(ModelError, match=r"keep_float pattern '\('"):
+        default_plan(model, card(KeepFloat("(", "broken")))
+
+
+def test_a_plan_file_goes_over_the_recipes_plan(tmp_path: Path) -> None:
+    own = PrecisionPlan(
+        Precision.INT8, {"a": Precision.FP16, "b": Precision.FP32}, {"a": "scores", "b": "boxes"}
+    )
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"layers": {"a": "int8", "c": "fp16"}, "reasons": {"c": "mine"}}))
+    plan = read_plan(path, own)
+    assert plan == PrecisionPlan(
+        Precision.INT8,
+        {"a": Precision.INT8, "b": Precision.FP32, "c": Precision.FP16},
+        {"b": "boxes", "c": "mine"},
+    )
+    path.write_text('{"default": "fp16"}')
+    assert read_plan(path, own).default is Precision.FP16
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"layers": {"a": "int4"}}', "unknown precision 'int4'"),
+        ('{"layers": {"a": ["int8"]}}', "unknown precision"),
+        ('{"layers": ["a"]}', "is not a plan"),
+        ('{"reasons": 3}', "is not a plan"),
+        ("[]", "holds a JSON list"),
+    ],
+)
+def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_plan(path, INT8)

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from deploykit import files
+from deploykit.recipe import Geometry
+from deploykit.values import Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Randomised = Callable[[nn.Module], nn.Module]
+
+RECIPE = files.recipe("yolov6")
+CLASSES = 80
+# Multiply-adds that the official graph spends on the mean of the 17 box bins, a 1x1 convolution
+# there and a multiplication and a sum here: 8400 anchors at 640x640, 4 sides.
+BIN_MEAN = 8400 * 4 * 17
+# Parameters of the deploy form and the trained form, and multiply-adds at 640x640, all exact.
+# The 34 constants `proj` and `proj_conv` count as parameters, as they do in published tables.
+SIZES = {
+    "v2n": (4_317_246, 4_737_566, 5_520_384_000),
+    "v2t": (14_970_526, 16_363_166, 18_157_977_600),
+    "v2s": (17_220_446, 18_869_022, 21_932_851_200),
+    "v2m": (34_286_486, 37_170_358, 40_734_676_800 - BIN_MEAN),
+    # Release 0.2 gave the 3x3 convolutions of L 18496 biases that their norms made void.
+    "v2l": (58_541_067, 58_589_195 - 18_496, 71_378_286_400 - BIN_MEAN),
+    "v2l_relu": (58_541_067, 63_539_723, 71_378_286_400 - BIN_MEAN),
+    "v3n": (4_646_974, 5_058_270, 5_658_009_600),
+    "v3s": (18_537_310, 20_147_358, 22_483_353_600),
+    "v3m": (34_855_958, 37_740_982, 42_543_470_400 - BIN_MEAN),
+    "v3l": (59_607_563, 59_638_731, 74_733_729_600 - BIN_MEAN),
+}
+# Entries, and a digest of names and shapes, of the state dicts of the official code: 0.4.0 for
+# v3, 0.2.1 for v2 (in the layout of 0.4).
+KEYS = {
+    "v2n": (668, "1319b74647a97e89"),
+    "v2t": (549, "bb89437e1a869844"),
+    "v2s": (668, "da435acd46898bf7"),
+    "v2m": (1152, "8305b7ed02a97898"),
+    "v2l": (867, "b96adccc92d9f527"),
+    "v2l_relu": (1887, "7412d7c1c14d338d"),
+    "v3n": (756, "f2876ff3eaf443aa"),
+    "v3s": (756, "6906d15925de75ef"),
+    "v3m": (1200, "8d953216b8fdeadd"),
+    "v3l": (915, "baf7f2fdd4a2eb31"),
+}
+
+
+def on_meta(variant: str, classes: int = CLASSES) -> nn.Module:
+    """Return a network whose weights take no memory."""
+    with torch.device("meta"):
+        return RECIPE.build(variant, classes)
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize("variant", SIZES)
+def test_parameters_and_multiply_adds_are_the_published_ones(variant: str) -> None:
+    trained = on_meta(variant)
+    network = RECIPE.deploy(trained)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.empty(1, 3, 640, 640, device="meta"))
+    macs = counter.get_total_flops() // 2
+    assert (parameters(network), parameters(trained), macs) == SIZES[variant]
+
+
+@pytest.mark.parametrize("variant", KEYS)
+def test_keys_and_shapes_are_those_of_the_official_code(variant: str) -> None:
+    state = on_meta(variant).state_dict()
+    lines = sorted(f"{k} {tuple(v.shape)}" for k, v in state.items())
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    assert (len(state), digest) == KEYS[variant]
+
+
+def test_official_keys_are_spelled_like_this() -> None:
+    shapes = {k: tuple(v.shape) for k, v in on_meta("v3n").state_dict().items()}
+    assert shapes["backbone.stem.rbr_dense.conv.weight"] == (16, 3, 3, 3)
+    assert shapes["backbone.ERBlock_3.1.block.2.rbr_identity.running_mean"] == (64,)
+    assert shapes["backbone.ERBlock_5.2.cspsppf.cv1.block.conv.weight"] == (128, 256, 1, 1)
+    assert shapes["neck.reduce_layer0.block.bn.weight"] == (64,)
+    assert shapes["neck.Bifusion0.upsample.upsample_transpose.bias"] == (64,)
+    assert shapes["neck.Rep_n4.conv1.rbr_1x1.conv.weight"] == (128, 128, 1, 1)
+    assert shapes["detect.stems.0.block.conv.weight"] == (32, 32, 1, 1)
+    assert shapes["detect.cls_preds.2.weight"] == (80, 128, 1, 1)
+    assert shapes["detect.proj_conv.weight"] == (1, 17, 1, 1)
+    older = {k: tuple(v.shape) for k, v in on_meta("v2m").state_dict().items()}
+    assert older["backbone.ERBlock_5.2.sppf.cv2.block.conv.weight"] == (768, 1536, 1, 1)
+    assert older["backbone.ERBlock_3.1.m.block.0.alpha"] == (1,)
+    assert older["detect.reg_preds.0.bias"] == (68,)
+
+
+def test_batch_norms_have_the_epsilon_the_weights_were_trained_with() -> None:
+    norms = [m for m in on_meta("v3m").modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {(m.eps, m.momentum) for m in norms} == {(1e-3, 0.03)}
+
+
+def old_layout(key: str) -> str:
+    """Return a key as releases 0.1 to 0.3 spell it."""
+    key = re.sub(r"\.(csp)?sppf\.", ".", key)
+    return (
+        key if ".conv1.block." in key or ".conv2.block." in key else key.replace(".block.c", ".c")
+    )
+
+
+@pytest.mark.parametrize("variant", RECIPE.variants)
+def test_the_layout_of_old_releases_is_renamed(variant: str) -> None:
+    state = on_meta(variant).state_dict()
+    silu = "rbr_dense" not in "".join(state)
+    pattern = r"(?<=cv\d)\.block|(?<=reduce_layer\d)\.block|(?<=downsample)\.block"
+    pattern += r"|(?<=downsample\d)\.block|(?<=stems\.\d)\.block|(?<=convs\.\d)\.block"
+    old = {re.sub(pattern, "", re.sub(r"\.(csp)?sppf\.", ".", k)): v for k, v in state.items()}
+    assert "neck.reduce_layer0.conv.weight" in old
+    assert "detect.stems.0.bn.bias" in old
+    assert ("backbone.stem.block.conv.weight" in old) == silu
+    assert list(RECIPE.adapt(old)) == list(state)
+
+
+@pytest.mark.parametrize("variant", RECIPE.variants)
+def test_a_variant_is_known_by_its_state_dict(variant: str) -> None:
+    state = on_meta(variant, 3).state_dict()
+    lean = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    assert list(RECIPE.adapt(state)) == list(state)
+    assert RECIPE.identify(RECIPE.adapt(lean)) == (variant, 3)
+
+
+def test_other_state_dicts_are_not_taken_for_a_yolov6() -> None:
+    state = dict(on_meta("v3n").state_dict())
+    scalar = torch.tensor(1.0)
+    changes: list[dict[str, Any]] = [
+        {"detect.cls_preds.0.bias": scalar},
+        {"detect.reg_preds.0.bias": scalar},
+        {"backbone.stem.rbr_dense.conv.weight": scalar},
+        {"backbone.stem.rbr_dense.conv.weight": torch.zeros(24, 3, 3, 3)},
+    ]
+    assert RECIPE.identify({}) is None
+    assert RECIPE.identify({k: v for k, v in state.items() if "detect" not in k}) is None
+    assert all(RECIPE.identify({**state, **change}) is None for change in changes)
+
+
+def test_branches_that_only_training_reads_are_dropped() -> None:
+    state = dict(on_meta("v3n").state_dict())
+    extras = {
+        "detect.reg_preds_dist.0.weight": torch.zeros(68, 32, 1, 1),
+        "detect.cls_preds_ab.1.bias": torch.zeros(240),
+        "detect.reg_preds_ab.2.weight": torch.zeros(12, 128, 1, 1),
+    }
+    assert list(RECIPE.adapt({**state, **extras})) == list(state)
+
+
+def test_a_bias_before_a_batch_norm_moves_into_its_mean(randomised: Randomised) -> None:
+    network = randomised(RECIPE.build("pico", 3))
+    conv = network.get_submodule("neck.reduce_layer0.block.conv")
+    assert isinstance(conv, nn.Conv2d)
+    images = torch.rand(1, 3, 64, 64)
+    conv.bias = nn.Parameter(torch.randn(conv.out_channels))
+    ours = RECIPE.build("pico", 3)
+    ours.load_state_dict(dict(RECIPE.adapt(network.state_dict())))
+    assert difference(network, ours, images) < 1e-6
+
+
+def difference(a: nn.Module, b: nn.Module, images: Tensor) -> float:
+    """Return the largest error of boxes or scores, relative to the range of each."""
+    with torch.inference_mode():
+        expected, found = a(images), b(images)
+    parts = [(expected[..., s], found[..., s]) for s in (slice(0, 4), slice(5, None))]
+    return max(float((e - f).abs().max() / (e.max() - e.min())) for e, f in parts)
+
+
+@pytest.mark.parametrize("variant", ["pico", "v2n", "v3n", "v2m"])
+def test_folding_changes_nothing_but_rounding(variant: str, randomised: Randomised) -> None:
+    trained = randomised(RECIPE.build(variant, 4))
+    folded = RECIPE.deploy(trained)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    assert difference(trained, folded, torch.rand(2, 3, 96, 64)) < 1e-5
+
+
+def test_the_raw_outputs_decode_to_the_returned_rows(randomised: Randomised) -> None:
+    network: Any = randomised(RECIPE.build("pico", 3))
+    images = torch.rand(2, 3, 64, 96)
+    with torch.inference_mode():
+        rows = network(images)
+        logits, distances, anchors, strides = network.raw(images)
+    assert rows.shape == (2, 126, 8)
+    assert logits.shape == (2, 126, 3)
+    assert distances.shape == (2, 126, 4 * 17)
+    assert (anchors.shape, strides.shape) == ((126, 2), (126, 1))
+    sides = (distances.reshape(2, 126, 4, 17).softmax(-1) @ torch.arange(17.0)) * strides
+    corners = torch.cat([anchors - sides[..., :2], anchors + sides[..., 2:]], -1)
+    centres = (corners[..., :2] + corners[..., 2:]) / 2
+    assert torch.allclose(rows[..., :2], centres, atol=1e-3)
+    assert torch.allclose(rows[..., 2:4], corners[..., 2:] - corners[..., :2], atol=1e-3)
+    assert torch.equal(rows[..., 4], torch.ones(2, 126))
+    assert torch.allclose(rows[..., 5:], logits.sigmoid())
+
+
+def test_every_parameter_that_learns_gets_a_gradient() -> None:
+    network: Any = RECIPE.build("pico", 3).train()
+    nn.init.normal_(network.detect.cls_preds[0].weight)
+    logits, distances, _, _ = network.raw(torch.rand(2, 3, 64, 64))
+    (logits.square().mean() + distances.square().mean()).backward()
+    missing = [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+
+
+def test_pico_is_small_and_suits_int8_kernels() -> None:
+    network = RECIPE.deploy(on_meta("pico", 6))
+    convs = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.in_channels != 17]
+    assert 500_000 <= parameters(network) <= 900_000
+    assert all(c.in_channels >= 16 and c.in_channels % 8 == 0 for c in convs[1:])
+    assert RECIPE.preprocess("pico", None).size == (320, 320)
+
+
+def test_an_image_is_letterboxed_on_grey_and_scaled_to_one() -> None:
+    preprocess = RECIPE.preprocess("v3s", None)
+    values, geometry = preprocess(np.full((320, 640, 3), 255, np.uint8))
+    assert values.shape == (3, 640, 640)
+    assert values[:, 0, 0].tolist() == pytest.approx([114 / 255] * 3)
+    assert values[:, 320, 320].tolist() == pytest.approx([1.0] * 3)
+    assert geometry.offset_y == 160
+    assert RECIPE.preprocess("v3s", (320, 416)).size == (320, 416)
+
+
+def test_decode_reads_the_output_by_its_name() -> None:
+    assert RECIPE.decode is not None
+    rows = np.array([[[50, 50, 20, 10, 1, 0.9, 0.2]]], np.float32)
+    found = RECIPE.decode({"outputs": rows}, [Geometry(100, 100, 1.0, 1.0)])[0]
+    assert found.classes.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("node", "expected"),
+    [
+        ("detect.cls_preds.0", Precision.FP16),
+        ("detect.reg_preds.2/Conv", Precision.FP16),
+        ("detect.boxes", Precision.FP32),
+        ("detect.boxes/Softmax", Precision.FP32),
+        ("detect.cls_convs.0.block.conv", None),
+        ("backbone.stem.rbr_reparam", None),
+    ],
+)
+def test_prediction_and_decoding_stay_in_float(node: str, expected: Precision | None) -> None:
+    found = [k.precision for k in RECIPE.keep_float if re.search(k.pattern, node)]
+    assert found == ([] if expected is None else [expected])
