@@ -78,5 +78,5 @@ def _decodes(first: bytes) -> bool:
     try:
         first.decode("utf-8")
     except UnicodeDecodeError as error:
-        return error.start > len(first) - 4  # a character cut at the end is no damage
+        return error.start > HEAD - 4  # the head may end within a character
     return True

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
-from torchvision import ops  # type: ignore[import-untyped]  # torchvision ships no types
+from torchvision import ops
 
 from deploykit.detection import Limits, decode, nms, top, xyxy
 from deploykit.errors import ProofError

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit.errors import InputError, ModelError, OptionError
 from deploykit.metadata import ModelCard
@@ -204,7 +205,11 @@ def test_what_is_moved_to_float_readers_only_stays_float(graph: Graph) -> None:
         (f"[f] a = {CONV}(x, v) [l] y = {CONV}(a, w)", {"v": (8, 16, 3, 3), "w": (16, 8, 3, 3)}, 3),
         ("[l] y = Conv<group=8, kernel_shape=[1,1]>(x, w)", {"w": (16, 2, 1, 1)}, 4),
         ("[l] y = Conv<group=16, kernel_shape=[1,1]>(x, w)", {"w": (16, 1, 1, 1)}, 4),
-        ("[f] a = Reshape(x, s) [l] y = Gemm<transB=1>(a, w)", {"w": (32, 1024)}, 5),
+        (
+            "[f] a = Reshape(x, s) [l] b = Gemm<transB=1>(a, w) [z] y = Relu(b)",
+            {"w": (32, 1024)},
+            5,
+        ),
         ("[f] a = Reshape(x, s) [l] y = MatMul(a, w)", {"w": (1024,)}, 3),
     ],
 )
@@ -216,8 +221,6 @@ def test_a_layer_that_stays_float_says_which_rule_keeps_it(
         s=np.array([1, 1024], np.int64),
         **weights,
     )
-    from onnx_ir.passes.common import ShapeInferencePass
-
     ShapeInferencePass(strict_mode=False, check_type=False)(model)
     found = place(model, INT8)
     assert found.kept["l"].startswith(f"rule {rule}: ")

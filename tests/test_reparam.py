@@ -69,14 +69,13 @@ def test_an_activation_stays_behind_its_convolution(randomised: Randomised) -> N
 @given(
     seed=st.integers(0, 1000),
     groups=st.sampled_from([1, 2]),
-    transposed=st.booleans(),
-    bias=st.booleans(),
-    affine=st.booleans(),
+    flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
     eps=st.sampled_from([1e-5, 1e-3, 0.1]),
 )
 def test_any_convolution_takes_in_the_norm_behind_it(
-    seed: int, groups: int, *, transposed: bool, bias: bool, affine: bool, eps: float
+    seed: int, groups: int, flags: tuple[bool, bool, bool], eps: float
 ) -> None:
+    transposed, bias, affine = flags
     torch.manual_seed(seed)
     conv: nn.Conv2d | nn.ConvTranspose2d
     if transposed:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 RECIPE = files.recipe("repvgg")
+FAMILY: Any = sys.modules[RECIPE.build.__module__]
 # Parameters and multiply-adds of the deploy form at 224x224, classifier included, exactly.
 # The published tables round them: 8.30 M and 1.4 G for A0 up to 51.82 M and 11.8 G for B1.
 DEPLOY = {
@@ -97,12 +99,13 @@ def test_other_state_dicts_are_not_taken_for_a_repvgg() -> None:
     assert all(RECIPE.identify({**state, **change}) is None for change in changes)
 
 
-@pytest.mark.parametrize("variant", ["a0", "b1g4"])
+@pytest.mark.parametrize("groups", [1, 4])
 def test_folding_changes_nothing_but_rounding(
-    variant: str, randomised: Callable[[nn.Module], nn.Module]
+    groups: int, randomised: Callable[[nn.Module], nn.Module]
 ) -> None:
-    trained = randomised(RECIPE.build(variant, 5))
-    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    small = FAMILY.Architecture((2, 2, 3, 1), (16, 32, 48, 64), groups)
+    trained = randomised(FAMILY.Network(small, 5))
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected, found = trained(images), RECIPE.deploy(trained)(images)
     spread = expected.max() - expected.min()
@@ -110,16 +113,22 @@ def test_folding_changes_nothing_but_rounding(
     assert (expected - found).abs().max() <= 1e-5 * spread
 
 
-@pytest.mark.parametrize("variant", ["a0", "b1g4"])
-def test_timm_weights_give_what_timm_gives(
-    variant: str, randomised: Callable[[nn.Module], nn.Module]
-) -> None:
+@pytest.mark.parametrize("variant", ["a0", "a1", "a2", "b0", "b1", "b1g4", "b2g4", "b3"])
+def test_timm_names_are_renamed_to_the_official_ones(variant: str) -> None:
     timm = pytest.importorskip("timm", reason="timm is not installed: extra `zoo`")
-    theirs = randomised(timm.create_model(f"repvgg_{variant}", num_classes=5))
+    with torch.device("meta"):
+        theirs = RECIPE.adapt(timm.create_model(f"repvgg_{variant}").state_dict())
+    ours = on_meta(variant).state_dict()
+    assert {k: v.shape for k, v in theirs.items()} == {k: v.shape for k, v in ours.items()}
+
+
+def test_timm_weights_give_what_timm_gives(randomised: Callable[[nn.Module], nn.Module]) -> None:
+    timm = pytest.importorskip("timm", reason="timm is not installed: extra `zoo`")
+    theirs = randomised(timm.create_model("repvgg_a0", num_classes=5))
     state = RECIPE.adapt(theirs.state_dict())
-    assert RECIPE.identify(state) == (variant, 5)
-    ours = RECIPE.build(variant, 5)
-    ours.load_state_dict(dict(state))
+    assert RECIPE.identify(state) == ("a0", 5)
+    ours = on_meta("a0", 5)
+    ours.load_state_dict(dict(state), assign=True)
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected, found = theirs(images), ours(images)

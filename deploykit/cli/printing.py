@@ -145,7 +145,7 @@ def accuracy(found: AccuracyRecord) -> str:
     """Return the scores of one evaluation as text."""
     header = [name.upper().replace("_", " ") for name in found.metrics]
     row = ["-" if value is None else f"{value:.4f}" for value in found.metrics.values()]
-    classes = found.protocol["per_class"].items()
+    classes = found.per_class.items()
     lines = [f"{found.model} on {found.images} images of {found.dataset} ({found.backend})"]
     lines += [table(header, [row]), ""]
     per_class = [(name, "-" if value is None else f"{value:.4f}") for name, value in classes]
@@ -154,12 +154,10 @@ def accuracy(found: AccuracyRecord) -> str:
 
 def measurements(found: Sequence[BenchRecord]) -> str:
     """Return FPS and latencies of each record as text, warnings below."""
-    from deploykit import stats  # noqa: PLC0415 - `--help` must not pay for it
-
     header = ("model", "backend", "scope", "batch", "FPS", "p50 ms", "p90 ms", "p99 ms", "CV")
     rows = []
     for record in found:
-        percentiles = (stats.percentile(record.seconds, p) * 1e3 for p in (50, 90, 99))
+        wall = record.wall
         rows.append(
             (
                 record.model,
@@ -167,8 +165,8 @@ def measurements(found: Sequence[BenchRecord]) -> str:
                 record.scope,
                 record.batch_size,
                 f"{record.fps_wall:.1f}",
-                *(f"{value:.2f}" for value in percentiles),
-                f"{stats.coefficient_of_variation(record.seconds):.1%}",
+                *(f"{value * 1e3:.2f}" for value in (wall.p50, wall.p90, wall.p99)),
+                f"{wall.variation:.1%}",
             )
         )
     warned = [f"warning: {record.model}: {text}" for record in found for text in record.warnings]

@@ -25,11 +25,12 @@ class Pass:
     """Rewrites the model in place; returns whether it changed."""
 
 
-def per_node(name: str, rewrite: Callable[[ir.Node], bool]) -> Pass:
-    """Return the pass that offers every node, subgraphs included, to `rewrite`."""
+def per_node(name: str, rewrite: Callable[[ir.Node], bool], *, nested: bool = True) -> Pass:
+    """Return the pass that offers every node to `rewrite`; nested: those of subgraphs too."""
 
     def apply(model: ir.Model) -> bool:
-        return sum(rewrite(node) for node in nodes(model) if node.graph is not None) > 0
+        offered = nodes(model) if nested else list(model.graph)
+        return sum(rewrite(node) for node in offered if node.graph is not None) > 0
 
     return Pass(name, apply)
 

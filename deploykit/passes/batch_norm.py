@@ -38,4 +38,4 @@ def rewrite(node: ir.Node) -> bool:
     return bypass(node, inner.outputs[0])
 
 
-PASS = per_node("batch_norm", rewrite)
+PASS = per_node("batch_norm", rewrite, nested=False)  # new weights need names free in all graphs

@@ -59,4 +59,6 @@ def _per_channel(inner: ir.Node, operand: NDArray[np.generic]) -> Doubles | None
     return np.broadcast_to(aligned.reshape(-1), (count,)).astype(np.float64)
 
 
-PASS = per_node("channel_arithmetic", rewrite)
+PASS = per_node(
+    "channel_arithmetic", rewrite, nested=False
+)  # new weights need names free in all graphs

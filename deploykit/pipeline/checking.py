@@ -235,8 +235,10 @@ def _work(model: Opened, options: BenchOptions, source: str | None) -> Arrays | 
     return EndToEnd(prepare, model.decode())
 
 
-def report(paths: Sequence[Path], output: Path) -> tuple[str, tuple[Path, ...]]:
+def report(
+    paths: Sequence[Path], output: Path, *, title: str = "deploykit report"
+) -> tuple[str, tuple[Path, ...]]:
     """Return the summary table as text and the files written. Raises: InputError, OutputError."""
     found = records.read(paths)
-    written = reporting.report(found, output)
+    written = reporting.report(found, output, title=title)
     return reporting.summary(found), written
