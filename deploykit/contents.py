@@ -25,6 +25,7 @@ _KINDS = (
     (b"<html", "a web page: the download failed", "download the file itself, not its page"),
     (b"ftrt", "a TensorRT engine", ""),
     (b"ptrt", "a TensorRT-RTX engine", ""),
+    (b"vtrt", "a TensorRT-RTX engine", ""),
     (ZIP, "a zip archive, such as a PyTorch checkpoint", ""),
     (b"\x80\x02", "a Python pickle, such as a PyTorch checkpoint", ""),
     (b"\x80\x03", "a Python pickle, such as a PyTorch checkpoint", ""),

@@ -52,10 +52,10 @@ def decode(
 
 
 def _objects(rows: Floats, geometry: Geometry, limits: Limits) -> Detections:
-    if not np.isfinite(rows.sum()):
+    finite = np.isfinite(rows).all(1)
+    if not finite.all():
         raise ProofError(
-            f"{np.count_nonzero(~np.isfinite(rows).all(1))} of {len(rows)} anchors hold NaN "
-            "or infinity",
+            f"{np.count_nonzero(~finite)} of {len(rows)} anchors hold NaN or infinity",
             expected="finite boxes and scores",
             fix="check the weights; in FP16, keep the layers that overflow in FP32",
         )
@@ -116,11 +116,11 @@ def nms(
 
 def _iou(box: Floats, others: Floats) -> NDArray[np.float64]:
     """Return the IoU (float64[N]) of float32[4] with float32[4, N]; NaN for two of no area."""
-    width = np.minimum(box[2], others[2]) - np.maximum(box[0], others[0])
-    height = np.minimum(box[3], others[3]) - np.maximum(box[1], others[1])
-    shared = np.maximum(width, 0) * np.maximum(height, 0)
-    area = (box[2] - box[0]) * (box[3] - box[1])
-    areas = (others[2] - others[0]) * (others[3] - others[1])
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        width = np.minimum(box[2], others[2]) - np.maximum(box[0], others[0])
+        height = np.minimum(box[3], others[3]) - np.maximum(box[1], others[1])
+        shared = np.maximum(width, 0) * np.maximum(height, 0)
+        area = (box[2] - box[0]) * (box[3] - box[1])
+        areas = (others[2] - others[0]) * (others[3] - others[1])
         iou: NDArray[np.float64] = (shared / (area + areas - shared)).astype(np.float64)
     return iou

@@ -208,7 +208,11 @@ class Detect(nn.Module):
     """The decoupled head: classes and boxes have a branch of their own at each level."""
 
     def __init__(
-        self, channels: tuple[int, ...], classes: int, reg_max: Literal[0, 16], strides: tuple[int, ...]
+        self,
+        channels: tuple[int, ...],
+        classes: int,
+        reg_max: Literal[0, 16],
+        strides: tuple[int, ...],
     ) -> None:
         """Make the branches for the channels and the stride, in input pixels, of each level."""
         super().__init__()

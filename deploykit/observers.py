@@ -144,8 +144,8 @@ def _blocks(values: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
 
 
 def _exponent(largest: float) -> int:
-    """Return e with largest < 2**e."""
-    return max(_LEAST_EXPONENT, math.frexp(largest)[1])
+    """Return the smallest e with largest < 2**e, but no less than _LEAST_EXPONENT."""
+    return max(_LEAST_EXPONENT, math.frexp(largest)[1]) if largest else _LEAST_EXPONENT
 
 
 def _folded(counts: Counts, shift: int) -> Counts:

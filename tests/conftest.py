@@ -185,17 +185,17 @@ def graph() -> Callable[..., ir.Model]:
     def parse(text: str, opset: int = 19, **weights: tuple[int, ...] | np.ndarray) -> ir.Model:
         import onnx_ir as ir
 
+        header = f'<ir_version: 9, opset_import: ["" : {opset}]> graph '
+        proto = onnx.parser.parse_model(header + text)
+        named = {name for node in proto.graph.node for name in node.input}
         rng = np.random.default_rng(0)
-        words, tensors = text.translate(str.maketrans("(),", "   ")).split(), []
         for name, given in weights.items():
-            if name not in words:
-                continue
-            array = given
+            array = np.asarray(given)
             if isinstance(given, tuple):
                 scale = np.prod(given[1:] or (1,)) ** -0.5
                 array = (rng.standard_normal(given) * scale).astype(np.float32)
-            tensors.append(ir.tensor(np.asarray(array), name=name))
-        header = f'<ir_version: 9, opset_import: ["" : {opset}]> graph '
-        return ir.from_onnx_text(header + text, initializers=tensors)
+            if name in named:
+                proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        return ir.from_proto(proto)
 
     return parse

@@ -51,6 +51,30 @@ def test_q_dq_runs_exactly_as_it_is_written(toy: Any, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected(model, images()), atol=1e-5)
 
 
+def test_q_dq_with_fp16_scales_between_fp16_ops_can_be_loaded(tmp_path: Path) -> None:
+    """ONNX Runtime 1.31 by default turns this into a QLinearConcat, which takes no FP16 scales."""
+    from onnx import parser
+
+    text = """<ir_version: 9, opset_import: ["" : 19]>
+        g (float16[1, 4] x) => (float16[1, 8] y) <float16 s, int8 z> {
+            q = QuantizeLinear(x, s, z)
+            d = DequantizeLinear(q, s, z)
+            n = Neg(x)
+            f = QuantizeLinear(n, s, z)
+            e = DequantizeLinear(f, s, z)
+            c = Concat<axis = 1>(d, e)
+            p = QuantizeLinear(c, s, z)
+            y = DequantizeLinear(p, s, z)
+        }"""
+    model = parser.parse_model(text)
+    for name, value in {"s": np.float16(0.5), "z": np.int8(0)}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), name))
+    onnx.save(model, tmp_path / "half.onnx")
+    x = np.array([[0.2, 0.3, -0.9, 400]], np.float16)
+    found: Any = onnxruntime.open_session(tmp_path / "half.onnx").run({"x": x})["y"]
+    np.testing.assert_array_equal(found, [[0, 0.5, -1, 63.5, 0, -0.5, 1, -64]])
+
+
 def test_a_build_tells_the_precision_and_cost_of_each_layer_under_its_own_name(
     toy: Any, tmp_path: Path
 ) -> None:

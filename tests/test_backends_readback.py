@@ -41,7 +41,8 @@ def program(version: int, statements: str, types: str = "", accelerators: str = 
     return (
         b"\x00\xffNLYM\x00"
         + f"header {{\n  version = {version}\n  accelerators={{{accelerators}}}\n}}\n"
-        f"descriptors {{\n{types}}}\nmain {{\n label bb1: \n{statements}}}\nshape_main {{\n}}\n".encode()
+        f"descriptors {{\n{types}}}\nmain {{\n label bb1: \n{statements}}}\n"
+        "shape_main {\n}\n".encode()
         + b"\x00\x01\x02"
     )
 
@@ -160,10 +161,7 @@ def test_a_kernel_that_computes_several_nodes_counts_for_each() -> None:
 def test_a_node_without_a_name_is_known_by_its_output() -> None:
     model = ir.from_onnx_text(QUANTIZED.replace("[conv2] ", ""))
     layers = _layers.read_back([kernel("corrltn", "half half", "node_of_out")], model)
-    assert {n.name: n.precision for n in layers} == {
-        "conv1": "unknown",
-        "out": "fp16",
-    } or layers[1].precision == "fp16"
+    assert {n.name: n.precision for n in layers[:2]} == {"conv1": "unknown", "out": "fp16"}
 
 
 def test_an_open_height_leaves_the_precision_known_and_the_macs_not() -> None:
@@ -279,7 +277,7 @@ def test_both_forms_of_the_inspector_s_json_give_a_convolution_s_precision(
     ],
 )
 def test_layers_that_prepare_data_are_told_from_those_that_compute(
-    kind: str, name: str, weighted: bool
+    kind: str, name: str, *, weighted: bool
 ) -> None:
     found = {"Name": name, "LayerType": kind, "Inputs": old(HALF), "Outputs": old(HALF)}
     (layer,) = _inspector.layers(json.dumps({"Layers": [found], "Bindings": ["a"]}))

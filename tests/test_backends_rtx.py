@@ -290,24 +290,42 @@ def stand_in(tmp_path: Path, script: str) -> str:
     return str(path)
 
 
+DIES = "echo '[I] step 2' >&2; "
+
+
 @needs_builder
 @pytest.mark.parametrize(
-    ("script", "message"),
+    ("script", "error", "message"),
     [
-        ("echo '[I] step 2' >&2; kill -9 $$", "was ended by SIGKILL while it built toy.onnx"),
-        ("echo '[I] step 2' >&2; kill -11 $$", "was ended by SIGSEGV"),
-        ("echo '[I] step 2' >&2; exit 3", "ended with exit status 3"),
-        ("echo '[I] step 2' >&2; echo no json", "ended with exit status 0"),
+        (f"{DIES} kill -9 $$", BackendError, "was ended by SIGKILL while it built toy.onnx"),
+        (f"{DIES} kill -11 $$", BackendError, "was ended by SIGSEGV"),
+        (
+            f"{DIES} exit 3",
+            BackendError,
+            "ended with exit status 3 while it built toy.onnx\n[I] step 2",
+        ),
+        (f"{DIES} echo no json", BackendError, "ended with exit status 0"),
+        (
+            f'ulimit -f 64; exec {sys.executable} "$@"',
+            OutputError,
+            "toy.engine: File too large",
+        ),
     ],
+    ids=["killed", "segfault", "exit", "no answer", "disk full"],
 )
-def test_a_builder_that_dies_is_an_error_with_the_end_of_its_log_and_leaves_nothing(
-    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str
+def test_a_builder_that_dies_or_cannot_write_is_one_error_and_leaves_nothing(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    script: str,
+    error: type[Exception],
+    message: str,
 ) -> None:
-    model = toy(classify=False).save(tmp_path / "toy.onnx")
+    model = request.getfixturevalue("toy")(classify=False).save(tmp_path / "toy.onnx")
+    monkeypatch = request.getfixturevalue("monkeypatch")
     monkeypatch.setattr(sys, "executable", stand_in(tmp_path, script))
-    with pytest.raises(BackendError, match=re.escape(message)) as caught:
+    with pytest.raises(error, match=re.escape(message)) as caught:
         build(model, "86")
-    assert "[I] step 2" in caught.value.found
+    assert ("[I] step 2" in str(caught.value)) == (DIES in script)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["python", "toy.onnx"]
 
 
@@ -335,6 +353,7 @@ def test_ctrl_c_ends_the_builder_and_leaves_nothing(
     def interrupt() -> None:
         while not (tmp_path / "pid").is_file():
             time.sleep(0.01)
+        time.sleep(0.3)  # until the build waits for its process
         os.kill(os.getpid(), signal.SIGINT)
 
     watcher = threading.Thread(target=interrupt)

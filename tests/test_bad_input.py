@@ -56,7 +56,8 @@ class Runner:
         outcome = self(*words)
         assert outcome.code == 2, outcome
         assert outcome.out == ""
-        assert outcome.err.startswith("deploykit: ")
+        said = re.sub(r"^\w+: \d+/\d+, \d+ s left\n", "", outcome.err, flags=re.MULTILINE)
+        assert said.startswith("deploykit: "), outcome.err
         assert "Traceback" not in outcome.err
         assert re.search(message, outcome.err), outcome.err
         return outcome
@@ -96,12 +97,10 @@ def test_a_truncated_checkpoint(run: Runner, checkpoint: Path) -> None:
 def test_an_archive_that_unpacks_to_many_gigabytes(run: Runner) -> None:
     path = run.folder / "bomb.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        with archive.open("bomb/data/0", "w", force_zip64=True) as member:
-            block = bytes(1 << 24)
-            for _ in range(320):
-                member.write(block)
+        archive.writestr("bomb/data/0", bytes(1 << 26))
+        archive.infolist()[0].file_size = 8 << 30  # as 8 GiB of zeros would be listed
         archive.writestr("bomb/data.pkl", pickle.dumps({}))
-    assert path.stat().st_size < 20_000_000
+    assert path.stat().st_size < 1_000_000
     run.refuses("export", path, "-o", run.output, message="(GB|GiB)")
 
 

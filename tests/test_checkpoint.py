@@ -539,6 +539,42 @@ def test_deep_nesting_is_refused(path: Path) -> None:
         checkpoint.load(archive(path, b"\x80\x02cfar\nf\n0" + keys[2:]))
 
 
+KEYS = st.one_of(st.text(max_size=5), st.integers(), st.booleans(), st.none())
+PLAIN = st.recursive(
+    st.one_of(KEYS, st.floats(allow_nan=False), st.text(max_size=300)),
+    lambda inner: st.one_of(
+        st.lists(inner),
+        st.dictionaries(KEYS, inner),
+        st.tuples(inner),
+        st.tuples(inner, inner),
+        st.lists(inner).map(tuple),
+    ),
+    max_leaves=10,
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(value=PLAIN, protocol=st.integers(0, pickle.HIGHEST_PROTOCOL))
+def test_plain_values_are_read_as_python_reads_them(value: Any, protocol: int) -> None:
+    content = pickle.dumps(value, protocol)
+    assert _pickles.read(io.BytesIO(content)) == pickle.loads(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"K\x01K\x020.",
+        b"K\x012\x86.",
+        b"K\x01(K\x021.",
+        b"(K\x01K\x02l.",
+        b"(K\x01K\x02d.",
+        b"K\x01(0.",
+    ],
+)
+def test_rare_instructions_do_what_they_do_in_python(content: bytes) -> None:
+    assert _pickles.read(io.BytesIO(content)) == pickle.loads(content)
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_a_changed_byte_is_an_error_of_ours_or_harmless(data: st.DataObject) -> None:

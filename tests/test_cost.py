@@ -137,19 +137,24 @@ def test_a_network_costs_what_torch_counts() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     network = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3, stride=2, padding=1),
-        torch.nn.ReLU(),
-        torch.nn.Conv2d(8, 8, 5, padding=2, groups=4),
-        torch.nn.ConvTranspose2d(8, 6, 2, 2),
+        torch.nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),
+        torch.nn.Conv2d(8, 8, 5, padding=2, groups=4, bias=False),
+        torch.nn.ConvTranspose2d(8, 6, 2, 2, bias=False),
         torch.nn.Flatten(),
-        torch.nn.Linear(6 * 16 * 16, 10),
-    ).eval()
-    image = torch.zeros(1, 3, 16, 16)
+        torch.nn.Linear(6 * 16 * 16, 10, bias=False),
+    )
     with FlopCounterMode(display=False) as counter:
-        network(image)
-    exported = torch.onnx.export(network, (image,), dynamo=True, verbose=False, opset_version=19)
-    assert exported is not None
-    assert sum(cost.macs(exported.model).values()) * 2 == counter.get_total_flops()
+        network(torch.zeros(1, 3, 16, 16))
+    text = """<ir_version: 9, opset_import: ["" : 19]>
+        g (float[n, 3, 16, 16] x, float[8, 3, 3, 3] a, float[8, 2, 5, 5] b, float[8, 6, 2, 2] c,
+           float[10, 1536] d) => (float[n, 10] y) {
+            p = Conv<strides = [2, 2], pads = [1, 1, 1, 1]>(x, a)
+            q = Conv<group = 4, pads = [2, 2, 2, 2]>(p, b)
+            r = ConvTranspose<strides = [2, 2]>(q, c)
+            s = Flatten(r)
+            y = Gemm<transB = 1>(s, d)
+        }"""
+    assert sum(cost.macs(ir.from_onnx_text(text)).values()) * 2 == counter.get_total_flops()
 
 
 def test_an_unknown_convention_lists_the_known_ones() -> None:

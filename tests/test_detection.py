@@ -151,8 +151,16 @@ def test_each_image_of_a_batch_has_its_own_geometry() -> None:
     assert second.boxes.tolist() == [[80, 90, 120, 100]]
 
 
+def test_infinite_and_huge_boxes_make_no_noise() -> None:
+    edge = np.float32(3e38)
+    boxes = np.array(
+        [[-np.inf, 0, np.inf, 9], [-edge, -edge, edge, edge], [0, 0, 9, 9]], np.float32
+    )
+    assert nms(boxes, np.array([0.9, 0.8, 0.7], np.float32), 0.5).tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_model_that_returns_nan_or_infinity_is_an_error(bad: float) -> None:
     with pytest.raises(ProofError, match="1 of 2 anchors hold NaN or infinity") as caught:
-        decode(rows([50, 50, 20, 20, 1, bad], [1, 1, 1, 1, 1, 0.5]), [PLAIN])
+        decode(rows([50, 50, bad, -bad, 1, bad], [1, 1, 1, 1, 1, 0.5]), [PLAIN])
     assert "FP32" in caught.value.fix

@@ -118,6 +118,12 @@ def test_entropy_is_near_the_minimum_for_a_range_that_is_not_a_power_of_two() ->
     assert expected[chosen - 128] <= 1.05 * expected.min()
 
 
+def test_a_range_that_is_not_a_power_of_two_shifts_no_count_on_average() -> None:
+    values = np.linspace(0, 1.7, 500_000, dtype=np.float32)
+    shift = np.cumsum(seen(values).rebinned()) - np.cumsum(exact_counts(values))
+    assert abs(shift.mean()) < 0.005 * values.size / 2048
+
+
 def test_entropy_is_not_moved_by_the_zeros_of_a_relu() -> None:
     positive = np.abs(drawn("laplace", 3, 50_000))
     many = np.concatenate([positive, np.zeros(1_000_000, np.float32)])
@@ -174,7 +180,7 @@ def test_the_counts_are_those_of_exact_arithmetic(values: Values, power: int) ->
     histogram = seen(values)
     index = np.floor(np.abs(values).astype(np.float64) / histogram.width).astype(np.int64)
     assert np.array_equal(histogram.counts, np.bincount(index, minlength=observers.BINS))
-    assert histogram.counts[observers.BINS // 2 :].any()  # the upper half is in use
+    assert not values.any() or histogram.counts[observers.BINS // 2 :].any()
 
 
 @given(samples, st.integers(0, 2**32 - 1))
@@ -192,6 +198,33 @@ def test_order_and_batches_and_merging_change_nothing(values: Values, seed: int)
         assert np.array_equal(once.counts, other.counts)
         assert (once.minimum, once.maximum) == (other.minimum, other.maximum)
         assert once.exponent == other.exponent
+
+
+def test_zeros_that_come_first_cost_small_values_no_resolution() -> None:
+    small = drawn("laplace", 8, 1000) * np.float32(2.0**-60)
+    histogram = seen(np.zeros(5, np.float32))
+    histogram.observe(small)
+    assert histogram.exponent == seen(small).exponent
+
+
+def test_mse_may_clip_far_below_the_largest_value() -> None:
+    bulk, outlier = drawn("normal", 9, 50_000), np.array([100], np.float32)
+    histogram = seen(outlier)
+    for _ in range(80):
+        histogram.observe(bulk)
+
+    def error(limit: float) -> float:
+        return 80 * bulk.size * squared_error(bulk, limit) + squared_error(outlier, limit)
+
+    found = observers.mse(histogram)
+    assert found < 100 / 16
+    assert error(found) <= 1.0001 * min(error(100 * i / 2048) for i in range(60, 180))
+
+
+def test_percentile_is_linear_within_a_bin() -> None:
+    values = np.full(1000, 1 + 0.5 / 16384, np.float32)  # all in one bin, [1, 1 + 1 / 16384)
+    histogram = seen(values)
+    assert observers.percentile(histogram, 25) == pytest.approx(1 + 0.25 / 16384, rel=1e-9)
 
 
 @given(st.sampled_from(sorted(OBSERVERS)), samples)
@@ -232,6 +265,12 @@ def test_a_dead_tensor_gets_the_least_threshold(name: str, value: float) -> None
     found = threshold(name, np.full(10, value, np.float32))
     assert found == LEAST_THRESHOLD
     assert np.float16(found / 127) > 0
+
+
+def test_a_choice_below_the_least_threshold_is_raised_to_it() -> None:
+    values = np.full(100_000, LEAST_THRESHOLD / 8, np.float32)
+    values[0] = 2 * LEAST_THRESHOLD
+    assert threshold("percentile", values) == LEAST_THRESHOLD
 
 
 @pytest.mark.parametrize("name", sorted(OBSERVERS))

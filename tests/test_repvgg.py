@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import hashlib
 import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from deploykit import files
 from deploykit.recipe import Geometry
@@ -19,54 +17,12 @@ if TYPE_CHECKING:
 
 RECIPE = files.recipe("repvgg")
 FAMILY: Any = sys.modules[RECIPE.build.__module__]
-# Parameters and multiply-adds of the deploy form at 224x224, classifier included, exactly.
-# The published tables round them: 8.30 M and 1.4 G for A0 up to 51.82 M and 11.8 G for B1.
-DEPLOY = {
-    "a0": (8_309_384, 1_361_451_008),
-    "a1": (12_789_864, 2_363_967_488),
-    "a2": (25_499_944, 5_116_951_552),
-    "b0": (14_339_048, 3_057_600_512),
-    "b1": (51_829_480, 11_815_485_440),
-    "b1g2": (41_360_104, 8_809_742_336),
-    "b1g4": (36_125_416, 7_306_870_784),
-    "b2": (80_315_112, 18_376_609_792),
-    "b3": (110_960_872, 26_208_882_688),
-}
-# Entries, and a digest of names and shapes, of the state dicts of the official code.
-KEYS = {
-    "a0": (351, "7054adaf8f02e97a"),
-    "a1": (351, "c917bb745a0e4711"),
-    "a2": (351, "49f725218bd7d1bf"),
-    "b0": (453, "e54f2d1abe7b105f"),
-    "b1": (453, "8d8f62711f12d37a"),
-    "b1g2": (453, "1299eb570f439433"),
-    "b1g4": (453, "46666072001e423e"),
-}
 
 
 def on_meta(variant: str, classes: int = 1000) -> nn.Module:
     """Return a network whose weights take no memory."""
     with torch.device("meta"):
         return RECIPE.build(variant, classes)
-
-
-@pytest.mark.parametrize("variant", DEPLOY)
-def test_parameters_and_multiply_adds_of_the_deploy_form_are_the_published_ones(
-    variant: str,
-) -> None:
-    network = RECIPE.deploy(on_meta(variant))
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.empty(1, 3, 224, 224, device="meta"))
-    parameters = sum(p.numel() for p in network.parameters())
-    assert (parameters, counter.get_total_flops() // 2) == DEPLOY[variant]
-
-
-@pytest.mark.parametrize("variant", KEYS)
-def test_keys_and_shapes_are_those_of_the_official_code(variant: str) -> None:
-    state = on_meta(variant).state_dict()
-    lines = sorted(f"{k} {tuple(v.shape)}" for k, v in state.items())
-    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-    assert (len(state), digest) == KEYS[variant]
 
 
 def test_official_keys_are_spelled_like_this() -> None:
@@ -77,12 +33,6 @@ def test_official_keys_are_spelled_like_this() -> None:
     assert shapes["stage4.0.rbr_1x1.bn.weight"] == (1280,)
     assert shapes["linear.weight"] == (1000, 1280)
     assert "stage1.0.rbr_identity.weight" not in shapes
-
-
-@pytest.mark.parametrize("variant", RECIPE.variants)
-def test_a_variant_is_known_by_its_state_dict(variant: str) -> None:
-    state = on_meta(variant, 7).state_dict()
-    assert RECIPE.identify(RECIPE.adapt(state)) == (variant, 7)
 
 
 def test_other_state_dicts_are_not_taken_for_a_repvgg() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
 from dataclasses import replace
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from deploykit import files
 from deploykit.recipe import Geometry
@@ -23,67 +21,12 @@ if TYPE_CHECKING:
 
 RECIPE = files.recipe("yolov6")
 FAMILY: Any = sys.modules[RECIPE.build.__module__]
-CLASSES = 80
-# Multiply-adds that the official graph spends on the mean of the 17 box bins, a 1x1 convolution
-# there and a multiplication and a sum here: 8400 anchors at 640x640, 4 sides.
-BIN_MEAN = 8400 * 4 * 17
-# Parameters of the deploy form and the trained form, and multiply-adds at 640x640, all exact.
-# The 34 constants `proj` and `proj_conv` count as parameters, as they do in published tables.
-SIZES = {
-    "v2n": (4_317_246, 4_737_566, 5_520_384_000),
-    "v2t": (14_970_526, 16_363_166, 18_157_977_600),
-    "v2s": (17_220_446, 18_869_022, 21_932_851_200),
-    "v2m": (34_286_486, 37_170_358, 40_734_676_800 - BIN_MEAN),
-    # Release 0.2 gave the 3x3 convolutions of L 18496 biases that their norms made void.
-    "v2l": (58_541_067, 58_589_195 - 18_496, 71_378_286_400 - BIN_MEAN),
-    "v2l_relu": (58_541_067, 63_539_723, 71_378_286_400 - BIN_MEAN),
-    "v3n": (4_646_974, 5_058_270, 5_658_009_600),
-    "v3s": (18_537_310, 20_147_358, 22_483_353_600),
-    "v3m": (34_855_958, 37_740_982, 42_543_470_400 - BIN_MEAN),
-    "v3l": (59_607_563, 59_638_731, 74_733_729_600 - BIN_MEAN),
-}
-# Entries, and a digest of names and shapes, of the state dicts of the official code: 0.4.0 for
-# v3, 0.2.1 for v2 (in the layout of 0.4).
-KEYS = {
-    "v2n": (668, "1319b74647a97e89"),
-    "v2t": (549, "bb89437e1a869844"),
-    "v2s": (668, "da435acd46898bf7"),
-    "v2m": (1152, "8305b7ed02a97898"),
-    "v2l": (867, "b96adccc92d9f527"),
-    "v2l_relu": (1887, "7412d7c1c14d338d"),
-    "v3n": (756, "f2876ff3eaf443aa"),
-    "v3s": (756, "6906d15925de75ef"),
-    "v3m": (1200, "8d953216b8fdeadd"),
-    "v3l": (915, "baf7f2fdd4a2eb31"),
-}
 
 
-def on_meta(variant: str, classes: int = CLASSES) -> nn.Module:
+def on_meta(variant: str, classes: int = 80) -> nn.Module:
     """Return a network whose weights take no memory."""
     with torch.device("meta"):
         return RECIPE.build(variant, classes)
-
-
-def parameters(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
-
-
-@pytest.mark.parametrize("variant", SIZES)
-def test_parameters_and_multiply_adds_are_the_published_ones(variant: str) -> None:
-    trained = on_meta(variant)
-    network = RECIPE.deploy(trained)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.empty(1, 3, 640, 640, device="meta"))
-    macs = counter.get_total_flops() // 2
-    assert (parameters(network), parameters(trained), macs) == SIZES[variant]
-
-
-@pytest.mark.parametrize("variant", KEYS)
-def test_keys_and_shapes_are_those_of_the_official_code(variant: str) -> None:
-    state = on_meta(variant).state_dict()
-    lines = sorted(f"{k} {tuple(v.shape)}" for k, v in state.items())
-    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-    assert (len(state), digest) == KEYS[variant]
 
 
 def test_official_keys_are_spelled_like_this() -> None:
@@ -119,14 +62,6 @@ def test_the_layout_of_old_releases_is_renamed(variant: str) -> None:
     assert "detect.stems.0.bn.bias" in old
     assert ("backbone.stem.block.conv.weight" in old) == silu
     assert list(RECIPE.adapt(old)) == list(state)
-
-
-@pytest.mark.parametrize("variant", RECIPE.variants)
-def test_a_variant_is_known_by_its_state_dict(variant: str) -> None:
-    state = on_meta(variant, 3).state_dict()
-    lean = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    assert list(RECIPE.adapt(state)) == list(state)
-    assert RECIPE.identify(RECIPE.adapt(lean)) == (variant, 3)
 
 
 def test_other_state_dicts_are_not_taken_for_a_yolov6() -> None:
@@ -212,7 +147,7 @@ def test_every_parameter_that_learns_gets_a_gradient() -> None:
 def test_pico_is_small_and_suits_int8_kernels() -> None:
     network = RECIPE.deploy(on_meta("pico", 6))
     convs = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.in_channels != 17]
-    assert 500_000 <= parameters(network) <= 900_000
+    assert 500_000 <= sum(p.numel() for p in network.parameters()) <= 900_000
     assert all(c.in_channels >= 16 and c.in_channels % 8 == 0 for c in convs[1:])
     assert RECIPE.preprocess("pico", None).size == (320, 320)
 

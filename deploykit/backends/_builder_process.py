@@ -29,7 +29,7 @@ _LAST = 8
 """Lines of the native log that an error repeats."""
 # What a native message means -> what to do about it.
 _FIXES = (
-    ("FP32 GEMM is not supported", "cast the model to FP16: deploykit quantize --float-type fp16"),
+    ("FP32 GEMM is not supported", "cast the model to FP16 first: deploykit cast"),
     (
         "implement(s|ation)",
         "the target has no kernel for that layer: leave it in float, or write it in other ops",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from deploykit import artifacts, onnxfile
 from deploykit.backends import Built, _builder_process, _layers, _profiles
+from deploykit.errors import OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,15 +44,14 @@ def build(
     shapes, note = _profiles.profiles(inputs, options.shapes)
     started = time.perf_counter()
     with artifacts.replacing(output) as temporary:
-        inspection, log = _builder_process.build(
-            replace(
-                request,
-                output=str(temporary.resolve()),
-                shapes=shapes,
-                workspace=options.workspace,
-            ),
-            library=builder.library,
+        asked = replace(
+            request, output=str(temporary.resolve()), shapes=shapes, workspace=options.workspace
         )
+        try:
+            inspection, log = _builder_process.build(asked, library=builder.library)
+        except OutputError as error:  # the builder only knows the temporary name
+            named = error.found.replace(asked.output, str(output))
+            raise OutputError(named, expected=error.expected, fix=error.fix) from error
         layers = _layers.read_back(builder.kernels(temporary, inspection), graph)
         unproven = _layers.prove(layers, graph, builder.title)
     seconds = time.perf_counter() - started

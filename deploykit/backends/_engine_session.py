@@ -168,6 +168,7 @@ class EngineSession:
         _feeds.check(self.inputs, arrays)
         key = tuple((a.shape, getattr(a, "pointer", 0)) for _, a in sorted(arrays.items()))
         if self._bound is None or self._bound[0] != key:
+            self._bound = None  # where the shapes are refused, nothing is bound
             self._memory.release()
             self._bound = (key, *self._allocate(arrays))
         _, inputs, outputs = self._bound

@@ -166,7 +166,7 @@ def prove(layers: Sequence[LayerPrecision], model: ir.Model, builder: str) -> st
             f"{named}{more}",
             expected="INT8 for every layer whose inputs the graph dequantizes",
             fix="`deploykit inspect` the ONNX file says what makes a layer fall back; "
-            "or leave those layers in float: quantize with --keep-float",
+            "or leave those layers in float: quantize with a --plan that says so",
         )
     unread = [n.name for n in layers if n.op in WEIGHTED and n.precision == UNKNOWN]
     if not unread:

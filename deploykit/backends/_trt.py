@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit.errors import BackendError, OptionError, OutputError
+from deploykit import artifacts
+from deploykit.errors import BackendError, OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -206,10 +207,7 @@ def _write(path: Path, data: Any) -> None:  # noqa: ANN401 - a native buffer
     try:
         path.write_bytes(data)
     except OSError as error:
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}",
-            fix="choose a folder that exists, is writable and has free space",
-        ) from error
+        raise artifacts.unwritable(path, error) from error
 
 
 def inspection(trt: Trt, log: Any, plan: Any) -> str | None:  # noqa: ANN401 - native objects

@@ -2,8 +2,9 @@
 
 Q/DQ graphs run as they are written: quantize, dequantize, then float arithmetic, which is what
 an INT8 engine computes up to rounding. ONNX Runtime's own INT8 kernels are left out on purpose
-(`session.disable_quant_qdq`): they want Q/DQ around every output as well, which TensorRT's
-placement does not have, and otherwise they quantize biases and unfold weights in every run.
+(`session.disable_quant_qdq`). They want Q/DQ around every output as well, which TensorRT's
+placement does not have; without it they quantize biases and unfold weights in every run; and
+they take no FP16 scales: a graph whose float part is FP16 would not even load.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ app = typer.Typer(
     help="From a trained PyTorch checkpoint to a proven TensorRT engine:\n\n"
     "export, quantize, build, then inspect, verify, eval, bench and report.",
 )
-for _name, _command in (making.COMMANDS | checking.COMMANDS).items():
+for _name, _command in {**making.COMMANDS, **checking.COMMANDS}.items():
     app.command(_name)(guarded(_command))
 
 

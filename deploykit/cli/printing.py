@@ -130,7 +130,7 @@ def inspection(found: Inspection) -> str:
     """Return the layers, the shares of the multiply-accumulates, and the findings as text."""
     total = sum(layer.macs for layer in found.layers) or 1
     rows = [
-        (layer.name, layer.op, layer.precision, f"{layer.macs / total:.1%}")
+        (_first(layer.name), layer.op, layer.precision, f"{layer.macs / total:.1%}")
         for layer in found.layers
     ]
     shares = ", ".join(f"{share:.1%} {name}" for name, share in found.shares.items())
@@ -139,6 +139,12 @@ def inspection(found: Inspection) -> str:
         lines += [f"{finding.severity}: {finding.node}: {finding.message} [{finding.rule}]"]
         lines += [f"    to fix: {finding.fix}"] if finding.fix else []
     return "\n".join(lines)
+
+
+def _first(name: str) -> str:
+    """Return the first of the nodes that a builder fused, and how many more there are."""
+    first, *others = name.split(" + ")
+    return f"{first} + {len(others)} more" if others else first
 
 
 def accuracy(found: AccuracyRecord) -> str:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from deploykit.float16.rules import Wide
     from deploykit.values import Artifact, PrecisionPlan
 
+_INDIFFERENT = ("Cast", "Constant", "Shape", "Size")
+"""Ops that take any type as it is, and whose output's type is not their input's."""
+
 
 def cast(model: Path, output: Path, *, float_type: Precision) -> Artifact:
     """Return the artifact of the FP16 version of an ONNX file.
@@ -35,6 +38,11 @@ def cast(model: Path, output: Path, *, float_type: Precision) -> Artifact:
         raise OptionError(f"cannot cast to {float_type}", expected="fp16")
     artifacts.check_writable(output)
     graph = onnxfile.read_model(model)
+    if any(is_op(node, "QuantizeLinear") for node in graph.graph):
+        raise ModelError(
+            "the model is quantised, and FP16 scales would change its INT8 weights",
+            fix="quantize the float model with --float-type fp16, which casts the rest",
+        )
     plan = default_plan(graph, metadata.read(graph.metadata_props))
     wide = wide_nodes(graph, plan)
     _rewrite(graph, wide)
@@ -71,7 +79,7 @@ def _rewrite(model: ir.Model, wide: Wide) -> None:
     _check_types(model)
     casts = _Casts(model.graph, value_names(model.graph))
     for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
-        if node.op_type not in ("Cast", "Constant"):  # their types are their attributes
+        if node.op_type not in _INDIFFERENT:
             _set_types(node, casts, model, half=_computes_half(node, wide, model))
     casts.finish()
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Wide: TypeAlias = dict[str, str]
 """Node that computes in FP32 -> reason."""
 HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
+MAX_HALF = 65504.0
+"""Largest FP16 number."""
 _COORDINATE = 512
 """From here on neighbouring FP16 numbers are 0.5 apart: too coarse for pixels."""
 _MAX_LOSS = 2.0**-9
@@ -73,7 +75,7 @@ def wide_nodes(model: ir.Model, plan: PrecisionPlan) -> Wide:
 def _reason(node: ir.Node, plan: PrecisionPlan, model: ir.Model) -> str | None:
     """Return why a node itself needs FP32, None where it does not."""
     name = node.name or ""
-    if plan.layers.get(name) is Precision.FP32:
+    if plan.layers.get(name, plan.default) is Precision.FP32:
         return plan.reasons.get(name, "the plan says fp32")
     losses = (_loss(node, value) for value in node.inputs)
     return next(filter(None, (_foreign(node), _unable(node, model), *losses)), None)
@@ -107,8 +109,8 @@ def _loss(node: ir.Node, value: ir.Value | None) -> str | None:
     array = tensor.numpy()
     array = array[np.isfinite(array)].astype(np.float64)
     largest = float(np.abs(array).max(initial=0.0))
-    if largest > np.finfo(np.float16).max:
-        return f"{value.name} reaches {largest:.3g}, beyond FP16's 65504"
+    if largest > MAX_HALF:
+        return f"{value.name} reaches {largest:.3g}, beyond FP16's {MAX_HALF:g}"
     if array.size > 1 and largest > _COORDINATE and is_op(node, "Add", "Sub"):
         return f"{value.name} reaches {largest:.4g}: a grid of coordinates"
     lost = float(np.linalg.norm(array.astype(np.float16) - array))

@@ -177,12 +177,11 @@ def concat_scales(node: ir.Node, _: Facts) -> Message:
     """Find a Concat whose inputs are quantised unlike each other."""
     sources = [int8_source(node.inputs[index]) for index in moved_inputs(node)]
     known = [source for source in sources if source is not None]
-    if len(known) < 2:
-        return None
-    if len(known) < len(sources):
+    if known and len(known) < len(sources):
         return f"{len(known)} of its {len(sources)} inputs are INT8: those are widened again"
-    equal = all(same_scale(known[0], other) for other in known)
-    return None if equal else "its INT8 inputs have different scales: each is rescaled"
+    if all(same_scale(known[0], other) for other in known):
+        return None
+    return "its INT8 inputs have different scales: each is rescaled"
 
 
 def moved_scales(node: ir.Node, _: Facts) -> Message:

@@ -123,8 +123,13 @@ def is_layer(node: ir.Node) -> bool:
 
 
 def as_layer(node: ir.Node) -> Layer:
-    """Return a weighted node with the shape of its weights, Q/DQ or not."""
-    return Layer(node, dims(node.inputs[1]), first=False)
+    """Return a weighted node with the shape of its weights, behind Q/DQ or not."""
+    value = node.inputs[1]
+    producer = None if value is None else value.producer()
+    while producer is not None and is_op(producer, "QuantizeLinear", "DequantizeLinear"):
+        value = producer.inputs[0]
+        producer = None if value is None else value.producer()
+    return Layer(node, dims(value), first=False)
 
 
 def right_axis(layer: ir.Node, weights: Step) -> bool:

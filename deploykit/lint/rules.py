@@ -147,6 +147,12 @@ RULES = (
     ),
     Rule("transposed", "warning", ("ConvTranspose",), checks.transposed, "keep its weights float"),
     Rule("few-channels", "info", ("Conv",), checks.few_channels, "time it in float as well"),
-    Rule("float-copy", "info", (Q,), checks.float_copy, "let all its readers read the INT8 copy"),
+    Rule(
+        "float-copy",
+        "info",
+        (Q,),
+        checks.float_copy,
+        "let the others read the INT8 copy, where they can spare the accuracy",
+    ),
     Rule("no-int8-cores", "error", (Q,), checks.no_int8_cores, "build the FP16 model for this GPU"),
 )

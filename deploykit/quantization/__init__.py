@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from deploykit import acceptance, artifacts, calibration, float16, lint, onnxfile, placement
 from deploykit.errors import ModelError, OptionError, ProofError
+from deploykit.float16.rules import MAX_HALF
 from deploykit.quantization.writing import insert
 from deploykit.values import Precision, digest
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 MIN_OPSET: Mapping[Precision, int] = {Precision.FP32: 13, Precision.FP16: 19}
 """Float type -> first opset with it as a scale: 13 has scales per channel, 19 has FP16 ones."""
-MAX_HALF = 65504.0
-"""Largest FP16 number."""
 METADATA_KEY = "deploykit.quantization"
 
 

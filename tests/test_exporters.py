@@ -1,0 +1,132 @@
+"""What holds for every shipped recipe, and what the official code of each says."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from deploykit import files
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+RECIPES = {name: files.recipe(name) for name in files.shipped("recipe")}
+CLASSES = {"repvgg": 1000, "yolov6": 80}
+SIDE = {"repvgg": 224, "yolov6": 640}
+
+
+class Official(NamedTuple):
+    """Exact figures of one variant, with the classes and the input size above."""
+
+    deployed: int
+    """Parameters of the deploy form. Published tables round them, with the classifier of
+    RepVGG and the 34 constants `proj` and `proj_conv` of YOLOv6 included."""
+    trained: int
+    """Parameters of the trained form."""
+    macs: int
+    """Multiply-adds of the deploy form; the published GFLOPs of YOLOv6 are twice as many,
+    and count a transposed convolution four times."""
+    entries: int
+    """Entries of the official state dict."""
+    keys: str
+    """Digest of its names and shapes: of the official code at 0.4.0 for v3, at 0.2.1 for v2 (in
+    the layout of 0.4)."""
+
+
+# Multiply-adds that the official graph spends on the mean of the 17 box bins, a 1x1 convolution
+# there and a multiplication and a sum here: 8400 anchors at 640x640, 4 sides.
+BIN_MEAN = 8400 * 4 * 17
+# Biases that release 0.2 gave to the 3x3 convolutions of L, and that their norms made void.
+L_BIASES = 18_496
+OFFICIAL = {
+    ("yolov6", "v2n"): Official(4317246, 4737566, 5520384000, 668, "1319b74647a97e89"),
+    ("yolov6", "v2t"): Official(14970526, 16363166, 18157977600, 549, "bb89437e1a869844"),
+    ("yolov6", "v2s"): Official(17220446, 18869022, 21932851200, 668, "da435acd46898bf7"),
+    ("yolov6", "v2m"): Official(
+        34286486, 37170358, 40734676800 - BIN_MEAN, 1152, "8305b7ed02a97898"
+    ),
+    ("yolov6", "v2l"): Official(
+        58541067, 58589195 - L_BIASES, 71378286400 - BIN_MEAN, 867, "b96adccc92d9f527"
+    ),
+    ("yolov6", "v2l_relu"): Official(
+        58541067, 63539723, 71378286400 - BIN_MEAN, 1887, "7412d7c1c14d338d"
+    ),
+    ("yolov6", "v3n"): Official(4646974, 5058270, 5658009600, 756, "f2876ff3eaf443aa"),
+    ("yolov6", "v3s"): Official(18537310, 20147358, 22483353600, 756, "6906d15925de75ef"),
+    ("yolov6", "v3m"): Official(
+        34855958, 37740982, 42543470400 - BIN_MEAN, 1200, "8d953216b8fdeadd"
+    ),
+    ("yolov6", "v3l"): Official(
+        59607563, 59638731, 74733729600 - BIN_MEAN, 915, "baf7f2fdd4a2eb31"
+    ),
+    ("repvgg", "a0"): Official(8309384, 9108968, 1361451008, 351, "7054adaf8f02e97a"),
+    ("repvgg", "a1"): Official(12789864, 14092264, 2363967488, 351, "c917bb745a0e4711"),
+    ("repvgg", "a2"): Official(25499944, 28210600, 5116951552, 351, "49f725218bd7d1bf"),
+    ("repvgg", "b0"): Official(14339048, 15817960, 3057600512, 453, "e54f2d1abe7b105f"),
+    ("repvgg", "b1"): Official(51829480, 57415016, 11815485440, 453, "8d8f62711f12d37a"),
+    ("repvgg", "b1g2"): Official(41360104, 45782376, 8809742336, 453, "1299eb570f439433"),
+    ("repvgg", "b1g4"): Official(36125416, 39966056, 7306870784, 453, "46666072001e423e"),
+}
+VARIANTS = [(name, variant) for name in RECIPES for variant in RECIPES[name].variants]
+
+
+def on_meta(name: str, variant: str, classes: int) -> nn.Module:
+    """Return a network whose weights take no memory."""
+    with torch.device("meta"):
+        return RECIPES[name].build(variant, classes)
+
+
+@pytest.mark.parametrize(("name", "variant"), OFFICIAL)
+def test_parameters_and_multiply_adds_are_the_official_ones(name: str, variant: str) -> None:
+    trained = on_meta(name, variant, CLASSES[name])
+    deployed = RECIPES[name].deploy(trained)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        deployed(torch.empty(1, 3, SIDE[name], SIDE[name], device="meta"))
+    found = [sum(p.numel() for p in form.parameters()) for form in (deployed, trained)]
+    assert (*found, counter.get_total_flops() // 2) == OFFICIAL[name, variant][:3]
+
+
+@pytest.mark.parametrize(("name", "variant"), OFFICIAL)
+def test_keys_and_shapes_are_the_official_ones(name: str, variant: str) -> None:
+    state = on_meta(name, variant, CLASSES[name]).state_dict()
+    lines = sorted(f"{k} {tuple(v.shape)}" for k, v in state.items())
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    assert (len(state), digest) == OFFICIAL[name, variant][3:]
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_a_variant_is_known_by_its_state_dict_and_by_no_other_recipe(
+    name: str, variant: str
+) -> None:
+    state = on_meta(name, variant, 7).state_dict()
+    lean = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    found = {n: r.identify(r.adapt(lean)) for n, r in RECIPES.items()}
+    assert found == {n: (variant, 7) if n == name else None for n in RECIPES}
+    assert list(RECIPES[name].adapt(state)) == list(state)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_called_like_its_file(name: str) -> None:
+    assert RECIPES[name].name == name
+
+
+def test_the_recipe_in_the_readme_works(tmp_path: Path) -> None:
+    text = (files.folder("recipe") / "README.md").read_text(encoding="utf-8")
+    path = tmp_path / "my_resnet.py"
+    path.write_text(text.split("```python\n")[1].split("```")[0], encoding="utf-8")
+    recipe = files.recipe(str(path))
+    network = recipe.build("resnet18", 5)
+    state = recipe.adapt(network.state_dict())
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        trained, folded = network(images), recipe.deploy(network)(images)
+    assert recipe.identify(state) == ("resnet18", 5)
+    assert recipe.identify({}) is None
+    assert torch.allclose(trained, folded, atol=1e-5)
+    assert recipe.preprocess("resnet18", None).size == (224, 224)
