@@ -32,15 +32,24 @@ _PATCH = 16
 """Side in pixels of the even patches in a random image: objects, where noise is texture."""
 
 
-def verify(
+_ROWS = (2, 3)
+"""Ranks of outputs whose last axis tells quantities apart: [batch, C] and [batch, anchors, C]."""
+
+
+def verify(  # noqa: PLR0913 - two sessions, their inputs and three independent switches
     candidate: Session,
     reference: Session,
     feeds: Iterable[Arrays],
     *,
     atol: float,
     rtol: float,
+    columns: bool = False,
 ) -> tuple[Agreement, ...]:
     """Return how each output of `candidate` compares with `reference` over all `feeds`.
+
+    With `columns`, each index of an output's last axis is compared on its own too, as
+    `name[..., i]`: where boxes in pixels and scores share an output, errors of the scores would
+    vanish in the range of the boxes.
 
     An output passes where, on every input, `max_abs <= atol + rtol * range`, with range the
     largest minus the smallest finite value of the reference (their magnitude, where that is 0).
@@ -58,6 +67,9 @@ def verify(
         check_interface(found, expected)
         for name, array in expected.items():
             tallies.setdefault(name, _Tally()).add(found[name], array, atol, rtol)
+            for i in range(array.shape[-1] if columns and array.ndim in _ROWS else 0):
+                column = tallies.setdefault(f"{name}[..., {i}]", _Tally())
+                column.add(found[name][..., i], array[..., i], atol, rtol)
     if not tallies:
         raise InputError("there is nothing to compare: no inputs, or no outputs")
     return tuple(tally.agreement(name) for name, tally in tallies.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,11 @@ def modules() -> dict[str, list[Path]]:
 
 def test_every_module_has_its_place_in_the_order() -> None:
     assert sorted(modules()) == sorted(ORDER)
+
+
+def test_the_contributors_guide_lists_the_same_order() -> None:
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.MULTILINE)
+    assert re.findall(r"`(\w+)`", " ".join(rows)) == ORDER
 
 
 @pytest.mark.parametrize("name", ORDER)

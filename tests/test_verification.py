@@ -228,3 +228,12 @@ def test_an_input_of_open_size_or_of_text_is_refused() -> None:
         verification.random_images(TensorSpec("x", "float32", ("n", 3, "height", 8)), 0, 1)
     with pytest.raises(ModelError, match="cannot make random values"):
         verification.random_images(TensorSpec("x", "string", ("n",)), 0, 1)
+
+
+def test_columns_show_an_error_that_the_range_of_a_neighbour_hides() -> None:
+    expected = np.array([[[10.0, 0.2], [600.0, 0.9]]])  # a box side in pixels, and a score
+    found = expected + [0.0, 0.02]
+    sessions = Fake({"y": found}), Fake({"y": expected})
+    whole, box, score = verification.verify(*sessions, [{}], atol=0, rtol=1e-4, columns=True)
+    assert [whole.output, box.output, score.output] == ["y", "y[..., 0]", "y[..., 1]"]
+    assert [whole.passed, box.passed, score.passed] == [True, True, False]

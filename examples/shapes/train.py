@@ -170,7 +170,7 @@ def train(recipe: Recipe, options: argparse.Namespace) -> nn.Module:
                 logits, distances, anchors, strides = network.raw(batch)
             total, parts = loss((logits.float(), distances.float(), anchors, strides), truth)
             optimizer.zero_grad(set_to_none=True)
-            total.backward()
+            total.backward()  # type: ignore[no-untyped-call]  # torch leaves it bare
             nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_LIMIT)
             optimizer.step()
             follow(average, network, step)
