@@ -305,7 +305,7 @@ def test_interrupting_a_long_step_leaves_nothing(
         cwd=tmp_path,
         text=True,
     )
-    time.sleep(5)
+    time.sleep(3)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == cli.INTERRUPTED, err

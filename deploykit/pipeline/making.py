@@ -135,6 +135,7 @@ def quantize(
     card = metadata.read(graph.metadata_props)
     plan = _plan(graph, card, options)
     placed = placement.place(graph, plan)
+    quantization.check(graph, placed, options.float_type)
     table = _table(model, placement.activations(placed), card, options, progress)
     artifact = quantization.quantize(model, table, plan, output, float_type=options.float_type)
     layers = _layers(output)

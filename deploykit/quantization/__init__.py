@@ -45,9 +45,9 @@ def quantize(
     artifacts.check_writable(output)
     graph = onnxfile.read_model(model)
     calibration.check_fresh(table, model)
-    _check_model(graph, float_type)
     placed = placement.place(graph, plan)
-    _check_placed(placed, table, float_type)
+    check(graph, placed, float_type)
+    _check_ranges(table, float_type)
     insert(graph, placed, table, float_type)
     if float_type is Precision.FP16:
         float16.to_float16(graph, plan)
@@ -67,7 +67,8 @@ def quantize(
     )
 
 
-def _check_model(model: ir.Model, float_type: Precision) -> None:
+def check(model: ir.Model, placed: Placement, float_type: Precision) -> None:
+    """Fail now rather than after the calibration. Raises: OptionError, ModelError."""
     if float_type not in MIN_OPSET:
         raise OptionError(f"float type {float_type}", expected="fp16 or fp32")
     opset = model.opset_imports.get("", 0)
@@ -81,15 +82,15 @@ def _check_model(model: ir.Model, float_type: Precision) -> None:
         )
     if any(node.op_type == "QuantizeLinear" for node in model.graph):
         raise ModelError("the model is quantised already", fix="quantise the float model")
-
-
-def _check_placed(placed: Placement, table: CalibrationTable, float_type: Precision) -> None:
     if not placed.weights:
         kept = "; ".join(f"{name}: {why}" for name, why in list(placed.kept.items())[:3])
         raise ModelError(
             "no layer of the model can be quantised" + (f" ({kept})" if kept else ""),
             expected="at least one Conv, Gemm or MatMul with constant weights",
         )
+
+
+def _check_ranges(table: CalibrationTable, float_type: Precision) -> None:
     for name, found in table.ranges.items():
         reached = max(abs(found.minimum), abs(found.maximum))
         if float_type is Precision.FP16 and reached > MAX_HALF:
