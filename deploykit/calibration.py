@@ -1,14 +1,17 @@
 """Run a model over images and find the range of each tensor that will be INT8.
 
-Images are decoded, run through the model and observed at the same time. Memory holds two batches
-of the observed tensors and does not grow with the number of images.
+Images are decoded, run through the model and observed at the same time. Memory holds a batch of
+the observed tensors per worker and does not grow with the number of images.
 """
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import onnx_ir as ir
 import onnxruntime as ort
@@ -18,7 +21,7 @@ from deploykit.errors import InputError, ModelError, OptionError, StaleTableErro
 from deploykit.values import CalibrationTable, TensorSpec, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from deploykit.observers import Extremes
@@ -26,8 +29,12 @@ if TYPE_CHECKING:
     from deploykit.samples import Batch
     from deploykit.values import Progress
 
+    Seen: TypeAlias = dict[str, Extremes]
+
 _FLOAT32 = "tensor(float)"
 """float32 in the runtime's words."""
+_MOST_WORKERS = 4
+"""Batches at a time: one core each is faster than all cores on one, but takes memory."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,9 @@ def calibrate(  # noqa: PLR0913 - model, images, tensors, and two independent op
     _expose(graph.graph, model, wanted)
     session = _open(graph, model, wanted)
     del graph  # the session has its own copy of the weights
-    seen = {name: observer.remember(name) for name in wanted}
-    names, pixel_sha256s = _observe(session, batches, seen)
+    seen, names, pixel_sha256s = _observe(
+        session, batches, lambda: {name: observer.remember(name) for name in wanted}
+    )
     return CalibrationTable(
         model_sha256=sha256,
         observer=_label(options),
@@ -138,27 +146,38 @@ def _label(options: CalibrationOptions) -> str:
 
 
 def _observe(
-    session: ort.InferenceSession, batches: Iterator[Batch], seen: dict[str, Extremes]
-) -> tuple[list[str], list[str]]:
-    """Fill `seen`; return the names and the hashes of the images.
+    session: ort.InferenceSession, batches: Iterator[Batch], remember: Callable[[], Seen]
+) -> tuple[Seen, list[str], list[str]]:
+    """Return what was seen in all batches, and the names and the hashes of the images.
 
-    While the runtime computes a batch, a thread observes the one before.
+    Workers run and observe whole batches side by side, each into a memory of its own; merging is
+    exact, so the result depends on neither their number nor their order.
     """
     names: list[str] = []
     pixel_sha256s: list[str] = []
-    observed: Future[None] | None = None
-    with ThreadPoolExecutor(1, thread_name_prefix="observer") as thread:
+    workers = _workers()
+    spare: SimpleQueue[Seen] = SimpleQueue()
+    for _ in range(workers):
+        spare.put(remember())
+    running: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="observer") as pool:
         for batch in batches:
             names += batch.names
             pixel_sha256s += batch.pixel_sha256s
-            values = _run(session, batch, seen)
-            if observed is not None:
-                observed.result()
-            observed = thread.submit(_take_in, values, seen)
-            del values
-        if observed is not None:
-            observed.result()
-    return names, pixel_sha256s
+            if len(running) == workers:
+                running.popleft().result()
+            running.append(pool.submit(_take_in, session, batch, spare))
+        for future in running:
+            future.result()
+    seen = spare.get()
+    for _ in range(workers - 1):
+        for name, other in spare.get().items():
+            seen[name].merge(other)
+    return seen, names, pixel_sha256s
+
+
+def _workers() -> int:
+    return min(_MOST_WORKERS, os.cpu_count() or 1)
 
 
 def _run(session: ort.InferenceSession, batch: Batch, seen: Iterable[str]) -> dict[str, Floats]:
@@ -176,13 +195,18 @@ def _run(session: ort.InferenceSession, batch: Batch, seen: Iterable[str]) -> di
     return values
 
 
-def _take_in(values: dict[str, Floats], seen: dict[str, Extremes]) -> None:
-    """Observe a batch, and free each array as soon as it is done."""
-    while values:
-        name, array = values.popitem()
-        if name in seen:
-            seen[name].observe(array)
-        del array
+def _take_in(session: ort.InferenceSession, batch: Batch, spare: SimpleQueue[Seen]) -> None:
+    """Run and observe a batch with a spare memory, freeing each array as soon as it is done."""
+    seen = spare.get()
+    try:
+        values = _run(session, batch, seen)
+        while values:
+            name, array = values.popitem()
+            if name in seen:
+                seen[name].observe(array)
+            del array
+    finally:
+        spare.put(seen)
 
 
 def _expose(graph: ir.Graph, path: Path, tensors: Iterable[str]) -> None:
@@ -202,7 +226,8 @@ def _open(model: ir.Model, path: Path, tensors: Iterable[str]) -> ort.InferenceS
     """Return a session that computes `tensors`, all of them float32."""
     options = ort.SessionOptions()
     options.log_severity_level = 4  # an error is raised, so it need not be logged too
-    # A thread that waits for work leaves its core to the observer and the decoders.
+    options.intra_op_num_threads = max(1, (os.cpu_count() or 1) // _workers())
+    # A thread that waits for work leaves its core to the observers and the decoders.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     ir.external_data.load_to_model(model)
     data = ir.to_proto(model).SerializeToString()
