@@ -113,6 +113,7 @@ def ort_quantize(job: Job) -> Times:
 
     stream = batches(job)
     ranges = Path(job.quantized).with_suffix(".ranges")
+    ranges.unlink(missing_ok=True)  # ranges that are there would be used in place of the images
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # untyped package
         def get_next(self) -> dict[str, Any] | None:
