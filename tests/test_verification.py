@@ -232,7 +232,7 @@ def test_an_input_of_open_size_or_of_text_is_refused() -> None:
 
 def test_columns_show_an_error_that_the_range_of_a_neighbour_hides() -> None:
     expected = np.array([[[10.0, 0.2], [600.0, 0.9]]])  # a box side in pixels, and a score
-    found = expected + [0.0, 0.02]
+    found = expected + np.array([0.0, 0.02])
     sessions = Fake({"y": found}), Fake({"y": expected})
     whole, box, score = verification.verify(*sessions, [{}], atol=0, rtol=1e-4, columns=True)
     assert [whole.output, box.output, score.output] == ["y", "y[..., 0]", "y[..., 1]"]

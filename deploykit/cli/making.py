@@ -75,9 +75,7 @@ def quantize(
     calib_source: Annotated[
         str | None, typer.Option(help="SOURCE:LOCATION, such as coco:DIR, in place of --calib-dir.")
     ] = None,
-    calib_method: Annotated[
-        str, typer.Option(help="entropy, minmax, mse or percentile.")
-    ] = "entropy",
+    calib_method: Annotated[str, typer.Option(help="mse, minmax, percentile or entropy.")] = "mse",
     calib_size: Annotated[int, typer.Option(help="Images to use, evenly spread.")] = 512,
     calib_batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,
     percentile: Annotated[

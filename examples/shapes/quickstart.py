@@ -22,13 +22,14 @@ HELD_OUT = "shapes:split=val,seed=1,count={count}"
 
 def steps(folder: Path, images: int) -> dict[str, list[str]]:
     """Return title -> command of every step; the results go to `folder`."""
+    checkpoint = _short(CHECKPOINT)
     float_, int8, half = (folder / f"pico{kind}.onnx" for kind in ("", ".int8", ".fp16"))
     record = ["--record", str(folder / "records.jsonl")]
     held_out = ["--source", HELD_OUT.format(count=images)]
     build = ["build", "--backend", "tensorrt_rtx", *record]
     return {
         "What is on this machine": ["doctor"],
-        "Checkpoint to ONNX": ["export", str(CHECKPOINT), "-o", str(float_), *record],
+        "Checkpoint to ONNX": ["export", checkpoint, "-o", str(float_), *record],
         "ONNX to INT8": [
             *("quantize", str(float_), "--calib-source", CALIBRATION),
             *("--table", str(folder / "pico.calibration.json"), "-o", str(int8), *record),
@@ -48,6 +49,12 @@ def steps(folder: Path, images: int) -> dict[str, list[str]]:
     }
 
 
+def _short(path: Path) -> str:
+    """Return the path as one would type it here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 def main() -> int:
     """Run every step; return the status of the first that fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -56,9 +63,7 @@ def main() -> int:
     options = parser.parse_args()
     shutil.rmtree(options.output, ignore_errors=True)
     options.output.mkdir(parents=True)
-    folder = Path(options.output)
-    if folder.is_relative_to(Path.cwd()):
-        folder = folder.relative_to(Path.cwd())
+    folder = Path(_short(options.output))
     started = time.perf_counter()
     todo = steps(folder, options.images)
     for number, (title, command) in enumerate(todo.items(), start=1):
