@@ -145,9 +145,9 @@ def test_the_percentage_is_part_of_the_observer_and_lowers_the_threshold(model: 
     assert found.threshold < max(-found.minimum, found.maximum)
 
 
-def test_the_default_is_entropy_over_all_images(model: Path) -> None:
+def test_the_default_is_mse_over_all_images(model: Path) -> None:
     table = calibrate(model, dataset(3), PREPROCESS, ["relu"])
-    assert (table.observer, len(table.samples)) == ("entropy", 3)
+    assert (table.observer, len(table.samples)) == ("mse", 3)
 
 
 def test_size_takes_images_from_every_part_of_the_set(model: Path) -> None:

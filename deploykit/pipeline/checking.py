@@ -23,7 +23,7 @@ from deploykit import (
 )
 from deploykit.benchmarking import BenchOptions, EndToEnd, Instruments, Subject
 from deploykit.errors import OptionError
-from deploykit.pipeline.opening import PYTORCH, made_by, open_model
+from deploykit.pipeline.opening import CHECKPOINTS, PYTORCH, made_by, open_model
 from deploykit.records import AccuracyRecord
 from deploykit.values import digest, silent
 
@@ -91,7 +91,7 @@ class VerifyOptions:
     """How two files are compared."""
 
     recipe: str | None = None
-    atol: float = 0.0
+    atol: float = 1e-5
     rtol: float = 1e-4
     source: str | None = None
     """Data set of the images; None: random ones."""
@@ -101,15 +101,23 @@ class VerifyOptions:
 def verify(
     candidate: Path, reference: Path, options: VerifyOptions, *, progress: Progress = silent
 ) -> tuple[Agreement, ...]:
-    """Return how each output of `candidate` compares with `reference`. Raises: InputError."""
-    found = open_model(candidate, recipe=options.recipe)
-    wanted = open_model(reference, recipe=options.recipe)
+    """Return how each output, and each column of it, compares with `reference`.
+
+    Raises: InputError, OptionError, BackendError.
+    """
+    opened: dict[Path, Opened] = {}
+    size = None  # a checkpoint has none of its own: it takes that of the file it is compared with
+    for path in sorted({candidate, reference}, key=lambda path: path.suffix in CHECKPOINTS):
+        opened[path] = open_model(path, recipe=options.recipe, input_size=size)
+        card = opened[path].card
+        size = card.preprocess.size if card else None
     return verification.verify(
-        found.session,
-        wanted.session,
-        _feeds(wanted, options, progress),
+        opened[candidate].session,
+        opened[reference].session,
+        _feeds(opened[reference], options, progress),
         atol=options.atol,
         rtol=options.rtol,
+        columns=True,
     )
 
 

@@ -55,14 +55,21 @@ class Opened:
 
 
 def open_model(
-    path: Path, *, backend: str | None = None, recipe: str | None = None, threads: int = 0
+    path: Path,
+    *,
+    backend: str | None = None,
+    recipe: str | None = None,
+    input_size: tuple[int, int] | None = None,
+    threads: int = 0,
 ) -> Opened:
     """Return the model in `path`; the suffix and the sidecar say what runs it.
+
+    `recipe` and `input_size` (H, W) are for checkpoints, which do not say them.
 
     Raises: InputError, OptionError, BackendError.
     """
     if path.suffix in CHECKPOINTS:
-        return _open_checkpoint(path, recipe)
+        return _open_checkpoint(path, recipe, input_size)
     sha256 = artifacts.sha256(path)
     if path.suffix == ".onnx":
         name = backend or "onnxruntime"
@@ -79,10 +86,11 @@ def open_model(
     return Opened(path, sha256, name, backends.load(name).open_session(path, threads=threads), card)
 
 
-def _open_checkpoint(path: Path, recipe: str | None) -> Opened:
+def _open_checkpoint(path: Path, recipe: str | None, input_size: tuple[int, int] | None) -> Opened:
     from deploykit import exporting  # noqa: PLC0415 - torch, which nothing else here needs
 
-    network = exporting.load_network(path, exporting.ExportOptions(recipe=recipe))
+    options = exporting.ExportOptions(recipe=recipe, input_size=input_size)
+    network = exporting.load_network(path, options)
     session = exporting.TorchSession(network)
     return Opened(path, network.card.checkpoint_sha256, PYTORCH, session, network.card)
 
