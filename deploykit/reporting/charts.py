@@ -26,6 +26,9 @@ _LABEL = 260
 _BAR = 30
 _SCATTER = 340
 
+LEAST_AP = 0.02
+"""Height of the AP axis, at least."""
+
 
 def latencies(rows: Sequence[Row]) -> Markup | None:
     """Return the distribution of the wall time of every timed row; None where there is none.
@@ -86,7 +89,10 @@ def trade_off(rows: Sequence[Row]) -> Markup | None:
     if len(known) < 2:
         return None
     across = spanning([fps for _, fps, _ in known], 64, WIDTH - _MARGIN, margin=0.15)
-    up = spanning([ap for _, _, ap in known], _SCATTER, _MARGIN, margin=0.25)
+    scores = [ap for _, _, ap in known]
+    middle = (min(scores) + max(scores)) / 2  # differences below LEAST_AP must look small
+    room = [middle - LEAST_AP / 2, middle + LEAST_AP / 2]
+    up = spanning([*scores, *room], _SCATTER, _MARGIN, margin=0.25)
     marks = [_horizontal(across, _MARGIN, _SCATTER, "images per second"), _vertical(up, across)]
     taken: list[tuple[float, float]] = []
     for row, fps, ap in sorted(known, key=lambda point: -point[2]):
@@ -161,7 +167,7 @@ def _vertical(axis: Axis, across: Axis) -> Markup:
             _line(across.start, y, across.end, y, "grid"),
             _text(across.start - 8, y + 4, f"{tick:g}", "tick", anchor="end"),
         ]
-    return join([*parts, _text(_MARGIN, _MARGIN + 4, "AP", "tick")])
+    return join([*parts, _text(across.start + 6, _MARGIN + 4, "AP", "tick")])
 
 
 def _svg(title: str, height: float, parts: Sequence[Markup]) -> Markup:
