@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import onnx_ir as ir
+    from numpy.typing import NDArray
     from torch import nn
 
 SIDE = 64
@@ -182,7 +183,7 @@ def graph() -> Callable[..., ir.Model]:
     what the text does not name is left out.
     """
 
-    def parse(text: str, opset: int = 19, **weights: tuple[int, ...] | np.ndarray) -> ir.Model:
+    def parse(text: str, opset: int = 19, **weights: tuple[int, ...] | NDArray[Any]) -> ir.Model:
         import onnx_ir as ir
 
         header = f'<ir_version: 9, opset_import: ["" : {opset}]> graph '

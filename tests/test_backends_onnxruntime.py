@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx.reference import ReferenceEvaluator
 
@@ -51,6 +52,10 @@ def test_q_dq_runs_exactly_as_it_is_written(toy: Any, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected(model, images()), atol=1e-5)
 
 
+@pytest.mark.skipif(
+    ort.__version__.startswith("1.23"),
+    reason="ONNX Runtime 1.23, the last for Python 3.10, rounds Q/DQ with FP16 scales wrongly",
+)
 def test_q_dq_with_fp16_scales_between_fp16_ops_can_be_loaded(tmp_path: Path) -> None:
     """ONNX Runtime 1.31 by default turns this into a QLinearConcat, which takes no FP16 scales."""
     from onnx import parser

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     Graph = Callable[..., ir.Model]
 
 PLAN = PrecisionPlan(Precision.INT8)
@@ -49,12 +51,12 @@ def casts(proto: onnx.ModelProto) -> list[str]:
     return [node.output[0] for node in proto.graph.node if node.op_type == "Cast"]
 
 
-def run(model: Any, x: np.ndarray) -> np.ndarray:
+def run(model: Any, x: NDArray[Any]) -> NDArray[Any]:
     data = model if isinstance(model, str) else model.SerializeToString()
     return np.asarray(ort.InferenceSession(data).run(None, {"x": x})[0])
 
 
-def images(*shape: int) -> np.ndarray:
+def images(*shape: int) -> NDArray[Any]:
     return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -17,6 +17,8 @@ from deploykit.passes import DEFAULT, Pass, per_node
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 RNG = np.random.default_rng(0)
 WEIGHTS = {
@@ -55,7 +57,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def outputs(path: Path) -> list[np.ndarray]:
+def outputs(path: Path) -> list[NDArray[Any]]:
     session = ort.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     images = np.random.default_rng(5).random((3, 3, 16, 16), np.float32)
     return [np.asarray(array) for array in session.run(None, {"images": images})]

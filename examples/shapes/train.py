@@ -66,11 +66,11 @@ def prepare(name: str, preprocess: Preprocess, count: int) -> tuple[Tensor, list
     ids = {image["file_name"]: image["id"] for image in truth["images"]}
 
     images = torch.empty((count, 3, *preprocess.size), dtype=torch.uint8)
-    objects = []
+    objects: list[Floats] = []
     for k, sample in enumerate(data.samples):
         pixels, place = preprocess(sample.read())
         images[k] = torch.from_numpy(np.round(pixels * 255).astype(np.uint8))
-        rows = np.array(boxes[ids[sample.name]], np.float32).reshape(-1, 5)
+        rows: Floats = np.array(boxes[ids[sample.name]], np.float32).reshape(-1, 5)
         rows[:, 1::2] = rows[:, 1::2] * place.scale_x + place.offset_x
         rows[:, 2::2] = rows[:, 2::2] * place.scale_y + place.offset_y
         objects.append(rows)
