@@ -136,7 +136,7 @@ def test_end_to_end_times_prepare_run_and_decode() -> None:
     session = fake(0.5)
     seen: list[Any] = []
 
-    def prepare() -> tuple[dict[str, NDArray[Any]], tuple[()]]:
+    def prepare() -> tuple[Any, tuple[()]]:
         session.clock.now += 0.25
         return FEEDS, ()
 
