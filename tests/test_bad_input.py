@@ -275,6 +275,15 @@ def test_a_disk_that_fills_up_leaves_nothing(
     run.refuses(command, source, "-o", run.output, message="No space left")
 
 
+@pytest.mark.parametrize("command", ["export", "cast", "build"])
+def test_records_that_cannot_be_written_stop_a_command_first(
+    run: Runner, checkpoint: Path, model: Path, command: str
+) -> None:
+    source = checkpoint if command == "export" else model
+    words = (command, source, "-o", run.output, "--record", run.folder / "absent" / "r.jsonl")
+    run.refuses(*words, message="cannot write")
+
+
 def test_json_errors_are_one_object_on_stdout(run: Runner) -> None:
     outcome = run("export", run.folder / "no.pth", "-o", run.output, "--json")
     assert outcome.code == 2

@@ -87,6 +87,7 @@ def export(
     """
     from deploykit import exporting  # noqa: PLC0415 - torch, which nothing else here needs
 
+    _ready(output, record)
     artifact, agreements = exporting.export(checkpoint, output, options, progress=progress)
     worst = max(agreement.relative for agreement in agreements)
     made_by = artifact.made_by
@@ -99,6 +100,7 @@ def export(
 
 def cast(model: Path, output: Path, *, record: Path | None = None) -> Made:
     """Return the FP16 version of an ONNX file. Raises: InputError, OutputError, ProofError."""
+    _ready(output, record)
     artifact = float16.cast(model, output, float_type=Precision.FP16)
     layers = _layers(output)
     share = records.shares(layers).get(Precision.FP16.value, 0.0)
@@ -108,6 +110,13 @@ def cast(model: Path, output: Path, *, record: Path | None = None) -> Made:
 
 def _layers(path: Path) -> tuple[LayerPrecision, ...]:
     return lint.precision_table(onnxfile.read_model(path))
+
+
+def _ready(output: Path, record: Path | None) -> None:
+    """Fail before the slow step where a result could not be written. Raises: OutputError."""
+    artifacts.check_writable(output)
+    if record is not None:
+        records.check_appendable(record)
 
 
 def _recorded(made: Made, record: Path | None) -> Made:
@@ -130,7 +139,7 @@ def quantize(
 
     Raises: InputError, OutputError; ProofError where the quantised graph does not run or lint.
     """
-    artifacts.check_writable(output)
+    _ready(output, record)
     graph = onnxfile.read_model(model)
     card = metadata.read(graph.metadata_props)
     plan = _plan(graph, card, options)
@@ -203,7 +212,7 @@ def build(
     Raises: InputError, OptionError, OutputError, BackendError; ProofError where a precision
     that the graph asks for was not honoured.
     """
-    artifacts.check_writable(output)
+    _ready(output, record)
     chosen = backends.load(backend)
     card = metadata.read(onnxfile.read_model(model).metadata_props)
     built = chosen.build(model, output, options)
