@@ -16,6 +16,7 @@ from deploykit import (
     artifacts,
     backends,
     checkpoint,
+    customops,
     files,
     fusion,
     metadata,
@@ -180,6 +181,7 @@ def export(
     model = to_onnx(folded, options.opset)
     next(steps)
     fusion.fuse(model)
+    customops.attach(model)
     metadata.write(model.metadata_props, folded.card)
     next(steps)
     with artifacts.replacing(output) as temporary:
@@ -220,6 +222,7 @@ def to_onnx(network: Network, opset: int) -> ir.Model:
             input_names=[INPUT],
             output_names=list(network.recipe.outputs),
             dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+            custom_translation_table=customops.translations(),
             verbose=False,
         )
     assert program is not None  # only the TorchScript exporter returns None

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from deploykit.errors import DeployError, OptionError, unknown_name
-from deploykit.recipe import Dataset, Plugin, Recipe, Source
+from deploykit.plugin import Plugin
+from deploykit.recipe import Dataset, Recipe, Source
 
 V = TypeVar("V")
 _PACKAGE = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""What the files in exporters/, plugins/ and calib/ define: Recipe, Plugin and Source."""
+"""What the files in exporters/ and calib/ define: Recipe and Source."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 Pixels: TypeAlias = "NDArray[np.uint8]"
 """An image: uint8[H, W, 3], RGB."""
 Floats: TypeAlias = "NDArray[np.float32]"
+
+Task: TypeAlias = Literal["detection", "instance_segmentation", "keypoints", "classification"]
+"""All but the last give Detections; masks and keypoints come with a box each."""
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -143,6 +146,14 @@ class Detections:
     """float32[N], 0 to 1."""
     classes: NDArray[np.int64]
     """int64[N], indices into the model's class names."""
+    masks: Floats | None = None
+    """float32[N, S, S], 0 to 1: the mask of each object on an even grid over its box, before
+    that box was clipped to the image (`frames`)."""
+    frames: Floats | None = None
+    """float32[N, 4]: the boxes that `masks` span, x1, y1, x2, y2 in pixels of the original image;
+    None: `boxes`."""
+    keypoints: Floats | None = None
+    """float32[N, K, 3]: x, y in pixels of the original image, and a score (a logit)."""
 
 
 class Decode(Protocol):
@@ -160,7 +171,7 @@ class Recipe:
     """Everything about one model family that no other module may know."""
 
     name: str
-    task: Literal["detection", "classification"]
+    task: Task
     variants: tuple[str, ...]
     build: Callable[[str, int], nn.Module]
     """(variant, number of classes) -> the network as it was trained, in eval mode."""
@@ -182,18 +193,6 @@ class Recipe:
     class_names: Callable[[int], tuple[str, ...]] = field(
         default=lambda count: tuple(f"class{i}" for i in range(count))
     )
-
-
-@dataclass(frozen=True)
-class Plugin:
-    """One custom op: the name its ONNX nodes carry and its meaning in numpy."""
-
-    name: str
-    """Starts with DK, for parsers take an op type they know for their own."""
-    version: str
-    reference: Callable[..., Any]
-    source: str
-    """File name of the CUDA kernel beside the plugin's file."""
 
 
 @dataclass(frozen=True)

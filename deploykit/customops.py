@@ -1,0 +1,317 @@
+"""The ops of plugins/ in PyTorch and in ONNX models: traced, called, and written out.
+
+An ONNX node of such an op is `deploykit::DK...` with its attributes and `plugin_namespace`, by
+which TensorRT finds the plugin. For ONNX Runtime the model carries a local function per kind of
+call (`attach`); a TensorRT build without plugins gets the nodes replaced by standard ops
+(`inline`), and one with plugins gets no functions at all (`detach`): a missing plugin must be an
+error, not a silent fallback.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+from onnx.defs import OpSchema
+
+from deploykit import files
+from deploykit.errors import ModelError, OptionError
+from deploykit.plugin import NAMESPACE, Call
+from deploykit.tape import Tape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from deploykit.plugin import Attribute, Body, Plugin
+
+_TORCH_TYPES: Mapping[type, str] = {int: "int", float: "float", str: "str", tuple: "float[]"}
+_ONNX_TYPES = {
+    int: OpSchema.AttrType.INT,
+    float: OpSchema.AttrType.FLOAT,
+    str: OpSchema.AttrType.STRING,
+    tuple: OpSchema.AttrType.FLOATS,
+}
+_ELEMENTS = ["tensor(float)", "tensor(float16)", "tensor(int8)", "tensor(int32)", "tensor(int64)"]
+_TAGS = ("plugin_namespace", "plugin_version")
+_IR_VERSION = 10
+"""The first in which one function may have several overloads."""
+
+
+@functools.cache
+def shipped() -> Mapping[str, Plugin]:
+    """Return op type -> plugin of every op that deploykit ships."""
+    found = map(files.plugin, files.shipped("plugin"))
+    return {plugin.name: plugin for plugin in found}
+
+
+# --- PyTorch ------------------------------------------------------------------------------
+
+
+@functools.cache
+def torch_op(name: str) -> Callable[..., Any]:
+    """Return the torch op called `name` (the stem of its files), which torch.export traces.
+
+    Tensors are positional, attributes keywords with defaults. Raises: OptionError for an
+    unknown op, and when called with an attribute that is not valid.
+    """
+    import torch  # noqa: PLC0415 - slow, and bodies need none of it
+
+    plugin = files.plugin(name)
+    library = torch.library.Library(NAMESPACE, "FRAGMENT")
+    library.define(plugin.op + _signature(plugin))
+    qualified = f"{NAMESPACE}::{plugin.op}"
+    torch.library.impl(qualified, "CompositeExplicitAutograd", plugin.reference, lib=library)
+    torch.library.register_fake(qualified, plugin.fake, lib=library)
+    _libraries.append(library)
+    packet = getattr(getattr(torch.ops, NAMESPACE), plugin.op)
+
+    def call(*tensors: Any, **attributes: Any) -> Any:  # noqa: ANN401 - as the plugin declares
+        return packet(*tensors, **_checked(plugin, attributes, OptionError))
+
+    return call
+
+
+_libraries: list[object] = []
+"""What torch.library made: an op ends with the library that defined it."""
+
+
+def _signature(plugin: Plugin) -> str:
+    """Return the op's signature in torch's schema language."""
+    tensors = [f"Tensor {name}" for name in plugin.inputs]
+    if plugin.variadic:
+        tensors[-1] = f"Tensor[] {plugin.inputs[-1].removesuffix('...')}"
+    options = [f"{_TORCH_TYPES[type(a.default)]} {a.name}" for a in plugin.attributes]
+    results = ", ".join("Tensor" for _ in plugin.outputs)
+    returned = f"({results})" if len(plugin.outputs) > 1 else results
+    return f"({', '.join([*tensors, '*', *options])}) -> {returned}"
+
+
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Return torch op -> ONNX translation for `torch.onnx.export`, for every op in use."""
+    import torch  # noqa: PLC0415 - slow, and bodies need none of it
+
+    namespace = getattr(torch.ops, NAMESPACE)
+    return {
+        getattr(namespace, plugin.op).default: functools.partial(_translate, plugin)
+        for plugin in shipped().values()
+        if hasattr(namespace, plugin.op)
+    }
+
+
+def _translate(plugin: Plugin, *tensors: Any, **attributes: Any) -> Any:  # noqa: ANN401 - the exporter's
+    from onnxscript import values  # noqa: PLC0415 - slow
+
+    flat = [*tensors[:-1], *tensors[-1]] if plugin.variadic else list(tensors)
+    domain = values.Opset(NAMESPACE, int(plugin.version))
+    operator = values.Op(domain, plugin.name, _schema(plugin, len(flat)))
+    tags = dict(zip(_TAGS, (NAMESPACE, plugin.version), strict=True))
+    return operator(*flat, **_plain(attributes), **tags)
+
+
+def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in attributes.items()}
+
+
+def _schema(plugin: Plugin, count: int) -> OpSchema:
+    """Return the ONNX schema of the op with `count` inputs."""
+    parameter, any_type = OpSchema.FormalParameter, "T"
+    outputs = [
+        parameter(o.name, "tensor(int32)" if o.dtype == "int32" else any_type)
+        for o in plugin.outputs
+    ]
+    options = [
+        OpSchema.Attribute(a.name, _ONNX_TYPES[type(a.default)], "", required=False)
+        for a in plugin.attributes
+    ]
+    tags = [OpSchema.Attribute(t, OpSchema.AttrType.STRING, "", required=False) for t in _TAGS]
+    return OpSchema(
+        plugin.name,
+        NAMESPACE,
+        int(plugin.version),
+        inputs=[parameter(f"input{i}", f"T{i}") for i in range(count)],
+        outputs=outputs,
+        attributes=[*options, *tags],
+        type_constraints=[
+            (name, _ELEMENTS, "") for name in (any_type, *(f"T{i}" for i in range(count)))
+        ],
+    )
+
+
+# --- ONNX ---------------------------------------------------------------------------------
+
+
+def calls(model: ir.Model) -> Iterator[tuple[ir.Node, Plugin]]:
+    """Yield each node of the main graph that is one of our ops. Raises: ModelError."""
+    for node in model.graph:
+        if node.domain == NAMESPACE:
+            if node.op_type not in shipped():
+                raise ModelError(
+                    f"node {node.name!r} is {NAMESPACE}::{node.op_type}",
+                    expected="one of " + ", ".join(sorted(shipped())),
+                    fix="export the model again with this version of deploykit",
+                )
+            yield node, shipped()[node.op_type]
+
+
+def counts(model: ir.Model) -> Counter[str]:
+    """Return op type -> how many nodes of the main graph are that op of ours."""
+    return Counter(node.op_type for node, _ in calls(model))
+
+
+def attach(model: ir.Model) -> None:
+    """Give the model a local function for each of our ops, as ONNX Runtime needs it.
+
+    Functions that it has for them are replaced, for a node's types may have changed since.
+    Nothing happens to a model without such ops.
+
+    Raises: ModelError for attributes, shapes or types that the op does not take.
+    """
+    detach(model)
+    made: dict[tuple[object, ...], str] = {}
+    for node, plugin in calls(model):
+        call = _call(node, plugin)
+        key = (plugin.name, *sorted(call.attributes.items()), *map(_interface, call.inputs))
+        if key not in made:
+            earlier = sum(other[0] == plugin.name for other in made)
+            made[key] = "" if earlier == 0 else str(earlier)
+            function = _function(plugin, call, made[key], model.graph.opset_imports[""])
+            model.functions[function.identifier()] = function
+        node.overload = made[key]
+    if made:
+        model.graph.opset_imports.setdefault(NAMESPACE, 1)
+    if any(made.values()):
+        model.ir_version = max(model.ir_version, _IR_VERSION)
+
+
+def detach(model: ir.Model) -> None:
+    """Remove the local functions of our ops."""
+    for key in [key for key in model.functions if key[0] == NAMESPACE]:
+        del model.functions[key]
+    for node in model.graph:
+        if node.domain == NAMESPACE:
+            node.overload = ""
+
+
+def inline(model: ir.Model) -> None:
+    """Replace every node of ours by its portable body. Raises: ModelError as `attach`."""
+    detach(model)
+    for node, plugin in list(calls(model)):
+        tape = Tape(f"{node.name}.")
+        call = replace(_call(node, plugin), inputs=tuple(node.inputs))
+        results = _written(plugin.portable_body, tape, call, plugin)
+        model.graph.insert_before(node, tape.nodes)
+        for old, new in zip(node.outputs, results, strict=True):
+            new.type, new.shape = old.type, old.shape
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+            name, old.name = old.name, None
+            new.name = name
+        model.graph.remove(node, safe=True)
+    model.graph.opset_imports.pop(NAMESPACE, None)
+
+
+def _function(plugin: Plugin, call: Call, overload: str, opset: int) -> ir.Function:
+    tape = Tape()
+    outputs = _written(plugin.runtime_body, tape, call, plugin)
+    graph = ir.Graph(call.inputs, outputs, nodes=tape.nodes, opset_imports={"": opset})
+    return ir.Function(NAMESPACE, plugin.name, overload, graph=graph, attributes=[])
+
+
+def _written(body: Body, tape: Tape, call: Call, plugin: Plugin) -> list[ir.Value]:
+    """Return the outputs of a body, each made by a node of its own."""
+    results = list(body(tape, call))
+    assert len(results) == len(plugin.outputs), plugin.name
+    own = {value for node in tape.nodes for value in node.outputs}
+    return [
+        value if value in own and results.count(value) == 1 else tape.Identity(value)
+        for value in results
+    ]
+
+
+def _call(node: ir.Node, plugin: Plugin) -> Call:
+    """Return a node's inputs, as values of their own, and its complete attributes."""
+    where = f"node {node.name!r} ({node.op_type})"
+    least = len(plugin.inputs)
+    if len(node.inputs) < least or (len(node.inputs) > least and not plugin.variadic):
+        raise ModelError(
+            f"{where} has {len(node.inputs)} inputs", expected=", ".join(plugin.inputs)
+        )
+    given = {
+        name: attribute.value for name, attribute in node.attributes.items() if name not in _TAGS
+    }
+    complete = _checked(plugin, given, ModelError, where=where)
+    sizes = [_sizes(value, where) for value in node.inputs]
+    wrong = plugin.check(complete, sizes)
+    if wrong:
+        raise ModelError(f"{where}: {wrong}")
+    names = _input_names(plugin, len(node.inputs))
+    inputs = [
+        ir.Value(name=name, type=value.type, shape=value.shape)
+        for name, value in zip(names, node.inputs, strict=True)
+        if value is not None
+    ]
+    return Call(tuple(inputs), complete)
+
+
+def _input_names(plugin: Plugin, count: int) -> list[str]:
+    if not plugin.variadic:
+        return list(plugin.inputs)
+    fixed, last = plugin.inputs[:-1], plugin.inputs[-1].removesuffix("...")
+    return [*fixed, *(f"{last}{i}" for i in range(count - len(fixed)))]
+
+
+def _sizes(value: ir.Value | None, where: str) -> tuple[int, ...]:
+    """Return the sizes of an input after the batch. Raises: ModelError where one is unknown."""
+    shape = None if value is None else value.shape
+    if value is None or value.type is None or shape is None or not _is_static(shape[1:]):
+        raise ModelError(
+            f"{where} has an input of unknown type or shape: {value}",
+            expected="fixed sizes after the batch",
+            fix="export the model for one input size",
+        )
+    return tuple(int(dim) for dim in shape[1:])  # type: ignore[arg-type]  # static, as checked
+
+
+def _is_static(dims: Sequence[object]) -> bool:
+    return all(isinstance(dim, int) for dim in dims)
+
+
+def _interface(value: ir.Value) -> tuple[object, ...]:
+    return (value.dtype, tuple(str(dim) for dim in (value.shape or ())[1:]))
+
+
+def _checked(
+    plugin: Plugin,
+    given: Mapping[str, Any],
+    error: type[ModelError | OptionError],
+    *,
+    where: str = "",
+) -> dict[str, Any]:
+    """Return every attribute of the op. Raises: `error` for one that is unknown or not valid."""
+    where = where or plugin.name
+    known = {a.name: a for a in plugin.attributes}
+    for name in given:
+        if name not in known:
+            raise error(f"{where} has no attribute {name!r}", expected=", ".join(known))
+    return {a.name: _value(a, given.get(a.name, a.default), error, where) for a in known.values()}
+
+
+def _value(
+    attribute: Attribute,
+    value: Any,  # noqa: ANN401 - the user's
+    error: type[ModelError | OptionError],
+    where: str,
+) -> Any:  # noqa: ANN401 - of the attribute's type
+    kind = type(attribute.default)
+    numbers = int | float
+    if kind is tuple and isinstance(value, list | tuple):
+        value = tuple(float(v) for v in value if isinstance(v, numbers))
+    elif kind is float and isinstance(value, numbers):
+        value = float(value)
+    elif kind is int and isinstance(value, bool):
+        value = int(value)
+    if not isinstance(value, kind) or not attribute.valid(value):
+        raise error(f"{where}: {attribute.name} is {value!r}", expected=attribute.expected)
+    return value

@@ -1,0 +1,1 @@
+"""What detectors are made of, in fixed shapes: anchors, box coding, proposals, RoI heads."""

@@ -1,0 +1,94 @@
+"""What a file in plugins/ defines: one custom op, with its meaning and its bodies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import onnx_ir as ir
+
+    from deploykit.tape import Tape
+
+    Body: TypeAlias = Callable[["Tape", "Call"], Sequence[ir.Value]]
+    """Writes what one use of the op computes in standard ONNX ops; returns its outputs."""
+
+NAMESPACE = "deploykit"
+"""ONNX domain, TensorRT plugin namespace and torch library of every op."""
+VALUE = int | float | str | tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A number or a name that an op is configured with."""
+
+    name: str
+    default: int | float | str | tuple[float, ...]
+    """Its type is the type that every value has; flags are the ints 0 and 1."""
+    expected: str
+    """What a valid value is, in words, for the error."""
+    valid: Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One result of an op."""
+
+    name: str
+    dtype: str
+    """float32, int32, or the name of the input whose type it has."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One use of an op, as a body sees it."""
+
+    inputs: tuple[ir.Value, ...]
+    """With types and shapes; dimension 0, the batch, may be dynamic."""
+    attributes: Mapping[str, Any]
+    """Complete and valid."""
+
+    def dims(self, index: int) -> tuple[int, ...]:
+        """Return the sizes of input `index` after the batch dimension."""
+        shape = self.inputs[index].shape
+        assert shape is not None  # checked before a body is written
+        return tuple(int(dim) for dim in shape[1:])  # type: ignore[arg-type]  # static, as above
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One custom op: names, meaning, and bodies in standard ops for runtimes without it."""
+
+    name: str
+    """ONNX op type. Starts with DK: a parser takes an op type it knows for its own."""
+    version: str
+    inputs: tuple[str, ...]
+    """Names; a last one that ends in `...` stands for one input or more."""
+    outputs: tuple[Output, ...]
+    attributes: tuple[Attribute, ...]
+    reference: Callable[..., Any]
+    """The meaning: torch tensors (a list for `...`), attributes as keywords -> tensors."""
+    fake: Callable[..., Any]
+    """The same signature, on tensors without data: outputs of the right shape and type."""
+    runtime_body: Body
+    """What ONNX Runtime runs fast on a CPU; data-dependent shapes inside are fine."""
+    portable_body: Body
+    """What TensorRT builds without the plugin: no NonMaxSuppression, NonZero, RoiAlign, If,
+    DeformConv; TopK with K <= 3840; no FP32 matrix product."""
+    source: str
+    """File name of the CUDA source beside the plugin's file."""
+    check: Callable[[Mapping[str, Any], Sequence[tuple[int, ...]]], str] = lambda _, __: ""
+    """(attributes, sizes of each input after the batch) -> what is wrong between them, or ""."""
+
+    @property
+    def op(self) -> str:
+        """Return the op's name in torch: the stem of its files."""
+        return PurePath(self.source).stem
+
+    @property
+    def variadic(self) -> bool:
+        """Return whether the last input stands for several."""
+        return self.inputs[-1].endswith("...")
