@@ -60,8 +60,8 @@ def torch_op(name: str) -> Callable[..., Any]:
     import torch  # noqa: PLC0415 - slow, and bodies need none of it
 
     plugin = files.plugin(name)
-    library = torch.library.Library(NAMESPACE, "FRAGMENT")
-    library.define(plugin.op + _signature(plugin))
+    library = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]  # torch
+    library.define(plugin.op + _signature(plugin))  # type: ignore[no-untyped-call]  # torch
     qualified = f"{NAMESPACE}::{plugin.op}"
     torch.library.impl(qualified, "CompositeExplicitAutograd", plugin.reference, lib=library)
     torch.library.register_fake(qualified, plugin.fake, lib=library)
@@ -200,7 +200,8 @@ def inline(model: ir.Model) -> None:
     detach(model)
     for node, plugin in list(calls(model)):
         tape = Tape(f"{node.name}.")
-        call = replace(_call(node, plugin), inputs=tuple(node.inputs))
+        call = _call(node, plugin)
+        call = replace(call, inputs=tuple(value for value in node.inputs if value is not None))
         results = _written(plugin.portable_body, tape, call, plugin)
         model.graph.insert_before(node, tape.nodes)
         for old, new in zip(node.outputs, results, strict=True):

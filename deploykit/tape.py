@@ -69,8 +69,8 @@ class Tape:
             for k, value in enumerate(carried)
         ]
         proceed, results = body(inner, count, states)
-        last = inner.Identity(going) if proceed is None else inner.operand(proceed)
-        ends = [inner.Identity(inner.operand(value)) for value in results]
+        last = inner.Identity(going if proceed is None else proceed)
+        ends = [inner.Identity(value) for value in results]
         last.type, last.shape = going.type, going.shape
         for end, state in zip(ends, states, strict=True):
             end.type, end.shape = state.type, state.shape
