@@ -95,20 +95,25 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     namespace = getattr(torch.ops, NAMESPACE)
     return {
-        getattr(namespace, plugin.op).default: functools.partial(_translate, plugin)
+        getattr(namespace, plugin.op).default: _translation(plugin)
         for plugin in shipped().values()
         if hasattr(namespace, plugin.op)
     }
 
 
-def _translate(plugin: Plugin, *tensors: Any, **attributes: Any) -> Any:  # noqa: ANN401 - the exporter's
+def _translation(plugin: Plugin) -> Callable[..., Any]:
+    """Return the function that writes the node of one call for `torch.onnx.export`."""
     from onnxscript import values  # noqa: PLC0415 - slow
 
-    flat = [*tensors[:-1], *tensors[-1]] if plugin.variadic else list(tensors)
     domain = values.Opset(NAMESPACE, int(plugin.version))
-    operator = values.Op(domain, plugin.name, _schema(plugin, len(flat)))
     tags = dict(zip(_TAGS, (NAMESPACE, plugin.version), strict=True))
-    return operator(*flat, **_plain(attributes), **tags)
+
+    def translate(*tensors: Any, **attributes: Any) -> Any:  # noqa: ANN401 - the exporter's
+        flat = [*tensors[:-1], *tensors[-1]] if plugin.variadic else list(tensors)
+        operator = values.Op(domain, plugin.name, _schema(plugin, len(flat)))
+        return operator(*flat, **_plain(attributes), **tags)
+
+    return translate
 
 
 def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deploykit import keypoints
 from deploykit.errors import ProofError
 from deploykit.recipe import Detections, Floats
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -67,6 +68,45 @@ def _objects(rows: Floats, geometry: Geometry, limits: Limits) -> Detections:
     boxes = xyxy(rows[anchors, :4])
     kept = nms(boxes, chosen, limits.iou, classes=classes, limit=limits.objects)
     return Detections(geometry.to_image(boxes[kept]), chosen[kept], classes[kept])
+
+
+def padded(outputs: Mapping[str, Floats], geometries: Sequence[Geometry]) -> list[Detections]:
+    """Return the objects in each image, best first, in its own pixels.
+
+    outputs: `boxes` float32[batch, M, 4] in input pixels, `scores` and `classes` [batch, M],
+    `count` [batch]: how many rows are objects; where the model has them `masks`
+    float32[batch, M, S, S] and `keypoints` float32[batch, M, K, S, S], logits over the boxes.
+    Objects that lie wholly beside the image are left out.
+    Raises: ProofError where an object holds NaN or infinity.
+    """
+    return [_image(outputs, i, geometry) for i, geometry in enumerate(geometries)]
+
+
+def _image(outputs: Mapping[str, Floats], i: int, geometry: Geometry) -> Detections:
+    rows = {
+        name: array[i, : int(outputs["count"][i])]
+        for name, array in outputs.items()
+        if name != "count"
+    }
+    boxes, scores = rows["boxes"], rows["scores"]
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise ProofError(
+            "an object's box or score is NaN or infinity",
+            expected="finite boxes and scores",
+            fix="check the weights; in FP16, keep the layers that overflow in FP32",
+        )
+    visible = geometry.to_image(boxes)
+    seen = (visible[:, 2:] > visible[:, :2]).all(1)
+    rows = {name: array[seen] for name, array in rows.items()}
+    found = Detections(visible[seen], rows["scores"], rows["classes"].astype(np.int64))
+    if "masks" in rows:
+        frames = geometry.unclipped(rows["boxes"])
+        found = replace(found, masks=rows["masks"], frames=frames)
+    if "keypoints" in rows:
+        points = keypoints.locate(rows["keypoints"], rows["boxes"])
+        points[..., :2] = geometry.unclipped(np.tile(points[..., :2], 2))[..., :2]
+        found = replace(found, keypoints=points)
+    return found
 
 
 def xyxy(boxes: Floats) -> Floats:

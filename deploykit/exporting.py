@@ -70,6 +70,13 @@ class Network:
     recipe: Recipe
     card: ModelCard
 
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Return what the network takes: the images, then what its recipe adds."""
+        preprocess = self.card.preprocess
+        images = TensorSpec(INPUT, "float32", (BATCH, 3, *preprocess.size))
+        return (images, *self.recipe.extra_inputs(preprocess))
+
 
 class TorchSession:
     """A network run by PyTorch on the CPU: the reference of every proof."""
@@ -77,14 +84,15 @@ class TorchSession:
     def __init__(self, network: Network) -> None:
         """Keep the network and describe its interface."""
         self._module = network.module
-        shape: tuple[int | str, ...] = (BATCH, 3, *network.card.preprocess.size)
-        self.inputs = (TensorSpec(INPUT, "float32", shape),)
+        self.inputs = network.inputs
         self.outputs = tuple(TensorSpec(name, "float32", ()) for name in network.recipe.outputs)
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
         """Return output name -> array for one batch."""
         with torch.inference_mode():
-            result = self._module(torch.from_numpy(np.ascontiguousarray(feeds[INPUT])))
+            result = self._module(
+                *(torch.from_numpy(np.ascontiguousarray(feeds[s.name])) for s in self.inputs)
+            )
         values = result if isinstance(result, tuple) else (result,)
         return {s.name: v.numpy() for s, v in zip(self.outputs, values, strict=True)}
 
@@ -208,20 +216,20 @@ def export(
 
 def to_onnx(network: Network, opset: int) -> ir.Model:
     """Return the ONNX graph of a network, with a dynamic batch and no trace of this machine."""
-    height, width = network.card.preprocess.size
-    example = torch.zeros(_TRACE_BATCH, 3, height, width)
+    sizes = [[size for size in spec.shape[1:] if isinstance(size, int)] for spec in network.inputs]
+    batch = torch.export.Dim(BATCH)
     module = copy.deepcopy(network.module)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             module,
-            (example,),
+            tuple(torch.zeros(_TRACE_BATCH, *size) for size in sizes),
             dynamo=True,
             opset_version=opset,
-            input_names=[INPUT],
+            input_names=[spec.name for spec in network.inputs],
             output_names=list(network.recipe.outputs),
-            dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+            dynamic_shapes=tuple({0: batch} for _ in sizes),
             custom_translation_table=customops.translations(),
             verbose=False,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from deploykit.errors import InputError, ModelError
+from deploykit.recipe import PROPOSALS
 from deploykit.values import Agreement
 
 if TYPE_CHECKING:
@@ -171,9 +173,31 @@ def _cosine(ours: Doubles, theirs: Doubles) -> float:
 def random_feeds(inputs: Sequence[TensorSpec], *, seed: int, batch: int = 1) -> dict[str, Array]:
     """Return input name -> random values: `batch` images, or as many as a fixed batch holds.
 
+    The input `recipe.PROPOSALS` gets boxes in the image, some of them without area, as padding.
     The same seed gives the same values on every machine. Raises: ModelError as `random_images`.
     """
-    return {spec.name: random_images(spec, seed + i, batch) for i, spec in enumerate(inputs)}
+    size = next((spec.shape[2:] for spec in inputs if len(spec.shape) == 4), ())
+    feeds = {}
+    for i, spec in enumerate(inputs):
+        boxes = spec.name == PROPOSALS and spec.shape[2:] == (4,) and size
+        make = functools.partial(_boxes, size=size) if boxes else random_images
+        feeds[spec.name] = make(spec, seed + i, batch)
+    return feeds
+
+
+def _boxes(spec: TensorSpec, seed: int, count: int, *, size: Sequence[int | str]) -> Array:
+    """Return boxes, float32[count, R, 4], in an image of `size` (H, W).
+
+    Their sides go from nothing to the whole of the image, most are short; the last eighth of the
+    boxes are zeros.
+    """
+    shape = _shape(spec, count)
+    limit = np.array([size[1], size[0]], np.float32)
+    numbers = np.random.default_rng(seed).random(shape, np.float32)
+    centre, half = numbers[..., :2] * limit, np.square(numbers[..., 2:]) * limit / 2
+    boxes: Array = np.clip(np.concatenate([centre - half, centre + half], -1), 0, np.tile(limit, 2))
+    boxes[:, shape[1] - shape[1] // 8 :] = 0
+    return boxes
 
 
 def random_images(spec: TensorSpec, seed: int, count: int) -> Array:

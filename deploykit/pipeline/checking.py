@@ -130,9 +130,9 @@ def _feeds(opened: Opened, options: VerifyOptions, progress: Progress) -> Iterat
         yield from progress(feeds, "compare", options.count)
         return
     data = files.dataset(options.source)
-    preprocess = opened.contract().preprocess
+    preprocess, name = opened.contract().preprocess, opened.images()
     for batch in samples.batches(data, preprocess, 1, limit=options.count, progress=progress):
-        yield {opened.session.inputs[0].name: batch.images}
+        yield {name: batch.images}
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,7 @@ def evaluate(
     opened = open_model(
         path, backend=options.backend, recipe=options.recipe, threads=options.threads
     )
+    opened.images()  # raises where images are not all that it takes
     scores = evaluation.evaluate(
         opened.forward,
         data,
@@ -232,7 +233,7 @@ def _work(model: Opened, options: BenchOptions, source: str | None) -> Arrays | 
         return verification.random_feeds(model.session.inputs, seed=0, batch=options.batch_size)
     if model.backend == PYTORCH:
         raise OptionError("end-to-end timing of a checkpoint", fix="export it first")
-    preprocess, name = model.contract().preprocess, model.session.inputs[0].name
+    preprocess, name = model.contract().preprocess, model.images()
     chosen = samples.choose(files.dataset(source).samples, _BENCH_IMAGES)
     turn = itertools.cycle(chosen)
 

@@ -48,9 +48,20 @@ class Opened:
             )
         return recipe.decode
 
+    def images(self) -> str:
+        """Return the name of the only input. Raises: ModelError where there are more."""
+        first, *others = self.session.inputs
+        if others:
+            raise ModelError(
+                f"{self.path} takes more than images: {'; '.join(map(str, others))}",
+                expected="a model whose only input is made from the images of a data set",
+                fix="`verify` and `bench` without a data set make all inputs",
+            )
+        return first.name
+
     def forward(self, images: Floats) -> dict[str, Floats]:
         """Return the outputs for images float32[B, 3, H, W]."""
-        outputs = self.session.run({self.session.inputs[0].name: images})
+        outputs = self.session.run({self.images(): images})
         return {name: value.astype("float32", copy=False) for name, value in outputs.items()}
 
 

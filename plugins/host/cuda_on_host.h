@@ -82,6 +82,7 @@ namespace host {
 
 enum class Order { kForward, kReverse, kShuffled };
 inline Order order = Order::kForward;
+inline unsigned threads = 0;  // per block; 0: as many as the launch asks for
 
 struct Fiber {
   ucontext_t context;
@@ -145,6 +146,7 @@ inline void run_block(std::vector<Fiber>& fibers) {
 // What `kernel<<<grid, block, shared>>>(...)` does, with fewer threads where asked.
 inline void launch(dim3 grid, dim3 block, size_t shared, const std::function<void()>& kernel) {
   gridDim = grid;
+  if (threads != 0) block = dim3(threads);
   blockDim = block;
   body = &kernel;
   dynamic_shared.assign(shared, 0xA5);  // not zero: shared memory is not initialised

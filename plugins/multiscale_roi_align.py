@@ -1,0 +1,268 @@
+"""RoIAlign over a feature pyramid: each box is read from the level that fits its size.
+
+Source: Mask R-CNN (arXiv 1703.06870) for the sampling, FPN (arXiv 1612.03144, equation 1) for the
+level; clipping and rounding are those of torchvision.ops.roi_align.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from deploykit.plugin import Attribute, Call, Output, Plugin
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from deploykit.tape import Tape
+
+CHUNK = 1 << 26
+"""Elements of one corner's features that the reference holds at a time."""
+FLOAT, INT64 = 1, 7
+"""ONNX's numbers of the types."""
+
+
+# --- the meaning, in torch -------------------------------------------------------------------
+
+
+def reference(
+    boxes: Tensor,
+    count: Tensor,
+    features: list[Tensor],
+    **attributes: Any,  # noqa: ANN401 - those of the plugin, complete
+) -> Tensor:
+    """Return T[B * R, C, output_height, output_width]; rows of the padding are zero.
+
+    boxes: float32[B, R, 4]. count: int32[B]. features: T[B, C, H_l, W_l], one per level. A box
+    with a coordinate that is no finite number gives zeros too.
+    """
+    import torch  # noqa: PLC0415 - quantize, bench and inspect read this file without torch
+
+    pooled = fake(boxes, count, features, **attributes).zero_()
+    rows = boxes.shape[1]
+    valid = (torch.arange(rows) < count[:, None]) & boxes.isfinite().all(-1)
+    level = _level(boxes, len(features), attributes).flatten()
+    per_box = features[0].shape[1] * _samples(attributes)
+    for index, scale in enumerate(attributes["spatial_scales"]):
+        chosen = (valid.flatten() & (level == index)).nonzero()[:, 0]
+        for part in chosen.split(max(1, CHUNK // max(1, per_box))):
+            corners = boxes.reshape(-1, 4)[part] * np.float32(scale)
+            image = torch.div(part, rows, rounding_mode="floor")
+            pooled[part] = _aligned(features[index], image, corners, attributes)
+    return pooled
+
+
+def fake(
+    boxes: Tensor,
+    count: Tensor,  # noqa: ARG001 - the op's signature
+    features: list[Tensor],
+    **attributes: Any,  # noqa: ANN401 - those of the plugin, complete
+) -> Tensor:
+    """Return a tensor of the right shape and type."""
+    size = attributes["output_height"], attributes["output_width"]
+    return features[0].new_empty(boxes.shape[0] * boxes.shape[1], features[0].shape[1], *size)
+
+
+def _level(boxes: Tensor, levels: int, attributes: Mapping[str, Any]) -> Tensor:
+    """Return the level of each box, int64[B, R], 0 the finest."""
+    sides = boxes[..., 2:] - boxes[..., :2]
+    ratio = sides.prod(-1).sqrt() / attributes["canonical_size"]
+    epsilon = attributes["level_epsilon"]
+    power = (ratio + epsilon).log2() if attributes["epsilon_inside"] else ratio.log2() + epsilon
+    level = (attributes["canonical_level"] + power).floor() - attributes["first_level"]
+    return level.nan_to_num(0, levels - 1, 0).clamp(0, levels - 1).long()
+
+
+def _samples(attributes: Mapping[str, Any]) -> int:
+    """Return how many samples a box takes, about."""
+    ratio = attributes["sampling_ratio"] or 4
+    return int(attributes["output_height"] * attributes["output_width"] * ratio * ratio)
+
+
+def _aligned(maps: Tensor, image: Tensor, corners: Tensor, attributes: Mapping[str, Any]) -> Tensor:
+    """Return T[n, C, PH, PW] of n boxes of one level.
+
+    maps: T[B, C, H, W]. image: int64[n]. corners: float32[n, 4] in cells.
+    """
+    offset = 0.5 if attributes["aligned"] else 0.0
+    start = corners[:, :2] - offset
+    sides = corners[:, 2:] - offset - start
+    if not attributes["aligned"]:
+        sides = sides.clamp(min=1)
+    size = attributes["output_width"], attributes["output_height"]
+    grid = _grid(sides, size, attributes["sampling_ratio"])
+    pooled = maps.new_zeros(len(corners), maps.shape[1], size[1], size[0])
+    for pair in grid.unique(dim=0).tolist() if len(grid) else []:
+        if min(pair) > 0:
+            rows = (grid == grid.new_tensor(pair)).all(1).nonzero()[:, 0]
+            places = [_places(start[rows, k], sides[rows, k], size[k], pair[k]) for k in (0, 1)]
+            values = _bilinear(maps, image[rows], places[0], places[1])
+            shape = (len(rows), size[1], pair[1], size[0], pair[0], -1)
+            values = values.reshape(shape)
+            pool = values.amax((2, 4)) if attributes["mode"] == "max" else values.mean((2, 4))
+            pooled[rows] = pool.permute(0, 3, 1, 2).to(maps.dtype)
+    return pooled
+
+
+def _grid(sides: Tensor, size: tuple[int, int], ratio: int) -> Tensor:
+    """Return the samples per bin, across and down, int64[n, 2]."""
+    adaptive = (sides / sides.new_tensor(size)).ceil().long()
+    return adaptive if ratio == 0 else adaptive.new_full(adaptive.shape, ratio)
+
+
+def _places(start: Tensor, side: Tensor, bins: int, samples: int) -> Tensor:
+    """Return where the samples lie along one axis, float32[n, bins * samples] in cells."""
+    import torch  # noqa: PLC0415 - as in `reference`
+
+    width = (side / bins)[:, None, None]
+    bin_start = start[:, None, None] + torch.arange(bins)[None, :, None] * width
+    inside = (torch.arange(samples) + 0.5)[None, None] * width / samples
+    return (bin_start + inside).flatten(1)
+
+
+def _bilinear(maps: Tensor, image: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Return float32[n, Y, X, C]: `maps` (T[B, C, H, W]) of each image at y ([n, Y]) and x."""
+    _, channels, height, width = maps.shape
+    rows = maps.permute(0, 2, 3, 1).reshape(-1, channels)
+    total = 0.0
+    for row, down in _corners(y, height):
+        for column, across in _corners(x, width):
+            index = (image[:, None] * height + row)[:, :, None] * width + column[:, None]
+            total = total + rows[index].float() * (down[:, :, None] * across[:, None])[..., None]
+    return total  # type: ignore[return-value]  # a tensor after the first round
+
+
+def _corners(place: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    """Return the two cells around each place and their weights; 0 more than a cell outside."""
+    inside = ((place >= -1) & (place <= size)).to(place.dtype)
+    place = place.clamp(min=0)
+    low = place.floor().clamp(max=size - 1)
+    part = (place - low).masked_fill(low >= size - 1, 0)
+    cell = low.long()
+    return [(cell, (1 - part) * inside), ((cell + 1).clamp(max=size - 1), part * inside)]
+
+
+# --- standard ops for ONNX Runtime -------------------------------------------------------------
+
+
+def runtime_body(op: Tape, call: Call) -> Sequence[ir.Value]:
+    """Return the op as one RoiAlign per level, over the boxes of that level only."""
+    boxes, count, *features = call.inputs
+    attributes, rows = call.attributes, call.dims(0)[0]
+    flat = op.Reshape(boxes, [-1, 4])
+    total = op.Squeeze(op.Shape(flat, start=0, end=1))
+    place = op.Range(0, total, 1)
+    image = op.Div(place, rows)
+    present = op.Less(np.arange(rows, dtype=np.int32)[None], op.Unsqueeze(count, [1]))
+    finite = op.Less(op.ReduceMax(op.Abs(flat), [1], keepdims=0), float("inf"))
+    valid = op.And(op.Reshape(present, [-1]), finite)
+    level = _level_body(op, flat, len(features), attributes)
+    pooled, places = [], []
+    for index, maps in enumerate(features):
+        chosen = op.Squeeze(op.NonZero(op.And(valid, op.Equal(level, index))), [0])
+        places.append(chosen)
+        pooled.append(
+            _roi_align(
+                op,
+                op.Cast(maps, to=FLOAT) if maps.dtype is not ir.DataType.FLOAT else maps,
+                (op.Gather(flat, chosen), op.Gather(image, chosen)),
+                {**attributes, "scale": attributes["spatial_scales"][index]},
+            )
+        )
+    size = (1, call.dims(2)[0], attributes["output_height"], attributes["output_width"])
+    found = op.Concat(*pooled, np.zeros(size, np.float32), axis=0)
+    last = op.Sub(op.Shape(found, start=0, end=1), 1)
+    order = op.Concat(*places, axis=0)
+    where = op.ScatterElements(
+        op.Expand(last, op.Shape(flat, start=0, end=1)), order, op.Range(0, op.Squeeze(last), 1)
+    )
+    result = op.Gather(found, where)
+    half = features[0].dtype is not ir.DataType.FLOAT
+    return [op.Cast(result, to=int(features[0].dtype)) if half else result]
+
+
+def _level_body(op: Tape, flat: ir.Value, levels: int, attributes: Mapping[str, Any]) -> ir.Value:
+    """Return the level of each box, int64[n]: how many levels' smallest sizes it reaches."""
+    low, high = op.Split(flat, num_outputs=2, axis=1, outputs=2)
+    sides = op.Sub(high, low)
+    ratio = op.Div(op.Sqrt(op.ReduceProd(sides, [1], keepdims=1)), attributes["canonical_size"])
+    epsilon = attributes["level_epsilon"]
+    first = attributes["first_level"] - attributes["canonical_level"]
+    steps = np.arange(1, levels, dtype=np.float64) + first
+    inside = attributes["epsilon_inside"]
+    least = 2**steps - epsilon if inside else 2 ** (steps - epsilon)
+    reached = op.GreaterOrEqual(ratio, least.astype(np.float32)[None])
+    result: ir.Value = op.ReduceSum(op.Cast(reached, to=INT64), [1], keepdims=0)
+    return result
+
+
+def _roi_align(
+    op: Tape, maps: ir.Value, rois: tuple[ir.Value, ir.Value], attributes: Mapping[str, Any]
+) -> ir.Value:
+    samples = attributes["sampling_ratio"]
+    finer = samples if attributes["mode"] == "max" else 1
+    result: ir.Value = op.RoiAlign(
+        maps,
+        *rois,
+        output_height=attributes["output_height"] * finer,
+        output_width=attributes["output_width"] * finer,
+        sampling_ratio=1 if finer > 1 else samples,
+        spatial_scale=attributes["scale"],
+        coordinate_transformation_mode="half_pixel"
+        if attributes["aligned"]
+        else "output_half_pixel",
+    )
+    if finer > 1:  # ONNX Runtime's own maximum is over the four weighted corners
+        result = op.MaxPool(result, kernel_shape=[finer, finer], strides=[finer, finer])
+    return result
+
+
+def portable_body(op: Tape, call: Call) -> Sequence[ir.Value]:
+    """Not written yet."""
+    raise NotImplementedError
+
+
+def check(attributes: Mapping[str, Any], sizes: Sequence[tuple[int, ...]]) -> str:
+    """Return what is wrong between attributes and inputs, "" where nothing is."""
+    levels = len(sizes) - 2
+    if len(attributes["spatial_scales"]) != levels:
+        return f"{len(attributes['spatial_scales'])} spatial_scales for {levels} levels"
+    if attributes["mode"] == "max" and attributes["sampling_ratio"] == 0:
+        return "mode 'max' needs a sampling_ratio of 1 or more"
+    return ""
+
+
+plugin = Plugin(
+    name="DKMultiscaleRoiAlign",
+    version="1",
+    inputs=("boxes", "count", "features..."),
+    outputs=(Output("pooled", "features"),),
+    attributes=(
+        Attribute("output_height", 7, "1 to 64", lambda v: 1 <= v <= 64),
+        Attribute("output_width", 7, "1 to 64", lambda v: 1 <= v <= 64),
+        Attribute("sampling_ratio", 2, "0 (adaptive) to 16", lambda v: 0 <= v <= 16),
+        Attribute("aligned", 0, "0 or 1", lambda v: v in (0, 1)),
+        Attribute("mode", "avg", "avg or max", lambda v: v in ("avg", "max")),
+        Attribute(
+            "spatial_scales",
+            (0.25,),
+            "1 to 5 numbers above 0",
+            lambda v: 1 <= len(v) <= 5 and all(0 < s < np.inf for s in v),
+        ),
+        Attribute("canonical_size", 224.0, "above 0", lambda v: 0 < v < np.inf),
+        Attribute("canonical_level", 4, "0 to 10", lambda v: 0 <= v <= 10),
+        Attribute("first_level", 2, "0 to 10", lambda v: 0 <= v <= 10),
+        Attribute("level_epsilon", 1e-6, "0 to 0.01", lambda v: 0 <= v <= 0.01),
+        Attribute("epsilon_inside", 0, "0 or 1", lambda v: v in (0, 1)),
+    ),
+    reference=reference,
+    fake=fake,
+    runtime_body=runtime_body,
+    portable_body=portable_body,
+    source="multiscale_roi_align.cu",
+    check=check,
+)
