@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,8 @@ class Sampling:
     epsilon_inside: int = 0
 
 
-class Rois(NamedTuple):
+@dataclass(frozen=True)
+class Rois:
     """Boxes to look at closely."""
 
     boxes: Tensor
@@ -188,7 +189,8 @@ class TwoStage(nn.Module):
             found = (*found, _masks(heads.mask_predictor(x), classes))
         if heads.keypoint_roi_pool is not None:
             x = heads.keypoint_head(self._pool(heads.keypoint_roi_pool, maps, objects, size))
-            found = (*found, heads.keypoint_predictor(x).unflatten(0, (-1, boxes.shape[1])))
+            heatmaps = heads.keypoint_predictor(x)
+            found = (*found, heatmaps.reshape(-1, boxes.shape[1], *heatmaps.shape[1:]))
         return cast("tuple[Tensor, ...]", found)
 
     def _levels(self, maps: Sequence[Tensor], size: Size) -> list[dense.Level]:
@@ -212,8 +214,9 @@ def _anchors(cell: grids.Array, size: Size, scores: Tensor) -> Tensor:
 
 def _by_cell(answers: Tensor, width: int) -> Tensor:
     """Return [B, H * W * A, width] of a map [B, A * width, H, W]."""
-    batchless = answers.unflatten(1, (-1, width)).permute(0, 3, 4, 1, 2)
-    return batchless.flatten(1, 3)
+    height, across = answers.shape[2:]
+    split = answers.reshape(-1, answers.shape[1] // width, width, height, across)
+    return split.permute(0, 3, 4, 1, 2).flatten(1, 3)
 
 
 def _masks(logits: Tensor, classes: Tensor) -> Tensor:

@@ -1,0 +1,58 @@
+"""Fast R-CNN with VGG-16: the regions, from selective search or elsewhere, are a second input.
+
+Source: arXiv 1504.08083; layers and key names are those of `faster_rcnn_vgg16` without its region
+proposal network.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deploykit.detectors import vgg, vgg_family
+from deploykit.recipe import PROPOSALS, Preprocess, Recipe
+from deploykit.reparam import fold
+from deploykit.values import TensorSpec
+
+if TYPE_CHECKING:
+    from deploykit.recipe import StateDict
+
+REGIONS = 2000
+"""Rows of the second input: what the paper takes from selective search for an image."""
+
+
+def build(variant: str, classes: int) -> vgg.FastRcnn:
+    """Return the network of a variant as it was trained, in eval mode."""
+    return vgg.FastRcnn(vgg.VARIANTS[variant], classes).eval()
+
+
+def identify(state: StateDict) -> tuple[str, int] | None:
+    """Return the variant and the number of classes, None where it is another network."""
+    return vgg_family.identify(state, proposals=False)
+
+
+def preprocess(variant: str, size: tuple[int, int] | None) -> Preprocess:  # noqa: ARG001 - all variants alike
+    """Return the Caffe detectors', see `vgg_family.preprocess`."""
+    return vgg_family.preprocess(size)
+
+
+def regions(preprocess: Preprocess) -> tuple[TensorSpec, ...]:  # noqa: ARG001 - as many for any image
+    """Return the second input: boxes in pixels of the prepared image."""
+    return (TensorSpec(PROPOSALS, "float32", ("batch", REGIONS, 4)),)
+
+
+recipe = Recipe(
+    name="fast_rcnn_vgg16",
+    task="detection",
+    variants=("vgg16", "vgg16_agnostic"),
+    build=build,
+    adapt=vgg_family.adapt,
+    identify=identify,
+    deploy=fold,
+    preprocess=preprocess,
+    outputs=vgg_family.OUTPUTS,
+    decode=vgg_family.decode,
+    keep_float=vgg_family.KEEP_FLOAT,
+    size_multiple=1,
+    extra_inputs=regions,
+    class_names=vgg_family.class_names,
+)

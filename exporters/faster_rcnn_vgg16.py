@@ -1,0 +1,47 @@
+"""Faster R-CNN with VGG-16 and RoIPool, as published in 2015.
+
+Source: arXiv 1506.01497; key names of github.com/jwyang/faster-rcnn.pytorch (MIT).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deploykit.detectors import vgg, vgg_family
+from deploykit.recipe import Preprocess, Recipe
+from deploykit.reparam import fold
+
+if TYPE_CHECKING:
+    from deploykit.recipe import StateDict
+
+
+def build(variant: str, classes: int) -> vgg.FasterRcnn:
+    """Return the network of a variant as it was trained, in eval mode."""
+    return vgg.FasterRcnn(vgg.VARIANTS[variant], classes).eval()
+
+
+def identify(state: StateDict) -> tuple[str, int] | None:
+    """Return the variant and the number of classes, None where it is another network."""
+    return vgg_family.identify(state, proposals=True)
+
+
+def preprocess(variant: str, size: tuple[int, int] | None) -> Preprocess:  # noqa: ARG001 - all variants alike
+    """Return the Caffe detectors', see `vgg_family.preprocess`."""
+    return vgg_family.preprocess(size)
+
+
+recipe = Recipe(
+    name="faster_rcnn_vgg16",
+    task="detection",
+    variants=tuple(vgg.VARIANTS),
+    build=build,
+    adapt=vgg_family.adapt,
+    identify=identify,
+    deploy=fold,
+    preprocess=preprocess,
+    outputs=vgg_family.OUTPUTS,
+    decode=vgg_family.decode,
+    keep_float=vgg_family.KEEP_FLOAT,
+    size_multiple=1,
+    class_names=vgg_family.class_names,
+)

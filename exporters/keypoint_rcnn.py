@@ -1,0 +1,43 @@
+"""Keypoint R-CNN with a feature pyramid: people and 17 points of each.
+
+Source: Mask R-CNN (arXiv 1703.06870), section 5.
+Key names are torchvision's and detectron2's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deploykit.detectors import two_stage_family as family
+from deploykit.recipe import Recipe
+from deploykit.reparam import fold
+
+if TYPE_CHECKING:
+    from deploykit.detectors.two_stage import TwoStage
+    from deploykit.recipe import StateDict
+
+
+def build(variant: str, classes: int) -> TwoStage:
+    """Return the network of a variant as it was trained, in eval mode."""
+    return family.network(variant, classes, "keypoints")
+
+
+def identify(state: StateDict) -> tuple[str, int] | None:
+    """Return the variant and the number of classes, None where it is another network."""
+    return family.identify(state, "keypoints")
+
+
+recipe = Recipe(
+    name="keypoint_rcnn",
+    task="keypoints",
+    variants=family.COMMON,
+    build=build,
+    adapt=family.adapt,
+    identify=identify,
+    deploy=fold,
+    preprocess=family.preprocess,
+    outputs=(*family.OUTPUTS, "keypoints"),
+    decode=family.decode,
+    keep_float=family.KEEP_FLOAT,
+    class_names=family.class_names,
+)

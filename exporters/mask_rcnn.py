@@ -1,0 +1,43 @@
+"""Mask R-CNN with a feature pyramid: boxes and a mask for each.
+
+Source: Mask R-CNN (arXiv 1703.06870) and FPN (arXiv 1612.03144).
+Key names are torchvision's and detectron2's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deploykit.detectors import two_stage_family as family
+from deploykit.recipe import Recipe
+from deploykit.reparam import fold
+
+if TYPE_CHECKING:
+    from deploykit.detectors.two_stage import TwoStage
+    from deploykit.recipe import StateDict
+
+
+def build(variant: str, classes: int) -> TwoStage:
+    """Return the network of a variant as it was trained, in eval mode."""
+    return family.network(variant, classes, "masks")
+
+
+def identify(state: StateDict) -> tuple[str, int] | None:
+    """Return the variant and the number of classes, None where it is another network."""
+    return family.identify(state, "masks")
+
+
+recipe = Recipe(
+    name="mask_rcnn",
+    task="instance_segmentation",
+    variants=(*family.COMMON, family.V2, family.LIGHT),
+    build=build,
+    adapt=family.adapt,
+    identify=identify,
+    deploy=fold,
+    preprocess=family.preprocess,
+    outputs=(*family.OUTPUTS, "masks"),
+    decode=family.decode,
+    keep_float=family.KEEP_FLOAT,
+    class_names=family.class_names,
+)
