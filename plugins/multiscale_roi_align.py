@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from deploykit.atlas import Atlas, Axis
 from deploykit.plugin import Attribute, Call, Output, Plugin
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ def reference(
     per_box = features[0].shape[1] * _samples(attributes)
     for index, scale in enumerate(attributes["spatial_scales"]):
         chosen = (valid.flatten() & (level == index)).nonzero()[:, 0]
-        for part in chosen.split(max(1, CHUNK // max(1, per_box))):
-            corners = boxes.reshape(-1, 4)[part] * np.float32(scale)
+        for part in torch.split(chosen, max(1, CHUNK // max(1, per_box))):
+            corners = boxes.reshape(-1, 4)[part] * scale
             image = torch.div(part, rows, rounding_mode="floor")
             pooled[part] = _aligned(features[index], image, corners, attributes)
     return pooled
@@ -73,7 +74,7 @@ def _level(boxes: Tensor, levels: int, attributes: Mapping[str, Any]) -> Tensor:
     ratio = sides.prod(-1).sqrt() / attributes["canonical_size"]
     epsilon = attributes["level_epsilon"]
     power = (ratio + epsilon).log2() if attributes["epsilon_inside"] else ratio.log2() + epsilon
-    level = (attributes["canonical_level"] + power).floor() - attributes["first_level"]
+    level: Tensor = (attributes["canonical_level"] + power).floor() - attributes["first_level"]
     return level.nan_to_num(0, levels - 1, 0).clamp(0, levels - 1).long()
 
 
@@ -96,7 +97,7 @@ def _aligned(maps: Tensor, image: Tensor, corners: Tensor, attributes: Mapping[s
     size = attributes["output_width"], attributes["output_height"]
     grid = _grid(sides, size, attributes["sampling_ratio"])
     pooled = maps.new_zeros(len(corners), maps.shape[1], size[1], size[0])
-    for pair in grid.unique(dim=0).tolist() if len(grid) else []:
+    for pair in sorted(set(map(tuple, grid.tolist()))):
         if min(pair) > 0:
             rows = (grid == grid.new_tensor(pair)).all(1).nonzero()[:, 0]
             places = [_places(start[rows, k], sides[rows, k], size[k], pair[k]) for k in (0, 1)]
@@ -128,12 +129,12 @@ def _bilinear(maps: Tensor, image: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Return float32[n, Y, X, C]: `maps` (T[B, C, H, W]) of each image at y ([n, Y]) and x."""
     _, channels, height, width = maps.shape
     rows = maps.permute(0, 2, 3, 1).reshape(-1, channels)
-    total = 0.0
+    total = maps.new_zeros(len(image), y.shape[1], x.shape[1], channels, dtype=x.dtype)
     for row, down in _corners(y, height):
         for column, across in _corners(x, width):
             index = (image[:, None] * height + row)[:, :, None] * width + column[:, None]
             total = total + rows[index].float() * (down[:, :, None] * across[:, None])[..., None]
-    return total  # type: ignore[return-value]  # a tensor after the first round
+    return total
 
 
 def _corners(place: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
@@ -158,7 +159,7 @@ def runtime_body(op: Tape, call: Call) -> Sequence[ir.Value]:
     place = op.Range(0, total, 1)
     image = op.Div(place, rows)
     present = op.Less(np.arange(rows, dtype=np.int32)[None], op.Unsqueeze(count, [1]))
-    finite = op.Less(op.ReduceMax(op.Abs(flat), [1], keepdims=0), float("inf"))
+    finite = op.Less(op.ReduceSum(op.Abs(flat), [1], keepdims=0), float("inf"))
     valid = op.And(op.Reshape(present, [-1]), finite)
     level = _level_body(op, flat, len(features), attributes)
     pooled, places = [], []
@@ -182,7 +183,7 @@ def runtime_body(op: Tape, call: Call) -> Sequence[ir.Value]:
     )
     result = op.Gather(found, where)
     half = features[0].dtype is not ir.DataType.FLOAT
-    return [op.Cast(result, to=int(features[0].dtype)) if half else result]
+    return [op.Cast(result, to=ir.DataType.FLOAT16.value) if half else result]
 
 
 def _level_body(op: Tape, flat: ir.Value, levels: int, attributes: Mapping[str, Any]) -> ir.Value:
@@ -221,9 +222,108 @@ def _roi_align(
     return result
 
 
+# --- standard ops for TensorRT without the plugin ----------------------------------------------
+
+
 def portable_body(op: Tape, call: Call) -> Sequence[ir.Value]:
-    """Not written yet."""
-    raise NotImplementedError
+    """Return the op as GridSample over one map of all levels, then a mean over the samples.
+
+    Places are float32 whatever the features are; their rounding moves a sample by less than 1e-4
+    cells on maps of up to 1000 cells.
+    """
+    rows, channels = call.dims(0)[0], call.dims(2)[0]
+    height, width = (call.attributes[f"output_{side}"] for side in ("height", "width"))
+    sizes = [call.dims(2 + i)[1:] for i in range(len(call.inputs) - 2)]
+    atlas = Atlas(op, call.inputs[2:], sizes)
+    present = op.Less(np.arange(rows, dtype=np.int32)[None], op.Unsqueeze(call.inputs[1], [1]))
+    finite = op.Less(op.ReduceSum(op.Abs(call.inputs[0]), [2], keepdims=1), float("inf"))
+    present = op.And(op.Unsqueeze(present, [2]), finite)
+    across, down = _axes(op, call, atlas)
+    take = _fixed if call.attributes["sampling_ratio"] else _adaptive
+    pooled = take(op, call, atlas, (across, down, present))
+    split = op.Transpose(
+        op.Reshape(pooled, [0, channels, rows, height, width]), perm=[0, 2, 1, 3, 4]
+    )
+    result = op.Reshape(split, [-1, channels, height, width])
+    half = call.inputs[2].dtype is not ir.DataType.FLOAT
+    return [op.Cast(result, to=ir.DataType.FLOAT16.value) if half else result]
+
+
+def _axes(op: Tape, call: Call, atlas: Atlas) -> tuple[Axis, Axis]:
+    """Return where the boxes lie, across and down."""
+    boxes, attributes = call.inputs[0], call.attributes
+    flat = op.Reshape(boxes, [-1, 4])
+    rows = [-1, call.dims(0)[0], 1]
+    level = op.Reshape(_level_body(op, flat, len(atlas.heights), attributes), rows)
+    scale = op.Gather(np.array(attributes["spatial_scales"], np.float32), level)
+    low_x, low_y, high_x, high_y = op.Split(boxes, num_outputs=4, axis=2, outputs=4)
+    shift = 0.5 if attributes["aligned"] else 0.0
+    found = []
+    for low, high, limits, starts, cells in (
+        (low_x, high_x, atlas.widths, [0] * len(atlas.widths), atlas.width),
+        (low_y, high_y, atlas.heights, atlas.starts, atlas.height),
+    ):
+        start = op.Sub(op.Mul(low, scale), shift)
+        side = op.Sub(op.Sub(op.Mul(high, scale), shift), start)
+        side = side if attributes["aligned"] else op.Max(side, 1.0)
+        limit, offset = (op.Gather(np.array(v, np.float32), level) for v in (limits, starts))
+        found.append(Axis(start, side, limit, offset, cells))
+    return found[0], found[1]
+
+
+def _fixed(op: Tape, call: Call, atlas: Atlas, boxes: tuple[Axis, Axis, ir.Value]) -> ir.Value:
+    """Return float32[B, C, R * PH, PW] with as many samples for every box."""
+    across, down, present = boxes
+    ratio, rows = call.attributes["sampling_ratio"], call.dims(0)[0]
+    counts = [call.attributes[f"output_{side}"] * ratio for side in ("width", "height")]
+    parts = [((np.arange(n) + 0.5) / n).astype(np.float32)[None, None] for n in counts]
+    x = op.Unsqueeze(across.places(op, parts[0], present), [2])
+    y = op.Unsqueeze(down.places(op, parts[1], present), [3])
+    samples = atlas.read(op, x, y, (rows * counts[1], counts[0]))
+    pool = op.MaxPool if call.attributes["mode"] == "max" else op.AveragePool
+    size = [ratio, ratio]
+    pooled: ir.Value = pool(samples, kernel_shape=size, strides=size)
+    return pooled
+
+
+def _adaptive(op: Tape, call: Call, atlas: Atlas, boxes: tuple[Axis, Axis, ir.Value]) -> ir.Value:
+    """Return float32[B, C, R * PH, PW]: sample after sample, as many as the largest box needs."""
+    across, down, present = boxes
+    rows = call.dims(0)[0]
+    bins = [call.attributes[f"output_{side}"] for side in ("width", "height")]
+    grids = [
+        op.Where(present, op.Ceil(op.Div(axis.side, float(n))), 0.0)
+        for axis, n in zip((across, down), bins, strict=True)
+    ]
+    most = [op.Max(op.ReduceMax(grid, keepdims=0), 1.0) for grid in grids]
+    trips = op.Cast(op.Mul(*most), to=INT64)
+
+    def add(
+        inner: Tape, step: ir.Value, sums: Sequence[ir.Value]
+    ) -> tuple[None, Sequence[ir.Value]]:
+        number = inner.Cast(step, to=FLOAT)
+        row = inner.Floor(inner.Div(number, most[0]))
+        turn = (inner.Sub(number, inner.Mul(row, most[0])), row)
+        places = []
+        for axis, grid, index, n in zip((across, down), grids, turn, bins, strict=True):
+            inside = inner.Div(inner.Add(index, 0.5), inner.Max(grid, 1.0))
+            base = np.arange(n, dtype=np.float32)[None, None]
+            part = inner.Div(inner.Add(inside, base), float(n))
+            places.append(axis.places(inner, part, inner.Less(index, grid)))
+        x, y = inner.Unsqueeze(places[0], [2]), inner.Unsqueeze(places[1], [3])
+        sample = atlas.read(inner, x, y, (rows * bins[1], bins[0]))
+        return None, [inner.Add(sums[0], sample)]
+
+    zero = op.Expand(
+        0.0,
+        op.Concat(op.Shape(call.inputs[2], start=0, end=2), [rows * bins[1], bins[0]], axis=0),
+    )
+    zero.type = ir.TensorType(ir.DataType.FLOAT)
+    (total,) = op.loop(trips, None, [zero], add)
+    share = op.Max(op.Mul(*grids), 1.0)
+    spread = op.Reshape(op.Expand(share, [1, 1, bins[1]]), [0, 1, rows * bins[1], 1])
+    mean: ir.Value = op.Div(total, spread)
+    return mean
 
 
 def check(attributes: Mapping[str, Any], sizes: Sequence[tuple[int, ...]]) -> str:
