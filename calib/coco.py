@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _PREFIX = "instances_"
 _ROBOFLOW = "_annotations.coco.json"
 """Roboflow's exports keep this file among the images."""
+_SHOWN = 80
+"""Characters of a wrong value that a message shows."""
 _LAYOUTS = ("{split}", "images/{split}", "images", ".")
 """Where below DIR the images of annotations/instances_{split}.json may lie."""
 
@@ -119,6 +121,32 @@ def _is_box(value: object) -> bool:
     )
 
 
+def _is_segmentation(value: object) -> bool:
+    """Tell whether `value` is polygons (x, y, x, y, ...) or run lengths."""
+    if isinstance(value, dict):
+        size, counts = value.get("size"), value.get("counts")
+        if not isinstance(size, list) or len(size) != 2 or not all(map(_is_whole, size)):
+            return False
+        if isinstance(counts, list):
+            return all(map(_is_whole, counts)) and sum(counts) == size[0] * size[1]
+        return isinstance(counts, str)
+    return isinstance(value, list) and all(
+        isinstance(polygon, list)
+        and len(polygon) >= 6
+        and len(polygon) % 2 == 0
+        and all(isinstance(v, (int, float)) and math.isfinite(v) for v in polygon)
+        for polygon in value
+    )
+
+
+def _are_keypoints(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) % 3 == 0
+        and all(isinstance(v, (int, float)) and math.isfinite(v) for v in value)
+    )
+
+
 _Check: TypeAlias = "tuple[Callable[[object], bool], str]"
 _WHOLE: _Check = (_is_whole, "an integer")
 _TEXT: _Check = (_is_text, "a text")
@@ -132,6 +160,15 @@ _FIELDS: dict[str, dict[str, _Check]] = {
         "iscrowd": (_is_whole, "0 or 1"),
     },
     "categories": {"id": _WHOLE, "name": _TEXT},
+}
+_OPTIONAL: dict[str, dict[str, _Check]] = {
+    "images": {"height": _WHOLE, "width": _WHOLE},
+    "annotations": {
+        "segmentation": (_is_segmentation, "polygons [[x, y, ...]] or run lengths of the image"),
+        "keypoints": (_are_keypoints, "[x, y, visibility, ...]"),
+        "num_keypoints": _WHOLE,
+    },
+    "categories": {},
 }
 _LINKS = {"image_id": "images", "category_id": "categories"}
 """Field of an annotation -> the list whose ids it refers to."""
@@ -167,11 +204,13 @@ def _bad(path: Path, found: str, expected: str) -> DataError:
 
 def _check_fields(path: Path, key: str, entries: list[Json], fields: dict[str, _Check]) -> None:
     for number, entry in enumerate(entries):
-        for field, (is_good, expected) in fields.items():
-            if field not in entry:
-                raise _bad(path, f"{key}[{number}] has no {field!r}", expected)
-            if not is_good(entry[field]):
-                raise _bad(path, f"{key}[{number}] has {field} {entry[field]!r}", expected)
+        absent = next((field for field in fields if field not in entry), None)
+        if absent is not None:
+            raise _bad(path, f"{key}[{number}] has no {absent!r}", fields[absent][1])
+        for field, (is_good, expected) in {**fields, **_OPTIONAL[key]}.items():
+            if field in entry and not is_good(entry[field]):
+                found = repr(entry[field])[:_SHOWN]
+                raise _bad(path, f"{key}[{number}] has {field} {found}", expected)
 
 
 def _check_unique(path: Path, what: str, values: list[object]) -> None:

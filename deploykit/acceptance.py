@@ -1,21 +1,77 @@
-"""Checks that a rewritten ONNX file passes before it takes its final name."""
+"""Checks that a rewritten ONNX file passes before it takes its final name.
+
+A detector's results are compared with its score threshold taken away, so that every row is filled
+whatever the image shows: an empty result on both sides would prove nothing.
+"""
 
 from __future__ import annotations
 
 import math
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
+import onnx_ir as ir
 
-from deploykit import backends, verification
+from deploykit import backends, customops, onnxfile, verification
 from deploykit.errors import DeployError, ProofError
+from deploykit.matching import KEYS, Selection
+from deploykit.plugin import NAMESPACE
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from deploykit.backends import Session
     from deploykit.values import Agreement
 
 _SEED = 0
+_NMS = "DKBatchedNms"
+NO_THRESHOLD = -1.0
+"""A score threshold that every box passes: scores are 0 or more."""
+
+
+def selection(model: ir.Model) -> Selection:
+    """Return how a detector chooses its rows; nothing is known of a model without our NMS."""
+    node = _last_nms(model)
+    if node is None:
+        return Selection()
+    given = {name: attribute.value for name, attribute in node.attributes.items()}
+    known = {a.name: given.get(a.name, a.default) for a in customops.shipped()[_NMS].attributes}
+    return Selection(
+        float(known["score_threshold"]),
+        float(known["iou_threshold"]),
+        agnostic=bool(known["class_agnostic"]),
+    )
+
+
+def open_filled(path: Path) -> tuple[Session, Selection]:
+    """Return an ONNX file as ONNX Runtime runs it, and how it chooses rows.
+
+    A detector's score threshold is `NO_THRESHOLD`, in a copy of the file that is gone when this
+    returns. Raises: ModelError.
+    """
+    model = onnxfile.read_model(path)
+    node = _last_nms(model)
+    runtime = backends.load("onnxruntime")
+    if node is None:
+        return runtime.open_session(path), Selection()
+    node.attributes["score_threshold"] = ir.AttrFloat32("score_threshold", NO_THRESHOLD)
+    customops.attach(model)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "filled.onnx"
+        onnxfile.write_model(model, copy)
+        return runtime.open_session(copy), selection(model)
+
+
+def _last_nms(model: ir.Model) -> ir.Node | None:
+    """Return the NMS that makes the rows of a detector's results, None where there is none."""
+    outputs = {value.name: value for value in model.graph.outputs}
+    if any(name not in outputs for name in KEYS):
+        return None
+    node = outputs["count"].producer()
+    while node is not None and node.op_type in ("Cast", "Identity") and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    ours = node is not None and node.domain == NAMESPACE and node.op_type == _NMS
+    return node if ours else None
 
 
 def accept(candidate: Path, reference: Path) -> tuple[Agreement, ...]:
@@ -47,12 +103,13 @@ def accept(candidate: Path, reference: Path) -> tuple[Agreement, ...]:
 
 
 def _compare(candidate: Path, reference: Path) -> tuple[Agreement, ...]:
-    runtime = backends.load("onnxruntime")
-    theirs = runtime.open_session(reference)
+    theirs, chosen = open_filled(reference)
     feeds = verification.random_feeds(theirs.inputs, seed=_SEED)
     try:
-        ours = runtime.open_session(candidate)
-        return verification.verify(ours, theirs, [feeds], atol=math.inf, rtol=math.inf)
+        ours, _ = open_filled(candidate)
+        return verification.verify(
+            ours, theirs, [feeds], atol=math.inf, rtol=math.inf, selection=chosen
+        )
     except DeployError as error:
         raise ProofError(
             f"ONNX Runtime cannot run the rewritten model: {error.found}",

@@ -90,14 +90,14 @@ def _signature(plugin: Plugin) -> str:
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Return torch op -> ONNX translation for `torch.onnx.export`, for every op in use."""
+    """Return torch op -> ONNX translation for `torch.onnx.export`, for every shipped op."""
     import torch  # noqa: PLC0415 - slow, and bodies need none of it
 
     namespace = getattr(torch.ops, NAMESPACE)
+    for plugin in shipped().values():
+        torch_op(plugin.op)  # a network may be exported before it ever ran
     return {
-        getattr(namespace, plugin.op).default: _translation(plugin)
-        for plugin in shipped().values()
-        if hasattr(namespace, plugin.op)
+        getattr(namespace, plugin.op).default: _translation(plugin) for plugin in shipped().values()
     }
 
 

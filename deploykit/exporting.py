@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from deploykit import (
+    acceptance,
     artifacts,
     backends,
     checkpoint,
@@ -24,6 +25,7 @@ from deploykit import (
     verification,
 )
 from deploykit.errors import CheckpointError, OptionError, ProofError, unknown_name
+from deploykit.matching import Selection
 from deploykit.metadata import ModelCard
 from deploykit.values import TensorSpec, silent
 
@@ -47,6 +49,8 @@ TOLERANCE = 1e-4
 NOISE = 1e-5
 """Error accepted beside it: a class score that hardly varies has no range to speak of."""
 _TRIALS = 2
+_THRESHOLD = "score_threshold"
+"""Attribute of a detector's network: rows are boxes with a score above it."""
 _TRACE_BATCH = 2  # torch.export takes a dimension of 1 for a constant
 
 
@@ -184,7 +188,8 @@ def export(
     trained = load_network(path, options)
     next(steps)
     folded = Network(trained.recipe.deploy(trained.module).eval(), trained.recipe, trained.card)
-    _prove("folding the branches", TorchSession(folded), TorchSession(trained))
+    reference = TorchSession(_filled(trained))
+    _prove("folding the branches", TorchSession(_filled(folded)), reference)
     next(steps)
     model = to_onnx(folded, options.opset)
     next(steps)
@@ -194,8 +199,8 @@ def export(
     next(steps)
     with artifacts.replacing(output) as temporary:
         onnxfile.write_model(model, temporary)
-        session = backends.load("onnxruntime").open_session(temporary)
-        agreements = _prove("the export", session, TorchSession(trained))
+        session, selection = acceptance.open_filled(temporary)
+        agreements = _prove("the export", session, reference, selection)
     for _ in steps:
         pass
     artifact = artifacts.describe(
@@ -241,21 +246,34 @@ def to_onnx(network: Network, opset: int) -> ir.Model:
     return model
 
 
+def _filled(network: Network) -> Network:
+    """Return the network without a score threshold, where it has one: all its rows are filled."""
+    if not hasattr(network.module, _THRESHOLD):
+        return network
+    module = copy.copy(network.module)
+    setattr(module, _THRESHOLD, acceptance.NO_THRESHOLD)
+    return replace(network, module=module)
+
+
 def _prove(
-    what: str, candidate: backends.Session, reference: backends.Session
+    what: str,
+    candidate: backends.Session,
+    reference: backends.Session,
+    selection: Selection = Selection(score=acceptance.NO_THRESHOLD),  # noqa: B008 - a frozen value
 ) -> tuple[Agreement, ...]:
     feeds = [
         verification.random_feeds(reference.inputs, seed=seed, batch=seed + 1)
         for seed in range(_TRIALS)
     ]
     agreements = verification.verify(
-        candidate, reference, feeds, atol=NOISE, rtol=TOLERANCE, columns=True
+        candidate, reference, feeds, atol=NOISE, rtol=TOLERANCE, columns=True, selection=selection
     )
     for agreement in agreements:
         if not agreement.passed:
             raise ProofError(
                 f"{what} changed output {agreement.output!r}: largest error "
-                f"{agreement.max_abs:.3g}, {agreement.relative:.3g} of its range",
+                f"{agreement.max_abs:.3g}, {agreement.relative:.3g} of its range"
+                + (f"; {agreement.note}" if agreement.note else ""),
                 expected=f"at most {TOLERANCE:g} of the range",
                 fix="check that the recipe's network equals the one that was trained",
             )

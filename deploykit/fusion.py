@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deploykit import artifacts, backends, onnxfile, verification
+from deploykit import acceptance, artifacts, customops, onnxfile, verification
 from deploykit.errors import ModelError, OptionError, ProofError
 from deploykit.passes import DEFAULT, Pass
 
@@ -79,6 +79,7 @@ def fuse_file(model: Path, output: Path, passes: Sequence[Pass] = DEFAULT) -> Ar
         raise OptionError(f"{output} is the input itself", fix="give another name for the output")
     artifacts.check_writable(output)
     report = fuse(rewritten, passes)
+    customops.attach(rewritten)
     with artifacts.replacing(output) as temporary:
         onnxfile.write_model(rewritten, temporary)
         agreements = _compare(temporary, model)
@@ -100,11 +101,10 @@ def fuse_file(model: Path, output: Path, passes: Sequence[Pass] = DEFAULT) -> Ar
 
 
 def _compare(candidate: Path, reference: Path) -> tuple[Agreement, ...]:
-    runtime = backends.load("onnxruntime")
-    theirs = runtime.open_session(reference)
+    theirs, chosen = acceptance.open_filled(reference)
     feeds = verification.random_feeds(theirs.inputs, seed=_SEED, batch=_BATCH)
-    ours = runtime.open_session(candidate)
-    return verification.verify(ours, theirs, [feeds], atol=0.0, rtol=TOLERANCE)
+    ours, _ = acceptance.open_filled(candidate)
+    return verification.verify(ours, theirs, [feeds], atol=0.0, rtol=TOLERANCE, selection=chosen)
 
 
 def _blame(model: Path, scratch: Path, passes: Sequence[Pass], rounds: int) -> ProofError:
@@ -120,7 +120,7 @@ def _blame(model: Path, scratch: Path, passes: Sequence[Pass], rounds: int) -> P
             good = middle
         else:
             bad = middle
-    worst = max(_after(ran[:bad], model, scratch), key=lambda agreement: agreement.relative)
+    worst = max(_after(ran[:bad], model, scratch), key=lambda a: (not a.passed, a.relative))
     return ProofError(
         f"pass {ran[bad - 1].name} changed output {worst.output!r}: largest error "
         f"{worst.max_abs:.3g}, {worst.relative:.3g} of its range",

@@ -171,6 +171,8 @@ class Agreement:
     """`max_abs` over the reference's value range (max - min)."""
     cosine: float
     passed: bool
+    note: str = ""
+    """What is known beyond the numbers, such as which row has no partner."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from deploykit import matching
 from deploykit.errors import InputError, ModelError
+from deploykit.matching import Matching, Selection
 from deploykit.recipe import PROPOSALS
 from deploykit.values import Agreement
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.backends import Arrays, Session
+    from deploykit.matching import Account
     from deploykit.values import TensorSpec
 
     Array: TypeAlias = NDArray[np.generic]
@@ -34,6 +37,9 @@ _PATCH = 16
 """Side in pixels of the even patches in a random image: objects, where noise is texture."""
 
 
+ORDER = "scores[order]"
+"""Name under which it is compared that the scores of a candidate's detections fall."""
+_UNKNOWN = Selection()
 _ROWS = (2, 3)
 """Ranks of outputs whose last axis tells quantities apart: [batch, C] and [batch, anchors, C]."""
 
@@ -46,12 +52,17 @@ def verify(  # noqa: PLR0913 - two sessions, their inputs and three independent 
     atol: float,
     rtol: float,
     columns: bool = False,
+    selection: Selection = _UNKNOWN,
 ) -> tuple[Agreement, ...]:
     """Return how each output of `candidate` compares with `reference` over all `feeds`.
 
     With `columns`, each index of an output's last axis is compared on its own too, as
     `name[..., i]`: where boxes in pixels and scores share an output, errors of the scores would
     vanish in the range of the boxes.
+
+    Where the outputs are padded detections, rows are paired first, see `matching`, and pairs are
+    compared; `count` then says how many rows have no partner, `classes` how many of them have
+    another class. `selection` says what the models keep.
 
     An output passes where, on every input, `max_abs <= atol + rtol * range`, with range the
     largest minus the smallest finite value of the reference (their magnitude, where that is 0).
@@ -64,17 +75,72 @@ def verify(  # noqa: PLR0913 - two sessions, their inputs and three independent 
         if not value >= 0:
             raise InputError(f"{name} is {value}", expected="a number, 0 or more")
     tallies: dict[str, _Tally] = {}
+    rows = Matching(selection)
     for feed in feeds:
         expected, found = reference.run(feed), candidate.run(feed)
         check_interface(found, expected)
-        for name, array in expected.items():
-            tallies.setdefault(name, _Tally()).add(found[name], array, atol, rtol)
-            for i in range(array.shape[-1] if columns and array.ndim in _ROWS else 0):
+        detections = matching.applies(expected)
+        if detections:
+            compared = _paired(found, expected, rows, atol, rtol)
+        else:
+            compared = {name: (found[name], array) for name, array in expected.items()}
+        for name, (ours, theirs) in compared.items():
+            tallies.setdefault(name, _Tally()).add(ours, theirs, atol, rtol)
+            split = columns and theirs.ndim in _ROWS and not (detections and name != "boxes")
+            for i in range(theirs.shape[-1] if split else 0):
                 column = tallies.setdefault(f"{name}[..., {i}]", _Tally())
-                column.add(found[name][..., i], array[..., i], atol, rtol)
+                column.add(ours[..., i], theirs[..., i], atol, rtol)
     if not tallies:
         raise InputError("there is nothing to compare: no inputs, or no outputs")
-    return tuple(tally.agreement(name) for name, tally in tallies.items())
+    agreements = tuple(tally.agreement(name) for name, tally in tallies.items())
+    return agreements + (_accounts(rows.account) if detections else ())
+
+
+def _paired(
+    found: Mapping[str, Array],
+    expected: Mapping[str, Array],
+    rows: Matching,
+    atol: float,
+    rtol: float,
+) -> dict[str, tuple[Array, Array]]:
+    """Return what is compared of detections: the pairs, and that the candidate's scores fall."""
+    margin = atol + rtol * _span(expected["scores"][matching.filled(expected)].astype(np.float64))
+    compared = rows.align(found, expected, margin)
+    filled = matching.filled(found)
+    scores = np.where(filled, found["scores"], 0).astype(np.float64)
+    compared[ORDER] = scores, -np.sort(-scores, 1)
+    for name, (ours, theirs) in compared.items():
+        numbers = found[name][filled] if name in found else ours
+        if np.isfinite(theirs).all() and not np.isfinite(numbers).all():
+            shape = (1, *theirs.shape[1:])
+            compared[name] = np.full(shape, np.nan), np.zeros(shape)
+    return compared
+
+
+def _accounts(account: Account) -> tuple[Agreement, Agreement]:
+    """Return what `classes` and `count` say of rows without a partner.
+
+    `max_abs` is how many there are, `mean_abs` their share; they have no range to be relative to.
+    """
+    total = max(account.rows, 1)
+    swapped = account.swapped + account.unpadded
+    note = account.note if account.rows else "neither found anything: nothing was compared"
+    shares = {"classes": swapped / total, "count": account.share}
+    counts = {"classes": swapped, "count": account.alone}
+    passed = {"classes": swapped == 0, "count": account.agrees}
+    classes, count = (
+        Agreement(
+            name,
+            max_abs=counts[name],
+            mean_abs=share,
+            relative=0.0,
+            cosine=1 - share,
+            passed=passed[name],
+            note="" if passed[name] else note,
+        )
+        for name, share in shares.items()
+    )
+    return classes, count
 
 
 def check_interface(found: Mapping[str, Array], expected: Mapping[str, Array]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from deploykit import detection
 from deploykit.detectors import vgg, vgg_family
 from deploykit.recipe import PROPOSALS, Preprocess, Recipe
 from deploykit.reparam import fold
@@ -50,7 +51,7 @@ recipe = Recipe(
     deploy=fold,
     preprocess=preprocess,
     outputs=vgg_family.OUTPUTS,
-    decode=vgg_family.decode,
+    decode=detection.padded,
     keep_float=vgg_family.KEEP_FLOAT,
     size_multiple=1,
     extra_inputs=regions,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from deploykit import detection
 from deploykit.detectors import vgg, vgg_family
 from deploykit.recipe import Preprocess, Recipe
 from deploykit.reparam import fold
@@ -40,7 +41,7 @@ recipe = Recipe(
     deploy=fold,
     preprocess=preprocess,
     outputs=vgg_family.OUTPUTS,
-    decode=vgg_family.decode,
+    decode=detection.padded,
     keep_float=vgg_family.KEEP_FLOAT,
     size_multiple=1,
     class_names=vgg_family.class_names,

@@ -7,6 +7,8 @@
 namespace deploykit {
 namespace nms {
 
+constexpr int kMostCandidates = 1 << 17;  // 16 KiB of shared memory in the scan
+
 struct Geometry {
   dim3 grid;
   unsigned block;

@@ -11,7 +11,7 @@
 struct BatchedNmsParams {
   int batch;           // B
   int boxes;           // N, per image
-  int candidates;      // the best so many enter; at most 131072
+  int candidates;      // the best so many enter
   int max_detections;  // M
   float iou_threshold;
   float score_threshold;
@@ -40,7 +40,6 @@ typedef unsigned long long Bits;
 constexpr int kWord = 64;           // rows or columns that one mask word stands for
 constexpr int kTile = 4096;         // keys that one block sorts, 32 KiB of shared memory
 constexpr int kColumnWords = 4;     // mask words per row that one block computes
-constexpr int kMostCandidates = 1 << 17;
 constexpr int kBins = 2048;         // of the histogram that selects: 11 bits of a key at a time
 constexpr int kBinsPerSum = 32;
 
@@ -203,7 +202,7 @@ extern "C" __global__ void __launch_bounds__(1024)
     top = 0;
     unknown = 0;
   }
-  const Bits least = least_wanted(p, scores, capacity(p));
+  const Bits least = p.boxes > p.candidates ? least_wanted(p, scores, p.candidates) : 1;
   __syncthreads();
   each_key(p, scores, [&](int i, Bits k) {
     if (k < least) return;

@@ -213,7 +213,8 @@ def _candidates(op: Tape, call: Call, entering: ir.Value, count: Operand) -> Fou
 
 def _rows(op: Tape, values: ir.Value, indices: ir.Value) -> ir.Value:
     """Write values[b, indices[b, k]]."""
-    return op.GatherND(values, op.Unsqueeze(indices, [2]), batch_dims=1)
+    rows: ir.Value = op.GatherND(values, op.Unsqueeze(indices, [2]), batch_dims=1)
+    return rows
 
 
 def _apart(op: Tape, found: Found, attributes: Mapping[str, Any]) -> ir.Value:
@@ -225,19 +226,21 @@ def _apart(op: Tape, found: Found, attributes: Mapping[str, Any]) -> ir.Value:
     unknown = _any(op, op.And(entered, op.IsNaN(found.boxes)), [1, 2])
     step = op.Add(op.Where(op.Unsqueeze(unknown, [1, 2]), float("nan"), top), 1.0)
     offset = op.Mul(op.Unsqueeze(op.Cast(found.classes, to=FLOAT), [2]), step)
-    return op.Add(found.boxes, offset)
+    moved: ir.Value = op.Add(found.boxes, offset)
+    return moved
 
 
 def _by_group(op: Tape, found: Found, attributes: Mapping[str, Any]) -> ir.Value:
     """Write scores float32[B, G, K], LOWEST where a candidate is not of the group."""
-    scores = op.Unsqueeze(found.scores, [1])
+    scores: ir.Value = op.Unsqueeze(found.scores, [1])
     if attributes["grouping"] == "offset" or attributes["class_agnostic"]:
         return scores
     names = op.Reshape(op.Cast(found.classes, to=INT64), [-1])
     distinct, _, member, _ = op.Unique(names, outputs=4)
     groups = op.Range(np.int64(0), op.Squeeze(op.Shape(distinct), [0]), np.int64(1))
     member = op.Unsqueeze(op.Reshape(member, op.Shape(found.classes)), [1])
-    return op.Where(op.Equal(member, op.Unsqueeze(groups, [0, 2])), scores, LOWEST)
+    grouped: ir.Value = op.Where(op.Equal(member, op.Unsqueeze(groups, [0, 2])), scores, LOWEST)
+    return grouped
 
 
 def _before(op: Tape, found: Found) -> ir.Value:
@@ -247,7 +250,8 @@ def _before(op: Tape, found: Found) -> ir.Value:
         for k in (2, 1)
     )
     tie = op.And(op.Equal(rows[0], columns[0]), op.Less(rows[1], columns[1]))
-    return op.Or(op.Greater(rows[0], columns[0]), tie)
+    before: ir.Value = op.Or(op.Greater(rows[0], columns[0]), tie)
+    return before
 
 
 def _overlap(op: Tape, found: Found, attributes: Mapping[str, Any]) -> ir.Value:
@@ -261,16 +265,17 @@ def _overlap(op: Tape, found: Found, attributes: Mapping[str, Any]) -> ir.Value:
     inter = op.Mul(*sides)
     area = op.Mul(op.Sub(corners[2], corners[0]), op.Sub(corners[3], corners[1]))
     union = op.Sub(op.Add(area, op.Transpose(area, perm=[0, 2, 1])), inter)
-    overlap = op.Greater(op.Div(inter, union), limit(attributes["iou_threshold"]))
-    if attributes["grouping"] == "offset" or attributes["class_agnostic"]:
-        return overlap
-    same = op.Equal(op.Unsqueeze(found.classes, [2]), op.Unsqueeze(found.classes, [1]))
-    return op.And(overlap, same)
+    overlap: ir.Value = op.Greater(op.Div(inter, union), limit(attributes["iou_threshold"]))
+    if attributes["grouping"] == "mask" and not attributes["class_agnostic"]:
+        same = op.Equal(op.Unsqueeze(found.classes, [2]), op.Unsqueeze(found.classes, [1]))
+        overlap = op.And(overlap, same)
+    return overlap
 
 
 def _any(op: Tape, values: ir.Value, axes: Sequence[int] | None = None) -> ir.Value:
     """Write whether any is true along `axes`, which go; None: all axes."""
-    return op.Greater(op.ReduceMax(op.Where(values, 1.0, 0.0), axes, keepdims=0), 0.5)
+    found: ir.Value = op.Greater(op.ReduceMax(op.Where(values, 1.0, 0.0), axes, keepdims=0), 0.5)
+    return found
 
 
 def _padded(op: Tape, call: Call, found: Found, rank: ir.Value) -> Sequence[ir.Value]:

@@ -147,15 +147,24 @@ def _first(name: str) -> str:
     return f"{first} + {len(others)} more" if others else first
 
 
+_KINDS = {"mask_": "masks", "keypoint_": "keypoints", "": "boxes"}
+"""Prefix of a metric's name -> what it is about."""
+
+
 def accuracy(found: AccuracyRecord) -> str:
     """Return the scores of one evaluation as text."""
-    header = [name.upper().replace("_", " ") for name in found.metrics]
-    row = ["-" if value is None else f"{value:.4f}" for value in found.metrics.values()]
+    parts: dict[str, dict[str, str]] = {}
+    for metric, value in found.metrics.items():
+        prefix, name = next((p, metric.removeprefix(p)) for p in _KINDS if metric.startswith(p))
+        shown = "-" if value is None else f"{value:.4f}"
+        parts.setdefault(_KINDS[prefix], {})[name.upper().replace("_", " ")] = shown
+    header = ["", *dict.fromkeys(name for part in parts.values() for name in part)]
+    rows = [[kind, *(part.get(n, "-") for n in header[1:])] for kind, part in parts.items()]
     classes = found.per_class.items()
     lines = [f"{found.model} on {found.images} images of {found.dataset} ({found.backend})"]
-    lines += [table(header, [row]), ""]
+    lines += [table(header, rows), ""]
     per_class = [(name, "-" if value is None else f"{value:.4f}") for name, value in classes]
-    return "\n".join([*lines, table(("class", "AP"), per_class)])
+    return "\n".join([*lines, table(("class", "box AP"), per_class)])
 
 
 def measurements(found: Sequence[BenchRecord]) -> str:

@@ -9,14 +9,13 @@ from torch import nn
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights, backbone_utils
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from deploykit import detection
 from deploykit.recipe import KeepFloat, Preprocess
 from deploykit.values import Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from deploykit.recipe import Detections, Floats, Geometry, StateDict
+    from deploykit.recipe import StateDict
 
 OUTPUTS = ("boxes", "scores", "classes", "count")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -32,11 +31,6 @@ BODIES = {
 """Name in torchvision -> blocks of each stage, and whether they are bottlenecks."""
 WIDTH = 64
 """Channels inside the blocks of the first stage; ResNeXt and wide ResNets have more."""
-
-
-def decode(outputs: Mapping[str, Floats], geometries: Sequence[Geometry], /) -> list[Detections]:
-    """Return the objects in each image, see `detection.padded`."""
-    return detection.padded(outputs, geometries)
 
 
 def pyramid(body: str, *, from_features: bool = False) -> Any:  # noqa: ANN401 - torchvision ships no types

@@ -167,7 +167,13 @@ _SIZES = {MOBILE_320: (320, 640), LIGHT: (320, 320)}
 
 
 def preprocess(variant: str, size: tuple[int, int] | None) -> Preprocess:
-    """Return torchvision's, see `dense_family.preprocess`, or detectron2's for its variants."""
+    """Return torchvision's, see `dense_family.preprocess`, or detectron2's for its variants.
+
+    The light network was trained on letterboxed images.
+    """
+    if variant == LIGHT:
+        mean, std = dense_family.IMAGENET_MEAN, dense_family.IMAGENET_STD
+        return Preprocess(size or _SIZES[LIGHT], mean=mean, std=std)
     if variant not in DETECTRON2:
         return dense_family.preprocess(variant, size or _SIZES.get(variant))
     return Preprocess(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from deploykit import detection
 from deploykit.detectors import dense_family
 from deploykit.detectors.vgg import VARIANTS
 from deploykit.layers import outputs
@@ -13,18 +12,11 @@ from deploykit.recipe import KeepFloat, Preprocess
 from deploykit.values import Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from deploykit.recipe import Detections, Floats, Geometry, StateDict
+    from deploykit.recipe import StateDict
 
 MEAN_BGR = (102.9801, 115.9465, 122.7717)
 """Of the images that the published VGG-16 was trained with, 0 to 255."""
 OUTPUTS = ("boxes", "scores", "classes", "count")
-
-
-def decode(outputs: Mapping[str, Floats], geometries: Sequence[Geometry], /) -> list[Detections]:
-    """Return the objects in each image, see `detection.padded`."""
-    return detection.padded(outputs, geometries)
 
 
 _PORT = (

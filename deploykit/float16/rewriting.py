@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from deploykit import acceptance, artifacts, metadata, onnxfile
+from deploykit import acceptance, artifacts, customops, metadata, onnxfile
 from deploykit.errors import ModelError, OptionError
 from deploykit.float16.rules import HALF, SINGLE, dtype, is_float, only_single, wide_nodes
 from deploykit.passes._graph import is_op, unique, value_names
@@ -46,6 +46,7 @@ def cast(model: Path, output: Path, *, float_type: Precision) -> Artifact:
     plan = default_plan(graph, metadata.read(graph.metadata_props))
     wide = wide_nodes(graph, plan)
     _rewrite(graph, wide)
+    customops.attach(graph)
     inputs, outputs = onnxfile.interface(graph)
     with artifacts.replacing(output) as temporary:
         onnxfile.write_model(graph, temporary)

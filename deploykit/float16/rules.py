@@ -10,8 +10,10 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from deploykit import customops
 from deploykit.passes._graph import is_op
 from deploykit.placement.rules import WEIGHTED, constant
+from deploykit.plugin import NAMESPACE
 from deploykit.values import Precision
 
 if TYPE_CHECKING:
@@ -64,7 +66,11 @@ def wide_nodes(model: ir.Model, plan: PrecisionPlan) -> Wide:
     for node in model.graph:
         reason = _reason(node, plan, model)
         if reason is None and not is_op(node, *WEIGHTED, "DequantizeLinear", "Cast"):
-            origins = (source[v] for v in node.inputs if v is not None and v in source)
+            origins = (
+                source[value]
+                for index, value in enumerate(node.inputs)
+                if value in source and not only_single(node, index, model)
+            )
             reason = next((f"follows {name}, which is FP32" for name in origins), None)
         if reason is not None and is_float(*node.inputs, *node.outputs):
             found[str(node.name)] = reason
@@ -83,6 +89,9 @@ def _reason(node: ir.Node, plan: PrecisionPlan, model: ir.Model) -> str | None:
 
 def _foreign(node: ir.Node) -> str | None:
     """Return why the types of a node are not ours to choose, None where they are."""
+    if node.domain == NAMESPACE and node.op_type in customops.shipped():
+        follows = _following(node)
+        return None if follows else f"{node.op_type} works on scores and coordinates"
     if not is_op(node, node.op_type):
         return f"is the custom op {node.domain}::{node.op_type}, whose types are its own"
     graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
@@ -141,8 +150,21 @@ def _has_half(node: ir.Node, model: ir.Model) -> bool:
     )
 
 
+def _following(node: ir.Node) -> range:
+    """Return which inputs of one of our ops give an output its type; the others have their own."""
+    plugin = customops.shipped()[node.op_type]
+    names = [name.removesuffix("...") for name in plugin.inputs]
+    followed = {output.dtype for output in plugin.outputs} & set(names)
+    if not followed:
+        return range(0)
+    first = names.index(followed.pop())
+    return range(first, len(node.inputs) if first == len(names) - 1 else first + 1)
+
+
 def only_single(node: ir.Node, index: int, model: ir.Model) -> bool:
-    """Return whether ONNX fixes an input to FP32, such as the scales of Resize."""
+    """Return whether an input is FP32 by definition, such as the scales of Resize."""
+    if node.domain == NAMESPACE and node.op_type in customops.shipped():
+        return index not in _following(node)
     schema = _schema(node.op_type, model.opset_imports.get("", 1))
     return schema is not None and _types(schema, index) == {"tensor(float)"}
 

@@ -12,7 +12,6 @@ from deploykit import cost
 from deploykit.lint.checks import Facts
 from deploykit.lint.graph import is_layer, runs_int8
 from deploykit.lint.rules import RULES, Severity
-from deploykit.passes._graph import is_op
 from deploykit.values import LayerPrecision, Precision
 
 if TYPE_CHECKING:
@@ -46,7 +45,9 @@ def lint(model: ir.Model, *, target_sm: int | None = None) -> tuple[Finding, ...
         Finding(rule.severity, rule.id, _name(node), message, rule.fix)
         for node in ir.traversal.RecursiveGraphIterator(model.graph)
         for rule in RULES
-        if is_op(node, *rule.ops) and (message := rule.check(node, facts))
+        if node.op_type in rule.ops
+        and node.domain in rule.domains
+        and (message := rule.check(node, facts))
     ]
     return tuple(sorted(found, key=lambda finding: _SEVERITIES.index(finding.severity)))
 

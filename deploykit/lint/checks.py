@@ -29,6 +29,7 @@ from deploykit.placement.rules import (
     moved_inputs,
     moves,
 )
+from deploykit.plugin import NAMESPACE
 
 Message: TypeAlias = str | None
 """What was found; None: nothing."""
@@ -217,7 +218,11 @@ def float_copy(node: ir.Node, _: Facts) -> Message:
     """Find a tensor that is stored in INT8 and in float."""
     value = node.inputs[0]
     readers = [reader for reader, _ in value.uses()] if value is not None else []
-    others = sorted({str(r.name) for r in readers if not is_op(r, Q, "Add", "Shape")})
+    others = sorted(
+        str(reader.name)
+        for reader in set(readers)
+        if not is_op(reader, Q, "Add", "Shape") and reader.domain != NAMESPACE
+    )
     if value is None or not others:
         return None
     return f"{value.name!r} is stored in INT8, and in float for {', '.join(others)}"

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from deploykit.lint import checks
+from deploykit.lint import checks, refusals
 from deploykit.lint.checks import ACTIVATIONS, AXIS_SCALES, DQ, FP16_SCALES, Q
-from deploykit.placement.rules import PASS_THROUGH
+from deploykit.placement.rules import FLOAT_OPS, PASS_THROUGH
+from deploykit.plugin import NAMESPACE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +34,8 @@ class Rule:
     """The node types it looks at."""
     check: Callable[[ir.Node, Facts], Message]
     fix: str
+    domains: tuple[str, ...] = ("", "ai.onnx")
+    """Of the node types."""
 
 
 RULES = (
@@ -155,4 +158,33 @@ RULES = (
         "let the others read the INT8 copy, where they can spare the accuracy",
     ),
     Rule("no-int8-cores", "error", (Q,), checks.no_int8_cores, "build the FP16 model for this GPU"),
+    Rule(
+        "plugin-namespace",
+        "error",
+        tuple(FLOAT_OPS),
+        refusals.no_namespace,
+        "export the model again with `deploykit export`",
+        (NAMESPACE,),
+    ),
+    Rule(
+        "branches",
+        "error",
+        ("If",),
+        refusals.uneven_branches,
+        "export with fixed shapes: `deploykit export` writes detectors without If",
+    ),
+    Rule(
+        "dynamic-result",
+        "warning",
+        tuple(refusals.DYNAMIC_RESULTS),
+        refusals.dynamic_result,
+        "use a form with fixed shapes, padded and counted: `deploykit export` writes it",
+    ),
+    Rule(
+        "roi-align",
+        "warning",
+        ("RoiAlign", "MaxRoiPool"),
+        refusals.region_op,
+        "use DKMultiscaleRoiAlign or DKRoiPool: `deploykit export` writes them",
+    ),
 )

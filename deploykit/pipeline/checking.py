@@ -170,11 +170,10 @@ def evaluate(
         limit=options.limit,
         progress=progress,
     )
-    metrics = {k: v for k, v in scores.to_json().items() if k.startswith("ap")}
     found = AccuracyRecord(
         model=path.name,
         model_sha256=opened.sha256,
-        metrics=metrics,
+        metrics=scores.metrics(),
         images=scores.images,
         dataset=data.name,
         dataset_sha256=digest(sample.name for sample in data.samples),

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from deploykit.errors import ModelError, unknown_name
 from deploykit.placement.rules import (
+    FLOAT_OPS,
     FLOAT_RULES,
     READERS,
     WEIGHTED,
@@ -20,6 +21,7 @@ from deploykit.placement.rules import (
     weight_axis,
     weighted_layers,
 )
+from deploykit.plugin import NAMESPACE
 from deploykit.values import Precision
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ class Placement:
     groups: tuple[tuple[str, ...], ...]
     """Observed tensors that must share one scale."""
     kept: Mapping[str, str] = field(default_factory=dict)
-    """Weighted node left in float -> reason."""
+    """Node left in float -> reason: the weighted ones, and the custom ops."""
 
 
 def activations(placement: Placement) -> tuple[str, ...]:
@@ -115,7 +117,7 @@ def check_names(model: ir.Model, plan: PrecisionPlan) -> None:
 
 
 def _decide(model: ir.Model, plan: PrecisionPlan) -> tuple[list[Layer], dict[str, str]]:
-    """Return the layers to quantise, and every other weighted node with its reason."""
+    """Return the layers to quantise, and every node of `Placement.kept` with its reason."""
     chosen, kept = [], {}
     for layer in weighted_layers(model.graph):
         name = str(layer.node.name)
@@ -124,6 +126,9 @@ def _decide(model: ir.Model, plan: PrecisionPlan) -> tuple[list[Layer], dict[str
             chosen.append(layer)
         else:
             kept[name] = reason
+    for node in model.graph:
+        if node.domain == NAMESPACE and node.op_type in FLOAT_OPS:
+            kept[str(node.name)] = f"rule 11: {FLOAT_OPS[node.op_type]}"
     return chosen, kept
 
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from deploykit import acceptance, artifacts, calibration, float16, lint, onnxfile, placement
+from deploykit import (
+    acceptance,
+    artifacts,
+    calibration,
+    customops,
+    float16,
+    lint,
+    onnxfile,
+    placement,
+)
 from deploykit.errors import ModelError, OptionError, ProofError
 from deploykit.float16.rules import MAX_HALF
 from deploykit.quantization.writing import insert
@@ -54,6 +63,7 @@ def quantize(
     summary = _summary(table, plan, placed, float_type)
     graph.metadata_props[METADATA_KEY] = json.dumps(summary, sort_keys=True)
     _check_lint(graph)
+    customops.attach(graph)
     inputs, outputs = onnxfile.interface(graph)
     with artifacts.replacing(output) as temporary:
         onnxfile.write_model(graph, temporary)

@@ -36,8 +36,10 @@ class Row:
     ap50: float | None = None
     ap_drop: float | None = None
     """AP of the first ancestor that was evaluated, minus this one's; negative: it got better."""
+    mask_ap: float | None = None
+    mask_ap_drop: float | None = None
     baseline: str = ""
-    """The ancestor that `ap_drop` compares with."""
+    """The ancestor that the drops compare with."""
     ap_source: str = ""
     """The file the scores belong to, where this one was built from it and was not evaluated."""
     bytes: int | None = None
@@ -131,13 +133,15 @@ class _Files:
             scored = next((self.scores[s] for s in _origins(artifact) if s in self.scores), None)
             source = scored.model if scored else ""
         shares: Mapping[str, float] = artifact.precision if artifact else {}
-        drop, baseline = self._drop(scored)
+        drop, baseline = self._drop(scored, "ap")
         return Row(
             name=name,
             precision=_precision(shares),
             ap=_metric(scored, "ap"),
             ap50=_metric(scored, "ap50"),
             ap_drop=drop,
+            mask_ap=_metric(scored, "mask_ap"),
+            mask_ap_drop=self._drop(scored, "mask_ap")[0],
             baseline=baseline,
             ap_source=source,
             bytes=artifact.bytes if artifact else None,
@@ -148,14 +152,14 @@ class _Files:
             ancestors=len(self._ancestors(sha256)),
         )
 
-    def _drop(self, scored: AccuracyRecord | None) -> tuple[float | None, str]:
-        """Return what is lost since the first evaluated ancestor, and that one's name."""
-        own = _metric(scored, "ap")
+    def _drop(self, scored: AccuracyRecord | None, name: str) -> tuple[float | None, str]:
+        """Return what a metric lost since the first evaluated ancestor, and that one's name."""
+        own = _metric(scored, name)
         if scored is None or own is None:
             return None, ""
         for sha in reversed(self._ancestors(scored.model_sha256)):
             base = self.scores.get(sha)
-            theirs = _metric(base, "ap")
+            theirs = _metric(base, name)
             if base is not None and theirs is not None:
                 return theirs - own, base.model
         return None, ""

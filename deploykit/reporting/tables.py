@@ -92,6 +92,8 @@ _SUMMARY: Mapping[str, tuple[bool, Callable[[Row], Cell]]] = {
     "AP": (True, lambda row: _ap(row, row.ap)),
     "AP50": (True, lambda row: _ap(row, row.ap50)),
     "AP drop": (True, lambda row: _ap(row, row.ap_drop, "+.4f")),
+    "Mask AP": (True, lambda row: _ap(row, row.mask_ap)),
+    "Mask AP drop": (True, lambda row: _ap(row, row.mask_ap_drop, "+.4f")),
     "Size, MB": (True, lambda row: size(row.bytes)),
     "INT8 MACs, %": (True, lambda row: share(row.int8_share)),
     "FPS": (True, lambda row: rate(row.bench.fps_wall if row.bench else None)),

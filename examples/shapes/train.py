@@ -21,23 +21,24 @@ import torch
 from losses import Truth, loss
 from torch import Tensor, nn
 
-from deploykit import evaluation, files
-from deploykit.metadata import ModelCard
+from deploykit import files, training
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from deploykit.recipe import Floats, Preprocess, Recipe
+    from numpy.typing import NDArray
+
+    from deploykit.recipe import Floats, Recipe
+    from deploykit.training import Objects
 
 VARIANT, SIZE = "pico", (320, 320)
+HELD_OUT = "shapes:split=val,seed=1,count=500"
 CLASS_NAMES = ("circle", "square", "triangle", "star", "cross", "ring")
 LEARNING_RATE, WEIGHT_DECAY, WARMUP_STEPS = 1.5e-3, 0.05, 500
 FINAL_RATE = 0.01
 """Of the learning rate, at the end of the cosine."""
 AVERAGE_DECAY, AVERAGE_RAMP = 0.9995, 1000
 """The averaged weights follow with decay * (1 - exp(-step / ramp))."""
-GAIN, LIFT = 0.25, 20.0
-"""Random contrast (relative) and brightness (of 255) of a training image."""
 GRADIENT_LIMIT = 10.0
 
 
@@ -51,97 +52,33 @@ class Detector(nn.Module):
         raise NotImplementedError
 
 
-def prepare(name: str, preprocess: Preprocess, count: int) -> tuple[Tensor, list[Floats]]:
-    """Return images uint8[N, 3, H, W] and per image its objects float32[M, 5]: class, xyxy."""
-    data = files.dataset(name)
-    assert data.truth is not None
-    truth = data.truth()
-    categories = {
-        c["id"]: k for k, c in enumerate(sorted(truth["categories"], key=lambda c: c["id"]))
-    }
-    boxes: dict[int, list[list[float]]] = {image["id"]: [] for image in truth["images"]}
-    for item in truth["annotations"]:
-        x, y, w, h = item["bbox"]
-        boxes[item["image_id"]].append([categories[item["category_id"]], x, y, x + w, y + h])
-    ids = {image["file_name"]: image["id"] for image in truth["images"]}
-
-    images = torch.empty((count, 3, *preprocess.size), dtype=torch.uint8)
-    objects: list[Floats] = []
-    for k, sample in enumerate(data.samples):
-        pixels, place = preprocess(sample.read())
-        images[k] = torch.from_numpy(np.round(pixels * 255).astype(np.uint8))
-        rows: Floats = np.array(boxes[ids[sample.name]], np.float32).reshape(-1, 5)
-        rows[:, 1::2] = rows[:, 1::2] * place.scale_x + place.offset_x
-        rows[:, 2::2] = rows[:, 2::2] * place.scale_y + place.offset_y
-        objects.append(rows)
-    return images, objects
-
-
 def batches(
-    images: Tensor, objects: list[Floats], size: int, rng: np.random.Generator
+    images: Tensor, objects: list[Objects], size: int, rng: np.random.Generator
 ) -> Iterator[tuple[Tensor, Truth]]:
     """Yield one epoch of shuffled batches, each image flipped, turned and relit at random."""
     order = rng.permutation(len(images))
     for start in range(0, len(order) - size + 1, size):
         chosen = order[start : start + size]
-        pixels, rows = zip(*(augment(images[k], objects[k], rng) for k in chosen), strict=True)
-        batch = torch.stack(pixels).float()
-        gain = torch.from_numpy(rng.uniform(1 - GAIN, 1 + GAIN, (size, 3, 1, 1)).astype(np.float32))
-        lift = torch.from_numpy(rng.uniform(-LIFT, LIFT, (size, 1, 1, 1)).astype(np.float32))
-        batch = (batch * gain + lift).clamp(0, 255) / 255
-        yield batch, pad(rows)
+        pixels, boxes = zip(
+            *(training.turned(images[k], objects[k].boxes, rng) for k in chosen), strict=True
+        )
+        classes = [objects[k].classes for k in chosen]
+        yield training.relit(torch.stack(pixels), rng), pad(classes, boxes)
 
 
-def augment(image: Tensor, rows: Floats, rng: np.random.Generator) -> tuple[Tensor, Floats]:
-    """Return the square image and its boxes after one of the eight flips and quarter turns."""
-    side = image.shape[-1]
-    label, x1, y1, x2, y2 = rows.T
-    if rng.random() < 0.5:
-        image, (x1, x2) = image.flip(-1), (side - x2, side - x1)
-    if rng.random() < 0.5:
-        image, (y1, y2) = image.flip(-2), (side - y2, side - y1)
-    if rng.random() < 0.5:
-        image, (x1, y1, x2, y2) = image.transpose(-1, -2), (y1, x1, y2, x2)
-    return image, np.stack([label, x1, y1, x2, y2], 1)
-
-
-def pad(rows: tuple[Floats, ...]) -> Truth:
+def pad(classes: Sequence[NDArray[np.int64]], boxes: Sequence[Floats]) -> Truth:
     """Return the objects of a batch as one padded `Truth`."""
-    most = max(1, *(len(r) for r in rows))
-    full = torch.zeros(len(rows), most, 5)
-    present = torch.zeros(len(rows), most, dtype=torch.bool)
-    for k, r in enumerate(rows):
-        full[k, : len(r)] = torch.from_numpy(r)
-        present[k, : len(r)] = True
-    return Truth(full[..., 0].long(), full[..., 1:], present)
-
-
-def optimizer_for(network: nn.Module) -> torch.optim.Optimizer:
-    """Return AdamW that decays kernels only, not biases and norms."""
-    kernels = [p for p in network.parameters() if p.ndim > 1 and p.requires_grad]
-    others = [p for p in network.parameters() if p.ndim <= 1 and p.requires_grad]
-    groups = [
-        {"params": kernels, "weight_decay": WEIGHT_DECAY},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=LEARNING_RATE)
-
-
-def rate(step: int, steps: int) -> float:
-    """Return the factor of the learning rate: linear warm-up, then a cosine."""
-    if step < WARMUP_STEPS:
-        return (step + 1) / WARMUP_STEPS
-    done = (step - WARMUP_STEPS) / max(1, steps - WARMUP_STEPS)
-    return FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * done))
-
-
-@torch.no_grad()
-def follow(average: nn.Module, network: nn.Module, step: int) -> None:
-    """Move the averaged weights and statistics towards the network's."""
-    decay = AVERAGE_DECAY * (1 - math.exp(-(step + 1) / AVERAGE_RAMP))
-    for kept, new in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-        if kept.is_floating_point():
-            kept.lerp_(new, 1 - decay)
+    shape = (len(boxes), max(1, *map(len, boxes)))
+    truth = Truth(
+        torch.zeros(shape, dtype=torch.int64),
+        torch.zeros(*shape, 4),
+        torch.zeros(shape, dtype=torch.bool),
+    )
+    for k, (labels, sides) in enumerate(zip(classes, boxes, strict=True)):
+        truth.labels[k, : len(labels)] = torch.from_numpy(labels)
+        truth.boxes[k, : len(labels)] = torch.from_numpy(sides)
+        truth.present[k, : len(labels)] = True
+    return truth
 
 
 def train(recipe: Recipe, options: argparse.Namespace) -> nn.Module:
@@ -155,17 +92,19 @@ def train(recipe: Recipe, options: argparse.Namespace) -> nn.Module:
     average = copy.deepcopy(network).eval()
     started = time.perf_counter()
     spec = f"shapes:split=train,seed={options.seed},count={options.images},size={SIZE[0]}"
-    images, objects = prepare(spec, recipe.preprocess(VARIANT, SIZE), options.images)
+    images, objects = training.load(files.dataset(spec), recipe.preprocess(VARIANT, SIZE))
     print(f"{len(images)} images in {time.perf_counter() - started:.0f} s", flush=True)
 
-    optimizer = optimizer_for(network)
+    optimizer = training.optimizer(network, LEARNING_RATE, WEIGHT_DECAY)
     per_epoch = len(images) // options.batch_size
     steps, step = per_epoch * options.epochs, 0
     for epoch in range(options.epochs):
         sums: dict[str, float] = {}
         for batch, truth in batches(images, objects, options.batch_size, rng):
             for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * rate(step, steps)
+                group["lr"] = LEARNING_RATE * training.rate(
+                    step, steps, warmup=WARMUP_STEPS, final=FINAL_RATE
+                )
             with torch.autocast("cpu", torch.bfloat16, enabled=not options.float32):
                 logits, distances, anchors, strides = network.raw(batch)
             total, parts = loss((logits.float(), distances.float(), anchors, strides), truth)
@@ -173,7 +112,8 @@ def train(recipe: Recipe, options: argparse.Namespace) -> nn.Module:
             total.backward()  # type: ignore[no-untyped-call]  # torch leaves it bare
             nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_LIMIT)
             optimizer.step()
-            follow(average, network, step)
+            decay = AVERAGE_DECAY * (1 - math.exp(-(step + 1) / AVERAGE_RAMP))
+            training.follow(average, network, decay)
             sums = {k: sums.get(k, 0.0) + v / per_epoch for k, v in parts.items()}
             step += 1
         save(average, options.output)
@@ -187,33 +127,10 @@ def train(recipe: Recipe, options: argparse.Namespace) -> nn.Module:
 
 def save(network: nn.Module, path: Path) -> None:
     """Write the weights in half precision, with the class names, branches unfolded."""
-    state = {
-        k: v.half().contiguous() if v.is_floating_point() else v
-        for k, v in network.state_dict().items()
-        if not k.endswith("num_batches_tracked")
-    }
-    torch.save({"model": None, "ema": state, "names": list(CLASS_NAMES)}, path)
-
-
-def average_precision(recipe: Recipe, network: nn.Module, count: int) -> dict[str, Any]:
-    """Return the COCO box metrics on `count` held-out images."""
-    card = ModelCard(
-        recipe=recipe.name,
-        variant=VARIANT,
-        task=recipe.task,
-        preprocess=recipe.preprocess(VARIANT, SIZE),
-        class_names=CLASS_NAMES,
-        checkpoint_sha256="",
+    torch.save(
+        {"model": None, "ema": training.half(network.state_dict()), "names": list(CLASS_NAMES)},
+        path,
     )
-    data = files.dataset(f"shapes:split=val,seed=1,count={count},size={SIZE[0]}")
-    assert recipe.decode is not None
-
-    @torch.inference_mode()
-    def forward(images: Floats) -> dict[str, Floats]:
-        return {recipe.outputs[0]: network(torch.from_numpy(images)).numpy()}
-
-    scores = evaluation.evaluate(forward, data, card, recipe.decode, batch_size=16)
-    return scores.to_json()
 
 
 def main() -> None:
@@ -235,7 +152,7 @@ def main() -> None:
     print(
         json.dumps(
             {
-                **average_precision(recipe, network, 500),
+                **training.scores(network, recipe, VARIANT, files.dataset(HELD_OUT), CLASS_NAMES),
                 "epochs": options.epochs,
                 "wall_seconds": round(time.perf_counter() - started),
                 "cpu_seconds": round(usage.ru_utime + usage.ru_stime),

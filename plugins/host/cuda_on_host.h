@@ -29,6 +29,7 @@
 #define __shared__ static
 #define __launch_bounds__(...)
 #define __constant__ static
+#define __grid_constant__
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;

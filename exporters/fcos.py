@@ -1,0 +1,52 @@
+"""FCOS on a ResNet pyramid, as torchvision defines it.
+
+Source: torchvision.models.detection.fcos; FCOS (arXiv 1904.01355).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torchvision.models.detection import fcos
+
+from deploykit import detection, layers
+from deploykit.detectors import dense, dense_family, grids
+from deploykit.recipe import Recipe
+from deploykit.reparam import fold
+
+if TYPE_CHECKING:
+    from deploykit.recipe import StateDict
+
+VARIANTS = {f"{body}_fpn": body for body in dense_family.BODIES}
+
+
+def build(variant: str, classes: int) -> dense.Pyramid:
+    """Return the network of a variant as it was trained, in eval mode."""
+    model = fcos.FCOS(dense_family.pyramid(VARIANTS[variant]), classes)
+    return dense.Pyramid(model, grids.spread).eval()
+
+
+def identify(state: StateDict) -> tuple[str, int] | None:
+    """Return the variant and the number of classes, None where it is not an FCOS."""
+    classes = layers.outputs(state, "head.classification_head.cls_logits.weight")
+    centres = layers.outputs(state, "head.regression_head.bbox_ctrness.weight")
+    body = dense_family.body(state)
+    if classes is None or centres != 1 or body is None:
+        return None
+    return f"{body}_fpn", classes
+
+
+recipe = Recipe(
+    name="fcos",
+    task="detection",
+    variants=tuple(VARIANTS),
+    build=build,
+    adapt=dense_family.adapt,
+    identify=identify,
+    deploy=fold,
+    preprocess=dense_family.preprocess,
+    outputs=dense_family.OUTPUTS,
+    decode=detection.padded,
+    keep_float=dense_family.KEEP_FLOAT,
+    class_names=dense_family.class_names,
+)

@@ -1,0 +1,124 @@
+"""What the tests of dense detectors share: torchvision's own results on a prepared canvas."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from deploykit import backends, customops, exporting, fusion, metadata, onnxfile
+from deploykit.metadata import ModelCard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from deploykit.recipe import Recipe
+
+    Arrays = Sequence[NDArray[Any]]
+    Layer = nn.Conv2d | nn.Linear
+
+
+def eager(model: Any, images: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    """Return what torchvision's model finds in images that are prepared already."""
+    model.transform.normalize = lambda image: image
+    model.transform.resize = lambda image, target: (image, target)
+    model.transform.size_divisible = 1
+    with torch.inference_mode():
+        found: list[dict[str, torch.Tensor]] = model.eval()(list(images))
+    return found
+
+
+def sane(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Return the network with random weights that keep the size of what passes through it."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                fan = module.weight[0].numel()
+                module.weight.normal_(0, (1.6 / fan) ** 0.5, generator=generator)
+                if module.bias is not None:
+                    module.bias.normal_(0, 0.1, generator=generator)
+            elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+                module.weight.uniform_(0.5, 1.2, generator=generator)
+                module.bias.normal_(0, 0.2, generator=generator)
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.normal_(0, 0.2, generator=generator)
+                module.running_var.uniform_(0.5, 1.5, generator=generator)
+    return network.eval()
+
+
+def tame(run: Callable[[], object], layers: Sequence[Layer], mean: float, deviation: float) -> None:
+    """Scale the weights of `layers` so that what they give in `run` has this mean and deviation.
+
+    Layers are taken one by one: scores that saturate would tie.
+    """
+    for layer in layers:
+        seen: list[torch.Tensor] = []
+        hook = layer.register_forward_hook(lambda *args, seen=seen: seen.append(args[2]))
+        with torch.inference_mode():
+            run()
+        hook.remove()
+        values = torch.cat([value.flatten() for value in seen])
+        with torch.no_grad():
+            layer.weight *= deviation / values.std()
+            assert layer.bias is not None
+            layer.bias.fill_(mean)
+
+
+def exported(network: nn.Module, recipe: Recipe, size: tuple[int, int], path: Path) -> Path:
+    """Return the ONNX file of a network for inputs of `size`, written as `export` does."""
+    variant = recipe.variants[0]
+    preprocess = replace(recipe.preprocess(variant, None), size=size)
+    card = ModelCard(recipe.name, variant, recipe.task, preprocess, ("a",), "")
+    deployed = exporting.Network(recipe.deploy(network).eval(), recipe, card)
+    model = exporting.to_onnx(deployed, 19)
+    fusion.fuse(model)
+    customops.attach(model)
+    metadata.write(model.metadata_props, card)
+    onnxfile.write_model(model, path)
+    return path
+
+
+def run(path: Path, **feeds: torch.Tensor) -> list[NDArray[Any]]:
+    """Return what a written model gives in ONNX Runtime."""
+    session = backends.load("onnxruntime").open_session(path)
+    found = session.run({name: value.numpy() for name, value in feeds.items()})
+    return [found[name] for name in ("boxes", "scores", "classes", "count")]
+
+
+def assert_same(
+    found: Arrays, expected: Sequence[Mapping[str, torch.Tensor]], first: int = 0
+) -> None:
+    """Compare with torchvision's lists; `first`: its label of class 0."""
+    boxes, scores, classes, counts = (np.asarray(array) for array in found)
+    for i, wanted in enumerate(expected):
+        count = len(wanted["scores"])
+        assert counts[i] == count
+        order = aligned(boxes[i, :count], classes[i, :count], wanted, first)
+        off = np.abs(boxes[i, :count][order] - wanted["boxes"].numpy())
+        assert (off.max(1, initial=0) <= 0.5).mean() >= 0.99 if count else True
+        np.testing.assert_allclose(scores[i, :count][order], wanted["scores"].numpy(), atol=1e-3)
+        assert (classes[i, count:] == -1).all()
+        assert not boxes[i, count:].any()
+        assert not scores[i, count:].any()
+        assert (np.diff(scores[i, :count]) <= 0).all()
+
+
+def aligned(
+    boxes: NDArray[Any], classes: NDArray[Any], wanted: Mapping[str, torch.Tensor], first: int
+) -> NDArray[np.int64]:
+    """Return, for each wanted detection, the row that has its class and the nearest box."""
+    labels, corners = wanted["labels"].numpy() - first, wanted["boxes"].numpy()
+    distance = np.abs(boxes[None] - corners[:, None]).max(-1)
+    distance[classes[None] != labels[:, None]] = np.inf
+    order = distance.argmin(1) if len(boxes) else np.zeros(0, np.int64)
+    assert len(set(order.tolist())) == len(boxes), "every row has a partner of its own"
+    return order

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+from deploykit import masks
+
+HEIGHT, WIDTH = 37, 53
+
+
+def objects(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Masks and boxes, some of them partly or wholly outside the image, some without area."""
+    rng = np.random.default_rng(seed)
+    corners = rng.uniform(-20, 70, (count, 2, 2)).astype(np.float32)
+    boxes = np.concatenate([corners.min(1), corners.max(1)], 1)
+    boxes[::5, 2:] = boxes[::5, :2]
+    return rng.random((count, 28, 28), np.float32), boxes
+
+
+def torchvisions(values: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    pasted = paste_masks_in_image(
+        torch.from_numpy(values)[:, None], torch.from_numpy(boxes), (HEIGHT, WIDTH)
+    )
+    whole: np.ndarray = pasted[:, 0].numpy()
+    return whole
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31))
+def test_pasted_masks_are_torchvisions(seed: int) -> None:
+    values, boxes = objects(seed, 10)
+    inside = boxes[:, 2] >= 0  # torchvision fails on boxes left of or above the image
+    inside &= (boxes[:, 3] >= 0) & (boxes[:, 0] < WIDTH - 2) & (boxes[:, 1] < HEIGHT - 2)
+    expected = torchvisions(values[inside], boxes[inside])
+    whole = np.zeros_like(expected)
+    for canvas, (top, left, patch) in zip(
+        whole, masks.patches(values[inside], boxes[inside], HEIGHT, WIDTH), strict=True
+    ):
+        canvas[top : top + patch.shape[0], left : left + patch.shape[1]] = patch
+    assert np.abs(whole - expected).max(initial=0) < 1e-5
+    clear = np.abs(expected - 0.5) > 1e-5
+    pasted = masks.paste(values[inside], boxes[inside], HEIGHT, WIDTH)
+    assert ((pasted == (expected > 0.5)) | ~clear).all()
+
+
+def test_an_object_beside_the_image_or_with_nan_has_no_pixels() -> None:
+    boxes = np.array(
+        [
+            [-90, 0, -50, 9],
+            [0, -90, 9, -50],
+            [900, 0, 950, 9],
+            [np.nan, 0, 9, 9],
+            [0, 0, np.inf, 9],
+        ],
+        np.float32,
+    )
+    pasted = masks.paste(np.ones((5, 28, 28), np.float32), boxes, HEIGHT, WIDTH)
+    assert pasted.shape == (5, HEIGHT, WIDTH)
+    assert not pasted.any()
+
+
+def test_no_objects_have_no_pixels() -> None:
+    empty = np.zeros((0, 28, 28), np.float32)
+    none = np.zeros((0, 4), np.float32)
+    assert masks.paste(empty, none, HEIGHT, WIDTH).shape == (0, HEIGHT, WIDTH)
+    assert not list(masks.run_lengths(empty, none, HEIGHT, WIDTH))
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.9])
+def test_a_pixel_belongs_where_the_mask_is_above_the_threshold(threshold: float) -> None:
+    values, boxes = np.full((1, 28, 28), 0.4, np.float32), np.array([[5, 5, 25, 25]], np.float32)
+    pasted = masks.paste(values, boxes, HEIGHT, WIDTH, threshold=threshold)
+    assert pasted[0, 15, 15] == (threshold < 0.4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31))
+def test_run_lengths_are_those_of_the_pasted_mask(seed: int) -> None:
+    api = pytest.importorskip("faster_coco_eval.core.mask")
+    values, boxes = objects(seed, 6)
+    boxes[0] = -50, -50, 150, 150  # touches every edge
+    values[0] = 1
+    whole = masks.paste(values, boxes, HEIGHT, WIDTH)
+    for pixels, counts in zip(whole, masks.run_lengths(values, boxes, HEIGHT, WIDTH), strict=True):
+        assert sum(counts) == HEIGHT * WIDTH
+        assert 0 not in counts[1:]
+        coded = api.frPyObjects({"size": [HEIGHT, WIDTH], "counts": counts}, HEIGHT, WIDTH)
+        assert (api.decode(coded).astype(bool) == pixels).all()
+        assert coded == api.encode(np.asfortranarray(pixels.astype(np.uint8)))
