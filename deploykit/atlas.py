@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from deploykit.tape import Tape
 
 OUTSIDE = -3.0
-"""A place beside every map, in GridSample's units: it reads zero there."""
+"""A place beside every map of `LEAST` cells or more, in GridSample's units: it reads zero there."""
+LEAST = 2
+"""Cells along a side: GridSample takes every place for the only cell of a side of one."""
 
 
 class Atlas:
@@ -23,14 +25,14 @@ class Atlas:
     def __init__(
         self, op: Tape, features: Sequence[ir.Value], sizes: Sequence[tuple[int, ...]]
     ) -> None:
-        """Write the map float32[B, C, sum of heights, largest width].
+        """Write the map float32[B, C, sum of heights, largest width], each at least `LEAST`.
 
         features: T[B, C, H_l, W_l]. sizes: (H_l, W_l).
         """
         self.heights = [size[0] for size in sizes]
         self.widths = [size[1] for size in sizes]
         self.starts = [sum(self.heights[:i]) for i in range(len(sizes))]
-        self.height, self.width = sum(self.heights), max(self.widths)
+        self.height, self.width = max(LEAST, sum(self.heights)), max(LEAST, *self.widths)
         padded = [
             self._padded(op, maps, width) for maps, width in zip(features, self.widths, strict=True)
         ]
@@ -39,8 +41,9 @@ class Atlas:
     def _padded(self, op: Tape, maps: ir.Value, width: int) -> ir.Value:
         if maps.dtype is not ir.DataType.FLOAT:
             maps = op.Cast(maps, to=ir.DataType.FLOAT.value)
-        short = self.width - width
-        padded: ir.Value = op.Pad(maps, [0] * 7 + [short]) if short else maps
+        below, beside = max(LEAST - sum(self.heights), 0), self.width - width
+        short = below or beside
+        padded: ir.Value = op.Pad(maps, [0] * 6 + [below, beside]) if short else maps
         return padded
 
     def read(self, op: Tape, x: ir.Value, y: ir.Value, size: tuple[int, int]) -> ir.Value:

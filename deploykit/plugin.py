@@ -33,6 +33,13 @@ class Attribute:
     valid: Callable[[Any], bool]
 
 
+POOLED_SIZE = tuple(
+    Attribute(f"output_{side}", 7, "1 to 64", lambda v: 1 <= v <= 64)
+    for side in ("height", "width")
+)
+"""What an op that pools regions makes of each."""
+
+
 @dataclass(frozen=True)
 class Output:
     """One result of an op."""
@@ -92,3 +99,19 @@ class Plugin:
     def variadic(self) -> bool:
         """Return whether the last input stands for several."""
         return self.inputs[-1].endswith("...")
+
+
+def regions_mismatch(sizes: Sequence[tuple[int, ...]]) -> str:
+    """Return what is wrong between the inputs of an op that pools regions, "" where nothing is.
+
+    sizes: of boxes float32[B, R, 4], count int32[B] and each level T[B, C, H, W], after the batch.
+    """
+    boxes, count, *levels = (f"[{', '.join(map(str, ('B', *size)))}]" for size in sizes)
+    if len(sizes[0]) != 2 or sizes[0][1] != 4 or sizes[0][0] == 0:
+        return f"boxes are {boxes}, expected [B, R, 4], R > 0"
+    if sizes[1]:
+        return f"count is {count}, expected [B]"
+    for level, size in zip(levels, sizes[2:], strict=True):
+        if len(size) != 3 or 0 in size or size[0] != sizes[2][0]:
+            return f"features are {level}, expected [B, C, H, W] with one C"
+    return ""

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploykit.atlas import Atlas, Axis
-from deploykit.plugin import Attribute, Call, Output, Plugin
+from deploykit.plugin import POOLED_SIZE, Attribute, Call, Output, Plugin, regions_mismatch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -161,6 +161,8 @@ def runtime_body(op: Tape, call: Call) -> Sequence[ir.Value]:
     present = op.Less(np.arange(rows, dtype=np.int32)[None], op.Unsqueeze(count, [1]))
     finite = op.Less(op.ReduceSum(op.Abs(flat), [1], keepdims=0), float("inf"))
     valid = op.And(op.Reshape(present, [-1]), finite)
+    if attributes["aligned"] and attributes["sampling_ratio"] == 0:
+        valid = op.And(valid, _upright(op, flat))
     level = _level_body(op, flat, len(features), attributes)
     pooled, places = [], []
     for index, maps in enumerate(features):
@@ -184,6 +186,13 @@ def runtime_body(op: Tape, call: Call) -> Sequence[ir.Value]:
     result = op.Gather(found, where)
     half = features[0].dtype is not ir.DataType.FLOAT
     return [op.Cast(result, to=ir.DataType.FLOAT16.value) if half else result]
+
+
+def _upright(op: Tape, flat: ir.Value) -> ir.Value:
+    """Return which boxes, float32[n, 4], have no negative side; others have no samples at all."""
+    low, high = op.Split(flat, num_outputs=2, axis=1, outputs=2)
+    upright: ir.Value = op.GreaterOrEqual(op.ReduceMin(op.Sub(high, low), [1], keepdims=0), 0.0)
+    return upright
 
 
 def _level_body(op: Tape, flat: ir.Value, levels: int, attributes: Mapping[str, Any]) -> ir.Value:
@@ -333,7 +342,7 @@ def check(attributes: Mapping[str, Any], sizes: Sequence[tuple[int, ...]]) -> st
         return f"{len(attributes['spatial_scales'])} spatial_scales for {levels} levels"
     if attributes["mode"] == "max" and attributes["sampling_ratio"] == 0:
         return "mode 'max' needs a sampling_ratio of 1 or more"
-    return ""
+    return regions_mismatch(sizes)
 
 
 plugin = Plugin(
@@ -342,8 +351,7 @@ plugin = Plugin(
     inputs=("boxes", "count", "features..."),
     outputs=(Output("pooled", "features"),),
     attributes=(
-        Attribute("output_height", 7, "1 to 64", lambda v: 1 <= v <= 64),
-        Attribute("output_width", 7, "1 to 64", lambda v: 1 <= v <= 64),
+        *POOLED_SIZE,
         Attribute("sampling_ratio", 2, "0 (adaptive) to 16", lambda v: 0 <= v <= 16),
         Attribute("aligned", 0, "0 or 1", lambda v: v in (0, 1)),
         Attribute("mode", "avg", "avg or max", lambda v: v in ("avg", "max")),

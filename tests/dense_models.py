@@ -98,7 +98,7 @@ def assert_same(
     found: Arrays, expected: Sequence[Mapping[str, torch.Tensor]], first: int = 0
 ) -> None:
     """Compare with torchvision's lists; `first`: its label of class 0."""
-    boxes, scores, classes, counts = (np.asarray(array) for array in found)
+    boxes, scores, classes, counts = (np.asarray(array) for array in found[:4])
     for i, wanted in enumerate(expected):
         count = len(wanted["scores"])
         assert counts[i] == count

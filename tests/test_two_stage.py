@@ -106,6 +106,7 @@ def test_the_exported_graph_is_small_and_holds_nothing_that_tensorrt_refuses(
     assert len(graph.graph) <= 700
     types = {node.op_type for node in graph.graph if node.domain != "deploykit"}
     assert not types & {"If", "Loop", "NonZero", "NonMaxSuppression", "RoiAlign"}
+    assert "BatchNormalization" not in types
     poolers = 1 if model.head == "boxes" else 2
     assert customops.counts(graph) == {"DKBatchedNms": 2, "DKMultiscaleRoiAlign": poolers}
 

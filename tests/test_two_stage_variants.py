@@ -98,10 +98,3 @@ def test_published_weights_of_resnet50_are_taken_for_those_with_an_epsilon_of_0(
     recipe = files.recipe("faster_rcnn")
     assert recipe.identify(state) == ("resnet50_fpn_eps0", CLASSES)
     assert recipe.identify(other) == ("resnet101_fpn", CLASSES)
-
-
-def test_every_norm_behind_a_convolution_is_folded() -> None:
-    network = files.recipe("mask_rcnn").build("resnet18_fpn", CLASSES)
-    kinds = (torch.nn.BatchNorm2d, FrozenBatchNorm2d)
-    folded = files.recipe("mask_rcnn").deploy(network)
-    assert not [name for name, module in folded.named_modules() if isinstance(module, kinds)]

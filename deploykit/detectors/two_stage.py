@@ -159,11 +159,12 @@ class TwoStage(nn.Module):
     """Faster R-CNN, and Mask or Keypoint R-CNN where the model has such a head."""
 
     def __init__(self, model: Any, sampling: Sampling = Sampling()) -> None:  # noqa: ANN401 - torchvision ships no types
-        """Take the trained parts of torchvision's model, under their names.
+        """Take the trained parts of torchvision's model, under their names; it goes to eval mode.
 
         `score_threshold` may be changed until the network is traced.
         """
         super().__init__()
+        model.eval()  # the RPN's limits follow the mode
         self.backbone, self.rpn, self.roi_heads = model.backbone, model.rpn, model.roi_heads
         self.cells = [cell.numpy() for cell in model.rpn.anchor_generator.cell_anchors]
         self.propose, self.select = Proposals(model.rpn), Detections(model.roi_heads)
