@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from deploykit.launchers import ELEMENTS, MOST_LEVELS, AlignParams, NmsParams
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
@@ -26,7 +28,6 @@ Tensor: TypeAlias = Any
 STRIDES = (4, 8, 16, 32)
 CANONICAL_SIZE, CANONICAL_LEVEL, FIRST_LEVEL = 224.0, 4, 2
 BINS, SAMPLES = 7, 2
-MOST_LEVELS = 5
 ALIGNMENT = {
     "output_height": BINS,
     "output_width": BINS,
@@ -37,8 +38,6 @@ ALIGNMENT = {
     "level_epsilon": 1e-6,
 }
 """torchvision's settings, as far as they are not 0."""
-ELEMENTS = ("float32", "float16", "int8")
-"""By the launchers' numbers."""
 TOLERANCE = {"float32": 1e-5, "float16": 2e-3}
 """Of the largest absolute output."""
 
@@ -119,33 +118,6 @@ def nms_bytes(count: int, kept: int) -> int:
 
 
 # --- the library ------------------------------------------------------------------------------
-
-
-class NmsParams(ctypes.Structure):
-    """`BatchedNmsParams` of plugins/batched_nms.cuh."""
-
-    _fields_ = (
-        *((name, ctypes.c_int) for name in ("batch", "boxes", "candidates", "max_detections")),
-        *((name, ctypes.c_float) for name in ("iou_threshold", "score_threshold")),
-        *((name, ctypes.c_int) for name in ("class_agnostic", "offset_grouping")),
-    )
-
-
-class AlignParams(ctypes.Structure):
-    """`MultiscaleRoiAlignParams` of plugins/multiscale_roi_align.cuh."""
-
-    _fields_ = (
-        *((name, ctypes.c_int) for name in ("batch", "rows", "channels", "levels")),
-        *((name, ctypes.c_int * MOST_LEVELS) for name in ("heights", "widths")),
-        ("spatial_scales", ctypes.c_float * MOST_LEVELS),
-        *((name, ctypes.c_int) for name in ("output_height", "output_width", "sampling_ratio")),
-        *((name, ctypes.c_int) for name in ("aligned", "maximum")),
-        ("canonical_size", ctypes.c_float),
-        *((name, ctypes.c_int) for name in ("canonical_level", "first_level")),
-        ("level_epsilon", ctypes.c_float),
-        ("epsilon_inside", ctypes.c_int),
-        *((name, ctypes.c_float) for name in ("input_scale", "output_scale")),
-    )
 
 
 class Library:

@@ -288,6 +288,11 @@ def _interface(value: ir.Value) -> tuple[object, ...]:
     return (value.dtype, tuple(str(dim) for dim in (value.shape or ())[1:]))
 
 
+def complete(plugin: Plugin, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return every attribute of the op. Raises: OptionError for one unknown or not valid."""
+    return _checked(plugin, given, OptionError, where=where)
+
+
 def _checked(
     plugin: Plugin,
     given: Mapping[str, Any],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from deploykit.errors import unknown_name
 
@@ -46,6 +46,9 @@ class BuildOptions:
     workspace: int | None = None
     """Bytes of scratch memory the builder may use; None: the builder's own limit."""
     timing_cache: Path | None = None
+    plugins: str = "auto"
+    """How our ops come into an engine: `auto` (plugins from Python), `none` (standard ops), or the
+    path of a plugin library. Models without such ops ignore the first two."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class Built:
     seconds: float
     log: str
     """The builder's native log."""
+    plugins: Mapping[str, Any] | None = None
+    """What the engine has in place of our ops; None: the model has none."""
 
 
 class Session(Protocol):

@@ -56,4 +56,4 @@ def build(
         unproven = _layers.prove(layers, graph, builder.title)
     seconds = time.perf_counter() - started
     log = "\n".join(filter(None, [note, log.rstrip(), unproven])) + "\n"
-    return Built(inputs, outputs, layers, seconds, log)
+    return Built(inputs, outputs, layers, seconds, log, request.plugins)

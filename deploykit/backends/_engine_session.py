@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from deploykit.backends import _cuda, _feeds, _trt
+from deploykit.backends import _cuda, _feeds, _plugins, _trt
 from deploykit.errors import BackendError, ModelError
 from deploykit.values import TensorSpec
 
@@ -41,6 +41,9 @@ _MILLI = 1e-3
 def load(trt: Any, cuda: Any, path: Path) -> EngineSession:  # noqa: ANN401 - native modules
     """Return a session of an engine file. Raises: BackendError where it is not for this GPU."""
     lines: list[str] = []
+    use = _plugins.needed(path)
+    if use is not None:
+        _plugins.register(trt, _plugins.check(use, path), lines.append)
     runtime = trt.Runtime(_trt.logger(trt, lines.append))
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:

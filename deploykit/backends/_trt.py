@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit import artifacts
+from deploykit.backends import _plugins
 from deploykit.errors import BackendError, OptionError
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ class Request:
     shapes: Mapping[str, tuple[tuple[int, ...], ...]] | None = None
     workspace: int | None = None
     timing_cache: str | None = None
+    plugins: Mapping[str, Any] | None = None
+    """`_plugins.Use` as JSON; None: the model has none of our ops."""
     builder_flags: tuple[str, ...] = ()
     """INT8 and FP16, for a weakly typed generation only."""
 
@@ -111,7 +114,12 @@ def build(trt: Trt, request: Request, say: Callable[[str], None]) -> str | None:
     log = logger(trt, say)
     builder = trt.Builder(log)
     network = builder.create_network(_network_flags(trt, rules))
+    use = _plugins.from_json(request.plugins)
+    if use is not None:
+        _plugins.register(trt, use, say)
     _parse(trt, network, log, request.model)
+    if use is not None:
+        _plugins.check_layers(trt, network, use)
     config = _config(trt, builder, rules, request)
     cache = _timing_cache(config, request)
     plan = builder.build_serialized_network(network, config)

@@ -105,6 +105,7 @@ def _refuse(options: BuildOptions) -> None:
         "--min-shapes, --opt-shapes and --max-shapes": options.shapes,
         "--workspace": options.workspace,
         "--timing-cache": options.timing_cache,
+        "--plugins": options.plugins != "auto",
     }
     for option, value in given.items():
         if value:

@@ -18,6 +18,7 @@ from deploykit.backends import (
     _cuda,
     _inspector,
     _layers,
+    _plugins,
     _trt,
     targets,
 )
@@ -71,14 +72,16 @@ def build(model: Path, output: Path, options: BuildOptions) -> Built:
     rules = _trt.generation(importlib.import_module(MODULE))
     inputs, outputs = onnxfile.interface(graph)
     check_types(rules, (*inputs, *outputs))
-    request = _trt.Request(
-        module=MODULE,
-        model=str(model.resolve()),
-        timing_cache=str(options.timing_cache.resolve()) if options.timing_cache else None,
-        builder_flags=builder_flags(rules, graph),
-    )
     builder = Builder("TensorRT", lambda _, found: _inspector.layers(found) if found else ())
-    return _building.build(builder, graph, request, output, options)
+    with _plugins.prepared(graph, model, options.plugins) as made:
+        request = _trt.Request(
+            module=MODULE,
+            model=str(made.path),
+            plugins=_plugins.to_json(made.use),
+            timing_cache=str(options.timing_cache.resolve()) if options.timing_cache else None,
+            builder_flags=builder_flags(rules, graph),
+        )
+        return _building.build(builder, graph, request, output, options)
 
 
 def check_targets(sms: tuple[str, ...], own: str) -> None:
@@ -137,6 +140,9 @@ def inspect(path: Path) -> tuple[LayerPrecision, ...]:
     _check_available()
     trt = importlib.import_module(MODULE)
     lines: list[str] = []
+    use = _plugins.needed(path)
+    if use is not None:
+        _plugins.register(trt, _plugins.check(use, path), lines.append)
     found = _trt.inspection(trt, _trt.logger(trt, lines.append), plan)
     if found is None:
         raise _cuda.unloadable(path, lines)

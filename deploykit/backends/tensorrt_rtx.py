@@ -14,6 +14,7 @@ from deploykit.backends import (
     _cuda,
     _layers,
     _plan_text,
+    _plugins,
     _trt,
     targets,
 )
@@ -61,14 +62,17 @@ def build(model: Path, output: Path, options: BuildOptions) -> Built:
     _check_available()
     graph = onnxfile.read_model(model)
     sms = tuple(row.sm for row in targets.rtx_targets(options.sms or _own()))
-    check(graph, sms, options)
-    request = _trt.Request(module=MODULE, model=str(model.resolve()), sms=sms)
     builder = Builder(
         "TensorRT-RTX",
         lambda engine, _: _plan_text.kernels(engine.read_bytes()),
         library=_library(),
     )
-    return _building.build(builder, graph, request, output, options)
+    with _plugins.prepared(graph, model, options.plugins) as made:
+        check(graph, sms, options)
+        request = _trt.Request(
+            module=MODULE, model=str(made.path), sms=sms, plugins=_plugins.to_json(made.use)
+        )
+        return _building.build(builder, graph, request, output, options)
 
 
 def check(model: ir.Model, sms: tuple[str, ...], options: BuildOptions) -> None:

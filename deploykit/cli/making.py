@@ -149,6 +149,13 @@ def build(
     max_shapes: Annotated[list[str] | None, typer.Option(help="name:32x3x640x640")] = None,
     workspace: Annotated[str | None, typer.Option(help="Scratch memory, such as 4G.")] = None,
     timing_cache: Annotated[Path | None, typer.Option(help="For full TensorRT.")] = None,
+    plugins: Annotated[
+        str,
+        typer.Option(
+            help="RoIAlign and NMS: auto (plugins from Python), none (standard ops), or the path "
+            "of libdeploykit_plugins.so."
+        ),
+    ] = "auto",
     record: Record = None,
     as_json: AsJson = False,
 ) -> None:
@@ -161,6 +168,7 @@ def build(
         shapes=options.profiles(min_shapes or (), opt_shapes or (), max_shapes or ()),
         workspace=options.byte_count(workspace),
         timing_cache=timing_cache,
+        plugins=plugins,
     )
     made = pipeline.build(model, output, backend, wanted, record=record)
     printing.artifact(made.artifact, as_json=as_json, notes=made.notes, extra=made.to_json())

@@ -227,6 +227,7 @@ def build(
             "sms": list(options.sms),
             "card": None if card is None else card.to_json(),
             "seconds": round(built.seconds, 3),
+            **({} if built.plugins is None else {"plugins": dict(built.plugins)}),
             "precision": records.shares(built.layers),
         },
         parents=(model,),

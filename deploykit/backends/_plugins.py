@@ -1,0 +1,195 @@
+"""Our ops in a TensorRT build and at load time: as plugins from Python, from a library, or not.
+
+A graph with plugins is built without the functions that ONNX Runtime needs: a plugin that is
+missing must be an error, not a silent fallback. The engine's sidecar says what it needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from deploykit import artifacts, customops, files, onnxfile
+from deploykit.errors import BackendError, DeployError, InputError, OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    import onnx_ir as ir
+
+    from deploykit.values import Json
+
+AUTO, NONE = "auto", "none"
+How = Literal["python", "library", "none"]
+"""Plugins made in Python; those of a shared library; standard ops in their place."""
+_SOURCES = ("*.cu", "*.cuh")
+_MISSING = "the engine was built with plugins"
+
+
+@dataclass(frozen=True)
+class Use:
+    """What an engine has in place of our ops, as its sidecar keeps it."""
+
+    how: How
+    ops: Mapping[str, int] = field(default_factory=dict)
+    """Op type -> how many layers."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    library: str = ""
+    sha256: str = ""
+    """Of the library, or of the kernels' sources."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the builder gets."""
+
+    path: Path
+    """The graph as it is built; gone after the build."""
+    use: Use | None
+    """None: the model has none of our ops."""
+
+
+@contextlib.contextmanager
+def prepared(graph: ir.Model, model: Path, choice: str) -> Iterator[Prepared]:
+    """Make `graph`, the content of `model`, what is built; yield where it lies.
+
+    choice: `auto`, `none` or the path of a plugin library.
+
+    Raises: OptionError, ModelError, InputError.
+    """
+    counts = customops.counts(graph)
+    use = _use(choice, counts)
+    if not counts:
+        yield Prepared(model.resolve(), None)
+        return
+    (customops.inline if use.how == "none" else customops.detach)(graph)
+    with tempfile.TemporaryDirectory(prefix="deploykit-graph-") as folder:
+        path = Path(folder) / model.name
+        onnxfile.write_model(graph, path)
+        yield Prepared(path, use)
+
+
+def _use(choice: str, counts: Mapping[str, int]) -> Use:
+    versions = {name: customops.shipped()[name].version for name in counts}
+    if choice == NONE:
+        return Use("none", dict(counts), versions)
+    if choice == AUTO:
+        return Use("python", dict(counts), versions, sha256=sources_sha256())
+    path = Path(choice)
+    if not path.is_file():
+        raise OptionError(
+            f"no such plugin library: {path}",
+            expected=f"{AUTO}, {NONE} or the path of libdeploykit_plugins.so",
+            fix="plugins/README.md says how to build it",
+        )
+    if not counts:
+        raise OptionError(
+            f"{path} would not be used: the model has none of our ops", fix="leave --plugins out"
+        )
+    return Use("library", dict(counts), versions, str(path.resolve()), artifacts.sha256(path))
+
+
+def sources_sha256() -> str:
+    """Return the sha256 of the kernels' sources, which Python plugins are compiled from."""
+    hasher = hashlib.sha256()
+    folder = files.folder("plugin")
+    for path in sorted(path for pattern in _SOURCES for path in folder.glob(pattern)):
+        hasher.update(path.name.encode() + b"\0" + path.read_bytes())
+    return hasher.hexdigest()
+
+
+def needed(engine: Path) -> Use | None:
+    """Return what an engine needs, as its sidecar says; None: nothing, or it has no sidecar."""
+    try:
+        known = artifacts.read_json(artifacts.sidecar(engine))["made_by"]["plugins"]
+        use = Use(**known)
+    except (DeployError, KeyError, TypeError):
+        return None
+    return None if use.how == "none" else use
+
+
+def check(use: Use, engine: Path) -> Use:
+    """Return `use` with the library's path here. Raises: BackendError where it is another one.
+
+    A library is looked for where it was, and beside the engine.
+    """
+    if use.how == "python":
+        if use.sha256 != sources_sha256():
+            raise BackendError(
+                f"{_MISSING} from other kernel sources than those installed here",
+                expected=f"sources of sha256 {use.sha256[:12]}",
+                fix="install the deploykit that built it, or build the engine again",
+            )
+        return use
+    place = Path(use.library)
+    found = [path for path in (place, engine.with_name(place.name)) if path.is_file()]
+    if not found:
+        raise BackendError(
+            f"{_MISSING} of {place.name}, which is not here",
+            expected=f"{place}, or {place.name} beside the engine",
+            fix="copy the library there",
+        )
+    given = next((path for path in found if artifacts.sha256(path) == use.sha256), None)
+    if given is None:
+        raise BackendError(
+            f"{found[0]} is not the library the engine was built with",
+            expected=f"sha256 {use.sha256[:12]}, found {artifacts.sha256(found[0])[:12]}",
+            fix="copy that library beside the engine, or build the engine again",
+        )
+    return Use(use.how, use.ops, use.versions, str(given), use.sha256)
+
+
+def register(trt: Any, use: Use, say: Callable[[str], None]) -> None:  # noqa: ANN401 - the module ships no types
+    """Make the plugins known to TensorRT in this process. Raises: BackendError."""
+    if use.how == "python":
+        from deploykit.backends import _python_plugins  # noqa: PLC0415 - torch-free, but seldom needed
+
+        _python_plugins.register(trt, tuple(use.ops), say)
+    elif use.how == "library":
+        load(trt, Path(use.library))
+
+
+def load(trt: Any, library: Path) -> None:  # noqa: ANN401 - the module ships no types
+    """Load a plugin library into the registry. Raises: BackendError, InputError."""
+    if not library.is_file():
+        raise InputError(f"no such plugin library: {library}")
+    try:
+        handle = trt.get_plugin_registry().load_library(str(library))
+    except Exception as error:
+        raise _unloadable(library, str(error)) from error
+    if handle is None:
+        raise _unloadable(library, "the registry refused it")
+
+
+def _unloadable(library: Path, reason: str) -> BackendError:
+    return BackendError(
+        f"{library} cannot be loaded as a plugin library: {reason}",
+        expected="libdeploykit_plugins.so, built for this TensorRT and this machine",
+        fix="build it again: plugins/README.md",
+    )
+
+
+def check_layers(trt: Any, network: Any, use: Use) -> None:  # noqa: ANN401 - native objects
+    """Raise BackendError unless the parsed network has a plugin layer for each of our ops."""
+    layers = (network.get_layer(i) for i in range(network.num_layers))
+    found = sum(layer.type == trt.LayerType.PLUGIN_V3 for layer in layers)
+    wanted = 0 if use.how == "none" else sum(use.ops.values())
+    if found != wanted:
+        ops = ", ".join(f"{count} x {name}" for name, count in sorted(use.ops.items()))
+        raise BackendError(
+            f"the parsed network has {found} plugin layers", expected=f"{wanted}: {ops}"
+        )
+
+
+def to_json(use: Use | None) -> Json | None:
+    """Return plain JSON values, None for None."""
+    return None if use is None else asdict(use)
+
+
+def from_json(known: Mapping[str, Any] | None) -> Use | None:
+    """Return what `Use.to_json` gave, None for None."""
+    return None if known is None else Use(**{**known, "how": cast("How", known["how"])})

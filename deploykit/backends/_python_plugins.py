@@ -1,0 +1,275 @@
+"""Our ops as TensorRT plugins (IPluginV3) made in Python.
+
+Shapes and formats are Python; the kernels are compiled by nvcc when the first one runs, for the GPU
+at hand. No CUDA call is made before: engines are built ahead of time on machines without a GPU.
+`enqueue` needs a GPU and is not run in CI; what it calls is (`launchers`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from deploykit import customops, files, launchers
+from deploykit.backends import _cuda
+from deploykit.errors import BackendError, DeployError, OptionError
+from deploykit.launchers import LAUNCHERS, Buffers
+from deploykit.plugin import NAMESPACE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from deploykit.launchers import Size
+    from deploykit.plugin import Plugin
+
+Trt: TypeAlias = Any
+"""The tensorrt or tensorrt_rtx module, or one of its objects: neither ships types."""
+Say: TypeAlias = "Callable[[str], None]"
+_IDENTITY = ("plugin_namespace", "plugin_version")
+"""Attributes of a node that name the op; the parser may hand them on."""
+
+
+@functools.cache
+def kernels() -> ctypes.CDLL:
+    """Return the launchers of all ops, compiled for this GPU. Raises: BackendError."""
+    compiler = shutil.which("nvcc")
+    if compiler is None:
+        raise BackendError(
+            "plugins from Python are compiled by nvcc, which is not on PATH",
+            fix="install the CUDA toolkit, or build the engine with --plugins LIBRARY",
+        )
+    with tempfile.TemporaryDirectory(prefix="deploykit-kernels-") as folder:
+        target = Path(folder) / "kernels.so"
+        command = command_line(compiler, f"sm_{_cuda.compute_capability()}", target)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our sources, the user's compiler
+        if done.returncode:
+            raise BackendError(f"nvcc cannot compile the kernels:\n{done.stderr.strip()}")
+        return ctypes.CDLL(str(target))
+
+
+def command_line(compiler: str, architecture: str, target: Path) -> list[str]:
+    """Return the command that makes a shared library of every kernel source."""
+    sources = sorted(str(path) for path in files.folder("plugin").glob("*.cu"))
+    options = ["-O3", "-std=c++17", "-shared", "-Xcompiler", "-fPIC", f"-arch={architecture}"]
+    return [compiler, *options, *sources, "-o", str(target)]
+
+
+def register(trt: Trt, ops: Sequence[str], say: Say) -> None:
+    """Register a creator for each op type; say: takes what a creator refuses."""
+    registry = trt.get_plugin_registry()
+    known = {(c.name, c.plugin_namespace) for c in registry.all_creators}
+    for name in ops:
+        if (name, NAMESPACE) not in known:
+            creator = make_creator(trt, customops.shipped()[name], say)
+            registry.register_creator(creator, NAMESPACE)
+            _registered.append(creator)
+
+
+_registered: list[object] = []
+"""The registry keeps no reference of its own to a creator made in Python."""
+
+
+@dataclass(frozen=True)
+class Types:
+    """The element types of a module, by name."""
+
+    float32: Trt
+    float16: Trt
+    int32: Trt
+
+    @classmethod
+    def of(cls, trt: Trt) -> Types:
+        """Return those of a module."""
+        return cls(trt.DataType.FLOAT, trt.DataType.HALF, trt.DataType.INT32)
+
+
+def make_creator(trt: Trt, plugin: Plugin, say: Say) -> Trt:
+    """Return the creator of one op."""
+
+    class Creator(trt.IPluginCreatorV3One):  # type: ignore[misc]  # the module ships no types
+        def __init__(self) -> None:
+            trt.IPluginCreatorV3One.__init__(self)
+            self.name, self.plugin_namespace = plugin.name, NAMESPACE
+            self.plugin_version = plugin.version
+            defaults = {a.name: a.default for a in plugin.attributes}
+            self.field_names = trt.PluginFieldCollection(_fields(trt, defaults))
+
+        def create_plugin(self, name: str, given: Trt, phase: Trt) -> Trt:
+            del phase
+            try:
+                values = customops.complete(plugin, _values(plugin, given), f"node {name!r}")
+            except DeployError as error:
+                say(f"[E] {plugin.name}: {error}")
+                return None
+            return _plugin(trt, plugin, values)
+
+    return Creator()
+
+
+def _fields(trt: Trt, values: Mapping[str, Any]) -> list[Trt]:
+    """Return attributes as plugin fields."""
+    kinds = trt.PluginFieldType
+    return [
+        trt.PluginField(name, value.encode(), kinds.CHAR)
+        if isinstance(value, str)
+        else trt.PluginField(name, np.array(value, np.int32).reshape(-1), kinds.INT32)
+        if isinstance(value, int)
+        else trt.PluginField(name, np.array(value, np.float32).reshape(-1), kinds.FLOAT32)
+        for name, value in values.items()
+    ]
+
+
+def _values(plugin: Plugin, given: Trt) -> dict[str, Any]:
+    """Return plugin fields as attributes. Raises: OptionError for one that cannot be read."""
+    kinds = {a.name: type(a.default) for a in plugin.attributes}
+    found: dict[str, Any] = {}
+    for item in given:
+        if item.name in _IDENTITY:
+            continue
+        try:
+            found[item.name] = _value(item.data, kinds.get(item.name, tuple))
+        except (TypeError, ValueError, UnicodeDecodeError) as error:
+            raise OptionError(f"{plugin.name}: {item.name} cannot be read: {error}") from error
+    return found
+
+
+def _value(data: Any, kind: type) -> Any:  # noqa: ANN401 - of the attribute's type
+    if kind is str:
+        raw = data.tobytes() if hasattr(data, "tobytes") else bytes(data)
+        return raw.rstrip(b"\0").decode()
+    numbers = np.asarray(data).reshape(-1).tolist()
+    if kind is tuple:
+        return tuple(numbers)
+    (number,) = numbers
+    return number
+
+
+def _plugin(trt: Trt, plugin: Plugin, values: Mapping[str, Any]) -> Trt:
+    types = Types.of(trt)
+    launcher, outputs = LAUNCHERS[plugin.name], plugin.outputs
+    following = [o.dtype not in ("float32", "int32") for o in outputs]
+    first = len(plugin.inputs) - 1
+
+    def is_feature(place: int, inputs: int) -> bool:
+        if place >= inputs:
+            return following[place - inputs]
+        return any(following) and place >= first
+
+    def fixed(place: int, inputs: int) -> Trt:
+        if place < inputs:
+            integers = {"count", "classes"}
+            name = plugin.inputs[min(place, first)]
+            return types.int32 if name in integers else types.float32
+        return getattr(types, outputs[place - inputs].dtype)
+
+    parts = (trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime)
+
+    class Op(*parts):  # type: ignore[misc]  # the module ships no types
+        def __init__(self) -> None:
+            for part in parts:
+                part.__init__(self)
+            self.num_outputs = len(outputs)
+            self.plugin_name, self.plugin_namespace = plugin.name, NAMESPACE
+            self.plugin_version = plugin.version
+
+        def get_capability_interface(self, kind: Trt) -> Trt:
+            del kind
+            return self
+
+        def clone(self) -> Trt:
+            return _plugin(trt, plugin, values)
+
+        def get_output_data_types(self, inputs: Sequence[Trt]) -> list[Trt]:
+            count = len(inputs)
+            return [
+                inputs[-1] if follows else fixed(count + i, count)
+                for i, follows in enumerate(following)
+            ]
+
+        def get_output_shapes(self, inputs: Trt, shapes: Trt, builder: Trt) -> list[Trt]:
+            del shapes
+            return [_dims(trt, sizes, values, inputs, builder) for sizes in launcher.shapes]
+
+        def supports_format_combination(self, place: int, all_: Trt, inputs: int) -> bool:
+            asked = all_[place].desc
+            if asked.format != trt.TensorFormat.LINEAR:
+                return False
+            if not is_feature(place, inputs):
+                return bool(asked.type == fixed(place, inputs))
+            if place == first:
+                return asked.type in (types.float32, types.float16)
+            return bool(asked.type == all_[first].desc.type)
+
+        def configure_plugin(self, inputs: Trt, outputs: Trt) -> None:
+            pass
+
+        def on_shape_change(self, inputs: Trt, outputs: Trt) -> None:
+            pass
+
+        def get_valid_tactics(self) -> list[int]:
+            return []
+
+        def set_tactic(self, tactic: int) -> None:
+            pass
+
+        def get_workspace_size(self, inputs: Trt, outputs: Trt) -> int:
+            del outputs
+            shapes = [tuple(one.max) for one in inputs]
+            return 0 if launcher.workspace is None else launcher.workspace(values, shapes)
+
+        def get_fields_to_serialize(self) -> Trt:
+            return trt.PluginFieldCollection(_fields(trt, values))
+
+        def attach_to_context(self, context: Trt) -> Trt:
+            del context
+            return self.clone()
+
+        def enqueue(  # noqa: PLR0913, PLR0917 - TensorRT's signature
+            self,
+            described: Trt,
+            results: Trt,
+            inputs: Sequence[int],
+            given: Sequence[int],
+            workspace: int,
+            stream: int,
+        ) -> None:
+            del results
+            params = launcher.params(values, [tuple(one.dims) for one in described])
+            element = "float16" if described[-1].type == types.float16 else "float32"
+            buffers = Buffers(inputs, given, workspace, stream)
+            launchers.launch(kernels(), plugin, params, buffers, element)
+
+    return Op()
+
+
+def _dims(
+    trt: Trt,
+    sizes: Sequence[Sequence[Size]],
+    values: Mapping[str, Any],
+    inputs: Trt,
+    builder: Trt,
+) -> Trt:
+    """Return the symbolic dimensions of one output."""
+    dims = trt.DimsExprs(len(sizes))
+    for axis, factors in enumerate(sizes):
+        terms = [_term(factor, values, inputs, builder) for factor in factors]
+        product = terms[0]
+        for term in terms[1:]:
+            product = builder.operation(trt.DimensionOperation.PROD, product, term)
+        dims[axis] = product
+    return dims
+
+
+def _term(size: Size, values: Mapping[str, Any], inputs: Trt, builder: Trt) -> Trt:
+    if isinstance(size, tuple):
+        place, axis = size
+        return inputs[place][axis]
+    return builder.constant(values[size] if isinstance(size, str) else size)
