@@ -166,6 +166,23 @@ def counts(model: ir.Model) -> Counter[str]:
     return Counter(node.op_type for node, _ in calls(model))
 
 
+def check(model: ir.Model) -> None:
+    """Raise ModelError for attributes, shapes or types that one of our ops does not take."""
+    for node, plugin in calls(model):
+        _call(node, plugin)
+
+
+def fill(model: ir.Model) -> None:
+    """Write every attribute of our ops on its node: a plugin has no defaults."""
+    for node, plugin in calls(model):
+        for attribute in plugin.attributes:
+            if attribute.name not in node.attributes:
+                value = _plain({"": attribute.default})[""]
+                node.attributes[attribute.name] = ir.convenience.convert_attribute(
+                    attribute.name, value
+                )
+
+
 def attach(model: ir.Model) -> None:
     """Give the model a local function for each of our ops, as ONNX Runtime needs it.
 
@@ -203,8 +220,8 @@ def detach(model: ir.Model) -> None:
 def inline(model: ir.Model) -> None:
     """Replace every node of ours by its portable body. Raises: ModelError as `attach`."""
     detach(model)
-    for node, plugin in list(calls(model)):
-        tape = Tape(f"{node.name}.")
+    for number, (node, plugin) in enumerate(list(calls(model))):
+        tape = Tape(f"{node.name or f'{plugin.name}_{number}'}.")
         call = _call(node, plugin)
         call = replace(call, inputs=tuple(value for value in node.inputs if value is not None))
         results = _written(plugin.portable_body, tape, call, plugin)

@@ -66,26 +66,40 @@ class NmsParams(ctypes.Structure):
     )
 
 
+_ALIGN_VALUES = (
+    *("output_height", "output_width", "sampling_ratio", "aligned", "canonical_size"),
+    *("canonical_level", "first_level", "level_epsilon", "epsilon_inside"),
+)
+_POOL_VALUES = ("output_height", "output_width", "spatial_scale")
+_NMS_VALUES = (
+    "candidates",
+    "max_detections",
+    "iou_threshold",
+    "score_threshold",
+    "class_agnostic",
+)
+"""Attributes that go into the parameters as they are, in that order."""
+
+
 def _align_params(values: Values, shapes: Shapes) -> AlignParams:
     (batch, rows, _), _, *levels = shapes
     params = AlignParams(batch, rows, levels[0][1], len(levels))
     for index, (level, scale) in enumerate(zip(levels, values["spatial_scales"], strict=True)):
         params.heights[index], params.widths[index] = level[2:]
         params.spatial_scales[index] = scale
-    for name, _ in AlignParams._fields_[7:]:
-        if name in values:
-            setattr(params, name, values[name])
+    for name in _ALIGN_VALUES:
+        setattr(params, name, values[name])
     params.maximum = values["mode"] == "max"
     return params
 
 
 def _pool_params(values: Values, shapes: Shapes) -> PoolParams:
     (batch, rows, _), _, (_, *sizes) = shapes
-    return PoolParams(batch, rows, *sizes, *(values[name] for name, _ in PoolParams._fields_[5:]))
+    return PoolParams(batch, rows, *sizes, *(values[name] for name in _POOL_VALUES))
 
 
 def _nms_params(values: Values, shapes: Shapes) -> NmsParams:
-    named = (values[name] for name, _ in NmsParams._fields_[2:-1])
+    named = (values[name] for name in _NMS_VALUES)
     return NmsParams(*shapes[0][:2], *named, values["grouping"] == "offset")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from deploykit import matching
 from deploykit.errors import InputError, ModelError
-from deploykit.matching import Matching, Selection
+from deploykit.matching import KEYS, Matching, Selection
 from deploykit.recipe import PROPOSALS
 from deploykit.values import Agreement
 
@@ -39,6 +39,8 @@ _PATCH = 16
 
 ORDER = "scores[order]"
 """Name under which it is compared that the scores of a candidate's detections fall."""
+DEPENDENT = 10
+"""Masks and keypoints are computed from features inside boxes that differ already."""
 _UNKNOWN = Selection()
 _ROWS = (2, 3)
 """Ranks of outputs whose last axis tells quantities apart: [batch, C] and [batch, anchors, C]."""
@@ -62,7 +64,8 @@ def verify(  # noqa: PLR0913 - two sessions, their inputs and three independent 
 
     Where the outputs are padded detections, rows are paired first, see `matching`, and pairs are
     compared; `count` then says how many rows have no partner, `classes` how many of them have
-    another class. `selection` says what the models keep.
+    another class. `selection` says what the models keep. Masks and keypoints are allowed
+    `DEPENDENT` times the relative error.
 
     An output passes where, on every input, `max_abs <= atol + rtol * range`, with range the
     largest minus the smallest finite value of the reference (their magnitude, where that is 0).
@@ -85,7 +88,8 @@ def verify(  # noqa: PLR0913 - two sessions, their inputs and three independent 
         else:
             compared = {name: (found[name], array) for name, array in expected.items()}
         for name, (ours, theirs) in compared.items():
-            tallies.setdefault(name, _Tally()).add(ours, theirs, atol, rtol)
+            wider = DEPENDENT if detections and name in expected and name not in KEYS else 1
+            tallies.setdefault(name, _Tally()).add(ours, theirs, atol, rtol * wider)
             split = columns and theirs.ndim in _ROWS and not (detections and name != "boxes")
             for i in range(theirs.shape[-1] if split else 0):
                 column = tallies.setdefault(f"{name}[..., {i}]", _Tally())

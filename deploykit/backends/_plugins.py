@@ -66,6 +66,8 @@ def prepared(graph: ir.Model, model: Path, choice: str) -> Iterator[Prepared]:
     if not counts:
         yield Prepared(model.resolve(), None)
         return
+    customops.check(graph)
+    customops.fill(graph)
     (customops.inline if use.how == "none" else customops.detach)(graph)
     with tempfile.TemporaryDirectory(prefix="deploykit-graph-") as folder:
         path = Path(folder) / model.name

@@ -35,6 +35,8 @@ Trt: TypeAlias = Any
 Say: TypeAlias = "Callable[[str], None]"
 _IDENTITY = ("plugin_namespace", "plugin_version")
 """Attributes of a node that name the op; the parser may hand them on."""
+_INPUT_TYPES = {"boxes": "float32", "scores": "float32", "classes": "int32", "count": "int32"}
+"""Name of an input -> its type; that of all others is the features'."""
 
 
 @functools.cache
@@ -109,7 +111,7 @@ def make_creator(trt: Trt, plugin: Plugin, say: Say) -> Trt:
             except DeployError as error:
                 say(f"[E] {plugin.name}: {error}")
                 return None
-            return _plugin(trt, plugin, values)
+            return make_plugin(trt, plugin, values)
 
     return Creator()
 
@@ -152,117 +154,120 @@ def _value(data: Any, kind: type) -> Any:  # noqa: ANN401 - of the attribute's t
     return number
 
 
-def _plugin(trt: Trt, plugin: Plugin, values: Mapping[str, Any]) -> Trt:
-    types = Types.of(trt)
-    launcher, outputs = LAUNCHERS[plugin.name], plugin.outputs
-    following = [o.dtype not in ("float32", "int32") for o in outputs]
-    first = len(plugin.inputs) - 1
+class _Behaviour:
+    """What a plugin does, apart from TensorRT's own base classes."""
 
-    def is_feature(place: int, inputs: int) -> bool:
+    def __init__(self, trt: Trt, plugin: Plugin, values: Mapping[str, Any]) -> None:
+        for part in _parts(trt):
+            part.__init__(self)
+        self._trt, self._plugin, self._values = trt, plugin, values
+        self._launcher, self._types = LAUNCHERS[plugin.name], Types.of(trt)
+        self._first = len(plugin.inputs) - 1
+        self.num_outputs = len(plugin.outputs)
+        self.plugin_name, self.plugin_namespace = plugin.name, NAMESPACE
+        self.plugin_version = plugin.version
+
+    def get_capability_interface(self, kind: Trt) -> Trt:
+        del kind
+        return self
+
+    def clone(self) -> Trt:
+        return make_plugin(self._trt, self._plugin, self._values)
+
+    def get_output_data_types(self, inputs: Sequence[Trt]) -> list[Trt]:
+        count = len(inputs)
+        types = [self._type(count + i, count) for i in range(self.num_outputs)]
+        return [inputs[-1] if one is None else one for one in types]
+
+    def get_output_shapes(self, inputs: Trt, shapes: Trt, builder: Trt) -> list[Trt]:
+        del shapes
+        return [
+            _dims(
+                self._trt,
+                [[_term(f, self._values, inputs, builder) for f in fs] for fs in sizes],
+                builder,
+            )
+            for sizes in self._launcher.shapes
+        ]
+
+    def supports_format_combination(self, place: int, described: Trt, inputs: int) -> bool:
+        asked = described[place].desc
+        if asked.format != self._trt.TensorFormat.LINEAR:
+            return False
+        wanted = self._type(place, inputs)
+        if wanted is not None:
+            return bool(asked.type == wanted)
+        if place == self._first:
+            return asked.type in (self._types.float32, self._types.float16)
+        return bool(asked.type == described[self._first].desc.type)
+
+    def _type(self, place: int, inputs: int) -> Trt:
+        """Return the type of a tensor, inputs before outputs; None: that of the features."""
+        names = self._plugin.inputs
         if place >= inputs:
-            return following[place - inputs]
-        return any(following) and place >= first
+            dtype = self._plugin.outputs[place - inputs].dtype
+        else:
+            name = names[min(place, self._first)]
+            dtype = _INPUT_TYPES.get(name, name)
+        return getattr(self._types, dtype, None)
 
-    def fixed(place: int, inputs: int) -> Trt:
-        if place < inputs:
-            integers = {"count", "classes"}
-            name = plugin.inputs[min(place, first)]
-            return types.int32 if name in integers else types.float32
-        return getattr(types, outputs[place - inputs].dtype)
+    def configure_plugin(self, inputs: Trt, outputs: Trt) -> None:
+        pass
 
-    parts = (trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime)
+    def on_shape_change(self, inputs: Trt, outputs: Trt) -> None:
+        pass
 
-    class Op(*parts):  # type: ignore[misc]  # the module ships no types
-        def __init__(self) -> None:
-            for part in parts:
-                part.__init__(self)
-            self.num_outputs = len(outputs)
-            self.plugin_name, self.plugin_namespace = plugin.name, NAMESPACE
-            self.plugin_version = plugin.version
+    def get_valid_tactics(self) -> list[int]:
+        return []
 
-        def get_capability_interface(self, kind: Trt) -> Trt:
-            del kind
-            return self
+    def set_tactic(self, tactic: int) -> None:
+        pass
 
-        def clone(self) -> Trt:
-            return _plugin(trt, plugin, values)
+    def get_workspace_size(self, inputs: Trt, outputs: Trt) -> int:
+        del outputs
+        measure = self._launcher.workspace
+        return 0 if measure is None else measure(self._values, [tuple(one.max) for one in inputs])
 
-        def get_output_data_types(self, inputs: Sequence[Trt]) -> list[Trt]:
-            count = len(inputs)
-            return [
-                inputs[-1] if follows else fixed(count + i, count)
-                for i, follows in enumerate(following)
-            ]
+    def get_fields_to_serialize(self) -> Trt:
+        return self._trt.PluginFieldCollection(_fields(self._trt, self._values))
 
-        def get_output_shapes(self, inputs: Trt, shapes: Trt, builder: Trt) -> list[Trt]:
-            del shapes
-            return [_dims(trt, sizes, values, inputs, builder) for sizes in launcher.shapes]
+    def attach_to_context(self, context: Trt) -> Trt:
+        del context
+        return self.clone()
 
-        def supports_format_combination(self, place: int, all_: Trt, inputs: int) -> bool:
-            asked = all_[place].desc
-            if asked.format != trt.TensorFormat.LINEAR:
-                return False
-            if not is_feature(place, inputs):
-                return bool(asked.type == fixed(place, inputs))
-            if place == first:
-                return asked.type in (types.float32, types.float16)
-            return bool(asked.type == all_[first].desc.type)
-
-        def configure_plugin(self, inputs: Trt, outputs: Trt) -> None:
-            pass
-
-        def on_shape_change(self, inputs: Trt, outputs: Trt) -> None:
-            pass
-
-        def get_valid_tactics(self) -> list[int]:
-            return []
-
-        def set_tactic(self, tactic: int) -> None:
-            pass
-
-        def get_workspace_size(self, inputs: Trt, outputs: Trt) -> int:
-            del outputs
-            shapes = [tuple(one.max) for one in inputs]
-            return 0 if launcher.workspace is None else launcher.workspace(values, shapes)
-
-        def get_fields_to_serialize(self) -> Trt:
-            return trt.PluginFieldCollection(_fields(trt, values))
-
-        def attach_to_context(self, context: Trt) -> Trt:
-            del context
-            return self.clone()
-
-        def enqueue(  # noqa: PLR0913, PLR0917 - TensorRT's signature
-            self,
-            described: Trt,
-            results: Trt,
-            inputs: Sequence[int],
-            given: Sequence[int],
-            workspace: int,
-            stream: int,
-        ) -> None:
-            del results
-            params = launcher.params(values, [tuple(one.dims) for one in described])
-            element = "float16" if described[-1].type == types.float16 else "float32"
-            buffers = Buffers(inputs, given, workspace, stream)
-            launchers.launch(kernels(), plugin, params, buffers, element)
-
-    return Op()
+    def enqueue(  # noqa: PLR0913, PLR0917 - TensorRT's signature
+        self,
+        described: Trt,
+        results: Trt,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        workspace: int,
+        stream: int,
+    ) -> None:
+        del results
+        params = self._launcher.params(self._values, [tuple(one.dims) for one in described])
+        half = described[-1].type == self._types.float16
+        buffers = Buffers(inputs, outputs, workspace, stream)
+        element = "float16" if half else "float32"
+        launchers.launch(kernels(), self._plugin, params, buffers, element)
 
 
-def _dims(
-    trt: Trt,
-    sizes: Sequence[Sequence[Size]],
-    values: Mapping[str, Any],
-    inputs: Trt,
-    builder: Trt,
-) -> Trt:
-    """Return the symbolic dimensions of one output."""
+def _parts(trt: Trt) -> tuple[Trt, ...]:
+    return (trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime)
+
+
+def make_plugin(trt: Trt, plugin: Plugin, values: Mapping[str, Any]) -> Trt:
+    """Return one use of an op; values: its attributes, complete."""
+    kind = type(plugin.name, (_Behaviour, *_parts(trt)), {})
+    return kind(trt, plugin, values)
+
+
+def _dims(trt: Trt, sizes: Sequence[Sequence[Trt]], builder: Trt) -> Trt:
+    """Return the symbolic dimensions of one output, each the product of some sizes."""
     dims = trt.DimsExprs(len(sizes))
-    for axis, factors in enumerate(sizes):
-        terms = [_term(factor, values, inputs, builder) for factor in factors]
-        product = terms[0]
-        for term in terms[1:]:
+    for axis, (first, *more) in enumerate(sizes):
+        product = first
+        for term in more:
             product = builder.operation(trt.DimensionOperation.PROD, product, term)
         dims[axis] = product
     return dims

@@ -16,10 +16,15 @@ from deploykit.backends import _plugins
 from deploykit.errors import BackendError, OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     Trt = Any
     """The tensorrt or tensorrt_rtx module: neither ships types."""
+
+
+_ERROR = "[E] "
+_REFUSAL = f"{_ERROR}DK"
+"""How a line begins in which the creator of one of our plugins refuses a node."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +116,20 @@ def build(trt: Trt, request: Request, say: Callable[[str], None]) -> str | None:
     Raises: BackendError, OptionError, OutputError.
     """
     rules = generation(trt)
-    log = logger(trt, say)
+    refusals: list[str] = []
+
+    def heard(line: str) -> None:
+        if line.startswith(_REFUSAL):
+            refusals.append(line.removeprefix(_ERROR))
+        say(line)
+
+    log = logger(trt, heard)
     builder = trt.Builder(log)
     network = builder.create_network(_network_flags(trt, rules))
     use = _plugins.from_json(request.plugins)
     if use is not None:
-        _plugins.register(trt, use, say)
-    _parse(trt, network, log, request.model)
+        _plugins.register(trt, use, heard)
+    _parse(trt, network, log, request.model, refusals)
     if use is not None:
         _plugins.check_layers(trt, network, use)
     config = _config(trt, builder, rules, request)
@@ -151,12 +163,16 @@ def _network_flags(trt: Trt, rules: Generation) -> int:
     return sum(1 << int(flag) for flag in named)
 
 
-def _parse(trt: Trt, network: Any, log: Any, model: str) -> None:  # noqa: ANN401 - native objects
-    """Fill `network` from the ONNX file. Raises: BackendError naming every node refused."""
+def _parse(trt: Trt, network: Any, log: Any, model: str, refusals: Sequence[str]) -> None:  # noqa: ANN401 - native objects
+    """Fill `network` from the ONNX file. Raises: BackendError naming every node refused.
+
+    refusals: what the creators of our plugins said by then.
+    """
     parser = trt.OnnxParser(network, log)
     if parser.parse_from_file(model):
         return
     errors = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
+    errors += refusals
     raise BackendError(
         f"{trt.__name__} cannot read {Path(model).name}: "
         + "; ".join(errors or ["no reason given"]),

@@ -1,0 +1,397 @@
+"""Our ops in a TensorRT build: plugins from Python, standard ops, and what is refused."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import host_build
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from deploykit import artifacts, customops, files, launchers
+from deploykit.backends import BuildOptions, _plugins, _python_plugins, onnxruntime, tensorrt_rtx
+from deploykit.backends._plugins import Use
+from deploykit.errors import BackendError, ModelError, OptionError
+from deploykit.launchers import LAUNCHERS, Buffers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HERE = tensorrt_rtx.availability()
+needs_builder = pytest.mark.skipif(not HERE.builds, reason=HERE.reason)
+OPS = ("DKBatchedNms", "DKMultiscaleRoiAlign", "DKRoiPool")
+ROWS, CHANNELS, KEPT = 6, 4, 5
+
+
+def graph(path: Path, **nms: Any) -> Path:
+    """Write a model of all three ops: NMS, then both ways of pooling."""
+    info, (f32, i32) = helper.make_tensor_value_info, (TensorProto.FLOAT, TensorProto.INT32)
+    inputs = [
+        info("boxes", f32, ["batch", ROWS, 4]),
+        info("scores", f32, ["batch", ROWS]),
+        info("classes", i32, ["batch", ROWS]),
+        info("fine", f32, ["batch", CHANNELS, 16, 20]),
+        info("coarse", f32, ["batch", CHANNELS, 8, 10]),
+    ]
+    outputs = [
+        info("kept", f32, ["batch", KEPT, 4]),
+        info("count", i32, ["batch"]),
+        info("aligned", f32, [None, CHANNELS, 3, 3]),
+        info("pooled", f32, [None, CHANNELS, 2, 2]),
+    ]
+    tags: Any = {"domain": "deploykit", "plugin_namespace": "deploykit", "plugin_version": "1"}
+    middle = ["kept", "best", "labels", "indices", "count"]
+    scales: Any = {"spatial_scales": [0.25, 0.125]}
+    nodes = [
+        helper.make_node(
+            OPS[0],
+            ["boxes", "scores", "classes"],
+            middle,
+            name="keep",
+            **{"max_detections": KEPT, **nms},
+            **tags,
+        ),
+        helper.make_node(
+            OPS[1],
+            ["kept", "count", "fine", "coarse"],
+            ["aligned"],
+            name="align",
+            output_height=3,
+            output_width=3,
+            **scales,
+            **tags,
+        ),
+        helper.make_node(
+            OPS[2],
+            ["kept", "count", "fine"],
+            ["pooled"],
+            name="pool",
+            output_height=2,
+            output_width=2,
+            spatial_scale=0.25,
+            **tags,
+        ),
+    ]
+    values = [
+        info("best", f32, ["batch", KEPT]),
+        info("labels", i32, ["batch", KEPT]),
+        info("indices", i32, ["batch", KEPT]),
+    ]
+    made = helper.make_graph(nodes, "ops", inputs, outputs, value_info=values)
+    opsets = [helper.make_opsetid("", 19), helper.make_opsetid("deploykit", 1)]
+    onnx.save(helper.make_model(made, opset_imports=opsets, ir_version=10), path)
+    return path
+
+
+SHAPES = {
+    name: ((1, *rest), (1, *rest), (2, *rest))
+    for name, rest in (
+        ("boxes", (ROWS, 4)),
+        ("scores", (ROWS,)),
+        ("classes", (ROWS,)),
+        ("fine", (CHANNELS, 16, 20)),
+        ("coarse", (CHANNELS, 8, 10)),
+    )
+}
+
+
+def build(path: Path, plugins: str, *sms: str) -> Any:
+    options = BuildOptions(sms=sms, shapes=SHAPES, plugins=plugins)
+    return tensorrt_rtx.build(path, path.with_suffix(".engine"), options)
+
+
+# --- the build --------------------------------------------------------------------------------
+
+
+@needs_builder
+@pytest.mark.parametrize("choice", ["auto", "none"])
+def test_an_engine_has_our_ops_as_plugins_or_as_standard_ops(choice: str, tmp_path: Path) -> None:
+    built = build(graph(tmp_path / "ops.onnx"), choice, "75", "86")
+    assert built.plugins["how"] == {"auto": "python", "none": "none"}[choice]
+    assert built.plugins["ops"] == dict.fromkeys(OPS, 1)
+    plan = (tmp_path / "ops.engine").read_bytes()
+    assert all((op.encode() in plan) == (choice == "auto") for op in OPS), "named in the engine"
+
+
+@needs_builder
+def test_a_plugin_that_the_registry_does_not_know_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_plugins, "_use", lambda *_: Use("none", {"DKRoiPool": 1}))
+    monkeypatch.setattr(customops, "inline", customops.detach)
+    with pytest.raises(BackendError, match="Plugin not found"):
+        build(graph(tmp_path / "ops.onnx"), "auto", "86")
+    assert not (tmp_path / "ops.engine").exists()
+
+
+@needs_builder
+def test_an_attribute_out_of_range_is_refused_before_the_build(tmp_path: Path) -> None:
+    path = graph(tmp_path / "ops.onnx", iou_threshold=1.5)
+    for choice in ("auto", "none"):
+        with pytest.raises(ModelError, match=r"iou_threshold is 1\.5"):
+            build(path, choice, "86")
+
+
+def test_a_network_without_the_expected_plugin_layers_is_refused() -> None:
+    layers = [SimpleNamespace(type="PLUGIN_V3"), SimpleNamespace(type="CONVOLUTION")]
+    trt: Any = SimpleNamespace(LayerType=SimpleNamespace(PLUGIN_V3="PLUGIN_V3"))
+    network: Any = SimpleNamespace(num_layers=2, get_layer=lambda i: layers[i])
+    _plugins.check_layers(trt, network, Use("python", {"DKRoiPool": 1}))
+    with pytest.raises(BackendError, match="has 1 plugin layers") as caught:
+        _plugins.check_layers(trt, network, Use("python", {"DKRoiPool": 2}))
+    assert "2 x DKRoiPool" in caught.value.expected
+
+
+def test_a_library_that_is_absent_or_useless_is_refused(tmp_path: Path, toy: Any) -> None:
+    model = toy().save(tmp_path / "toy.onnx")
+    with pytest.raises(OptionError, match="no such plugin library"):
+        _plugins._use(str(tmp_path / "absent.so"), {})
+    with pytest.raises(OptionError, match="has none of our ops"):
+        _plugins._use(str(model), {})
+    with pytest.raises(OptionError, match="no use for --plugins"):
+        onnxruntime.build(model, tmp_path / "o.onnx", BuildOptions(plugins="none"))
+
+
+@needs_builder
+def test_a_file_that_is_no_library_is_named(tmp_path: Path) -> None:
+    path = graph(tmp_path / "ops.onnx")
+    with pytest.raises(BackendError, match="cannot be loaded as a plugin library"):
+        build(path, str(path), "86")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The plugin library, for one GPU; TENSORRT_INCLUDE_DIR says where the headers are."""
+    headers = os.environ.get("TENSORRT_INCLUDE_DIR", "")
+    if not headers:
+        pytest.skip("TENSORRT_INCLUDE_DIR does not say where TensorRT's headers are")
+    for tool in ("cmake", "nvcc"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"no {tool} on this machine")
+    folder = tmp_path_factory.mktemp("library")
+    target = ["-DDEPLOYKIT_ARCHITECTURES=86-real", f"-DTENSORRT_INCLUDE_DIR={headers}"]
+    source = str(files.folder("plugin"))
+    for step in (["-S", source, "-B", str(folder), *target], ["--build", str(folder)]):
+        done = subprocess.run(["cmake", *step], capture_output=True, text=True, check=False)
+        assert not done.returncode, done.stdout + done.stderr
+    return folder / "libdeploykit_plugins.so"
+
+
+@needs_builder
+def test_the_library_gives_an_engine_its_plugins(library: Path, tmp_path: Path) -> None:
+    built = build(graph(tmp_path / "ops.onnx"), str(library), "75", "86")
+    assert built.plugins["how"] == "library"
+    assert built.plugins["ops"] == dict.fromkeys(OPS, 1)
+    assert built.plugins["sha256"] == artifacts.sha256(library)
+    assert all(op.encode() in (tmp_path / "ops.engine").read_bytes() for op in OPS)
+
+
+@needs_builder
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"iou_threshold": 1.5}, "iou_threshold is 1.5; expected a number from 0 to 1"),
+        ({"iou_threshold": float("nan")}, "iou_threshold is nan"),
+        ({"candidates": 0}, "candidates is 0; expected an integer from 1 to 3840"),
+        ({"grouping": "colour"}, "grouping is colour; expected mask or offset"),
+        ({"max_detections": [1, 2]}, "max_detections is 2 values"),
+    ],
+)
+def test_the_librarys_creators_say_what_is_wrong(
+    wrong: dict[str, Any],
+    message: str,
+    library: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(customops, "check", lambda _: None)
+    wrong = {"max_detections": KEPT, **wrong}
+    path = graph(tmp_path / "ops.onnx", **wrong)
+    with pytest.raises(BackendError) as caught:
+        build(path, str(library), "86")
+    assert message in str(caught.value)
+
+
+# --- what an engine needs ---------------------------------------------------------------------
+
+
+def described(engine: Path, use: Use) -> Path:
+    engine.write_bytes(b"engine")
+    artifacts.describe(engine, made_by={"verb": "build", "plugins": _plugins.to_json(use)})
+    return engine
+
+
+def test_the_sidecar_says_what_an_engine_needs(tmp_path: Path) -> None:
+    use = Use("library", {"DKRoiPool": 1}, {"DKRoiPool": "1"}, "/x/lib.so", "0" * 64)
+    assert _plugins.needed(described(tmp_path / "a.engine", use)) == use
+    assert _plugins.needed(described(tmp_path / "b.engine", Use("none"))) is None
+    (tmp_path / "c.engine").write_bytes(b"engine")
+    assert _plugins.needed(tmp_path / "c.engine") is None
+    sidecar = artifacts.sidecar(tmp_path / "a.engine")
+    broken = json.loads(sidecar.read_text())
+    broken["made_by"]["plugins"] = [1]
+    sidecar.write_text(json.dumps(broken))
+    assert _plugins.needed(tmp_path / "a.engine") is None
+
+
+def test_the_library_is_found_where_it_was_or_beside_the_engine(tmp_path: Path) -> None:
+    library = tmp_path / "there" / "lib.so"
+    library.parent.mkdir()
+    library.write_bytes(b"library")
+    use = Use("library", {"DKRoiPool": 1}, {}, str(library), artifacts.sha256(library))
+    engine = tmp_path / "a.engine"
+    assert _plugins.check(use, engine) == use
+    library.rename(tmp_path / "lib.so")
+    assert _plugins.check(use, engine).library == str(tmp_path / "lib.so")
+    (tmp_path / "lib.so").write_bytes(b"another")
+    with pytest.raises(BackendError, match="not the library the engine was built with"):
+        _plugins.check(use, engine)
+    (tmp_path / "lib.so").unlink()
+    with pytest.raises(BackendError, match=r"lib\.so, which is not here"):
+        _plugins.check(use, engine)
+
+
+def test_other_kernel_sources_than_at_the_build_are_an_error(tmp_path: Path) -> None:
+    use = Use("python", sha256=_plugins.sources_sha256())
+    assert _plugins.check(use, tmp_path / "a.engine") == use
+    with pytest.raises(BackendError, match="other kernel sources"):
+        _plugins.check(replace(use, sha256="1" * 64), tmp_path / "a.engine")
+
+
+# --- the launchers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("boxes", [1, 2, 63, 64, 65, 1000, 4096, 4097, 9000])
+@pytest.mark.parametrize("candidates", [1, 64, 1000, 3840])
+def test_the_workspace_is_as_large_as_the_source_says(boxes: int, candidates: int) -> None:
+    launcher = LAUNCHERS["DKBatchedNms"]
+    defaults = {a.name: a.default for a in files.plugin("batched_nms").attributes}
+    values, shapes = {**defaults, "candidates": candidates}, [(3, boxes, 4)]
+    assert launcher.workspace is not None
+    library = host_build.compiled("batched_nms.cu")
+    wanted = library.deploykit_batched_nms_workspace(ctypes.byref(launcher.params(values, shapes)))
+    assert launcher.workspace(values, shapes) == wanted
+
+
+def arrays(batch: int = 2) -> tuple[list[np.ndarray], dict[str, Any]]:
+    rng = np.random.default_rng(0)
+    corners = rng.random((batch, ROWS, 2)) * 30
+    boxes = np.concatenate([corners, corners + rng.random((batch, ROWS, 2)) * 60], 2)
+    scores = rng.random((batch, ROWS))
+    classes = rng.integers(0, 2, (batch, ROWS))
+    return [boxes.astype(np.float32), scores.astype(np.float32), classes.astype(np.int32)], {}
+
+
+def enqueue(op: str, inputs: list[np.ndarray], outputs: list[np.ndarray], **given_: Any) -> None:
+    """Run a plugin's `enqueue` with the kernels that the host's compiler made."""
+    plugin = customops.shipped()[op]
+    values = customops.complete(plugin, given_, op)
+    trt = pytest.importorskip("tensorrt_rtx")
+    made = _python_plugins.make_plugin(trt, plugin, values)
+    types = {"float16": trt.DataType.HALF, "int32": trt.DataType.INT32}
+    described_ = [
+        SimpleNamespace(dims=a.shape, max=a.shape, type=types.get(str(a.dtype), trt.DataType.FLOAT))
+        for a in inputs
+    ]
+    scratch = np.empty(made.get_workspace_size(described_, []) + 16, np.uint8)
+    aligned = scratch.ctypes.data + -scratch.ctypes.data % 16
+    addresses = [[a.ctypes.data for a in side] for side in (inputs, outputs)]
+    made.enqueue(described_, [], *addresses, aligned, 0)
+
+
+def test_enqueue_gives_the_launcher_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the host: the arguments are the same on a GPU."""
+    (boxes, scores, classes), _ = arrays()
+    rng = np.random.default_rng(1)
+    sizes = [((2, KEPT, 4), "f4"), ((2, KEPT), "f4"), *[((2, KEPT), "i4")] * 2, ((2,), "i4")]
+    kept = [np.empty(shape, dtype) for shape, dtype in sizes]
+    monkeypatch.setattr(_python_plugins, "kernels", lambda: host_build.compiled("batched_nms.cu"))
+    enqueue("DKBatchedNms", [boxes, scores, classes], kept, max_detections=KEPT)
+    wanted = customops.torch_op("batched_nms")(
+        *map(torch.from_numpy, (boxes, scores, classes)), max_detections=KEPT
+    )
+    for ours, theirs in zip(kept, wanted, strict=True):
+        np.testing.assert_array_equal(ours, theirs.numpy())
+
+    regions, count = kept[0], kept[4]
+    for dtype in (np.float32, np.float16):
+        maps = [rng.standard_normal((2, CHANNELS, *s)).astype(dtype) for s in ((16, 20), (8, 10))]
+        scales = {"spatial_scales": (0.25, 0.125), "first_level": 4}
+        for op, features, options in (
+            ("multiscale_roi_align", maps, scales),
+            ("roi_pool", maps[0], {"spatial_scale": 0.25}),
+        ):
+            name = files.plugin(op).name
+            found = np.empty((2 * KEPT, CHANNELS, 7, 7), dtype)
+            source = f"{op}.cu"
+            monkeypatch.setattr(
+                _python_plugins, "kernels", lambda source=source: host_build.compiled(source)
+            )
+            several = features if isinstance(features, list) else [features]
+            enqueue(name, [regions, count, *several], [found], **options)
+            tensors = [torch.from_numpy(m) for m in several]
+            expected = customops.torch_op(op)(
+                torch.from_numpy(regions),
+                torch.from_numpy(count),
+                tensors if isinstance(features, list) else tensors[0],
+                **options,
+            ).numpy()
+            np.testing.assert_allclose(found, expected, atol=2e-3 if dtype == np.float16 else 1e-5)
+
+
+def test_a_cuda_error_is_told() -> None:
+    plugin = files.plugin("roi_pool")
+    library = host_build.compiled("roi_pool.cu")
+    params = LAUNCHERS[plugin.name].params(
+        {"output_height": 0, "output_width": 1, "spatial_scale": 1.0},
+        [(1, 1, 4), (1,), (1, 1, 2, 2)],
+    )
+    with pytest.raises(BackendError, match="DKRoiPool failed: CUDA error 1"):
+        launchers.launch(library, plugin, params, Buffers([0, 0, 0], [0]))
+
+
+def test_without_nvcc_the_kernels_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(BackendError, match="nvcc, which is not on PATH"):
+        _python_plugins.kernels.__wrapped__()
+
+
+# --- the creators -----------------------------------------------------------------------------
+
+_VALUES = st.one_of(
+    st.integers(-(2**31), 2**31 - 1).map(lambda v: ("INT32", np.array([v], np.int32))),
+    st.lists(st.floats(width=32), max_size=7).map(lambda v: ("FLOAT32", np.array(v, np.float32))),
+    st.binary(max_size=8).map(lambda v: ("CHAR", v)),
+)
+
+
+@needs_builder
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(OPS), st.data())
+def test_a_creator_makes_a_plugin_or_says_why_not(op: str, data: Any) -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    plugin = customops.shipped()[op]
+    names = st.sampled_from([*(a.name for a in plugin.attributes), "unheard_of"])
+    chosen = data.draw(st.dictionaries(names, _VALUES, max_size=4))
+    said: list[str] = []
+    creator = _python_plugins.make_creator(trt, plugin, said.append)
+    fields = [
+        trt.PluginField(name, value, getattr(trt.PluginFieldType, kind))
+        for name, (kind, value) in chosen.items()
+    ]
+    collection = trt.PluginFieldCollection(fields)
+    made = creator.create_plugin("node", collection, trt.TensorRTPhase.BUILD)
+    assert (made is None) == bool(said), said
+    assert all(line.startswith(f"[E] {op}: ") for line in said)
