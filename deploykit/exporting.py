@@ -121,8 +121,8 @@ def load_network(path: Path, options: ExportOptions) -> Network:
     """
     loaded = checkpoint.load(path)
     recipe, variant, classes = identify(loaded.state, options, path.name)
-    state = recipe.adapt(loaded.state)
-    module = recipe.build(variant, classes)
+    state = recipe.family.adapt(loaded.state)
+    module = recipe.family.build(variant, classes)
     checkpoint.fit(module, dict(state), name=f"{recipe.name} {variant}")
     preprocess = recipe.preprocess(variant, options.input_size)
     if any(side <= 0 or side % recipe.size_multiple for side in preprocess.size):
@@ -148,7 +148,7 @@ def identify(
     """Return the recipe, variant and number of classes that a state dict belongs to."""
     names = [options.recipe] if options.recipe else sorted(files.shipped("recipe"))
     for recipe in map(files.recipe, names):
-        found = recipe.identify(recipe.adapt(state))
+        found = recipe.family.identify(recipe.family.adapt(state))
         if found is None:
             continue
         variant = options.variant or found[0]
@@ -187,7 +187,9 @@ def export(
     next(steps)
     trained = load_network(path, options)
     next(steps)
-    folded = Network(trained.recipe.deploy(trained.module).eval(), trained.recipe, trained.card)
+    folded = Network(
+        trained.recipe.family.deploy(trained.module).eval(), trained.recipe, trained.card
+    )
     reference = TorchSession(_filled(trained))
     _prove("folding the branches", TorchSession(_filled(folded)), reference)
     next(steps)

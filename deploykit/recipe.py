@@ -211,12 +211,9 @@ class Decode(Protocol):
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything about one model family that no other module may know."""
+class Family:
+    """The networks of a model family, and how its checkpoints are read."""
 
-    name: str
-    task: Task
-    variants: tuple[str, ...]
     build: Callable[[str, int], nn.Module]
     """(variant, number of classes) -> the network as it was trained, in eval mode."""
     adapt: Callable[[StateDict], StateDict]
@@ -225,6 +222,16 @@ class Recipe:
     """Adapted state dict -> (variant, number of classes), or None: not this family."""
     deploy: Callable[[nn.Module], nn.Module]
     """The trained network -> a new one with every branch and batch norm folded."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything about one model family that no other module may know."""
+
+    name: str
+    task: Task
+    variants: tuple[str, ...]
+    family: Family
     preprocess: Callable[[str, tuple[int, int] | None], Preprocess]
     """(variant, input size H, W or None for the family's own) -> how its input is made."""
     outputs: tuple[str, ...]

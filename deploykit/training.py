@@ -171,7 +171,7 @@ def average_gradients(network: nn.Module) -> None:
 
 
 def scores(network: nn.Module, recipe: Recipe, variant: str, data: Dataset, names: Names) -> Json:
-    """Return the task's metrics of a network of `recipe.build` on a set it was not trained on.
+    """Return the task's metrics of a network of the recipe on a set it was not trained on.
 
     names: The network's classes, in its order. Raises: as `evaluation.evaluate`.
     """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from deploykit import detection
 from deploykit.detectors import vgg, vgg_family
-from deploykit.recipe import PROPOSALS, Preprocess, Recipe
+from deploykit.recipe import PROPOSALS, Family, Preprocess, Recipe
 from deploykit.reparam import fold
 from deploykit.values import TensorSpec
 
@@ -45,10 +45,7 @@ recipe = Recipe(
     name="fast_rcnn_vgg16",
     task="detection",
     variants=("vgg16", "vgg16_agnostic"),
-    build=build,
-    adapt=vgg_family.adapt,
-    identify=identify,
-    deploy=fold,
+    family=Family(build, vgg_family.adapt, identify, fold),
     preprocess=preprocess,
     outputs=vgg_family.OUTPUTS,
     decode=detection.padded,

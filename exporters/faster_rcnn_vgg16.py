@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from deploykit import detection
 from deploykit.detectors import vgg, vgg_family
-from deploykit.recipe import Preprocess, Recipe
+from deploykit.recipe import Family, Preprocess, Recipe
 from deploykit.reparam import fold
 
 if TYPE_CHECKING:
@@ -35,10 +35,7 @@ recipe = Recipe(
     name="faster_rcnn_vgg16",
     task="detection",
     variants=tuple(vgg.VARIANTS),
-    build=build,
-    adapt=vgg_family.adapt,
-    identify=identify,
-    deploy=fold,
+    family=Family(build, vgg_family.adapt, identify, fold),
     preprocess=preprocess,
     outputs=vgg_family.OUTPUTS,
     decode=detection.padded,

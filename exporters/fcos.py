@@ -11,7 +11,7 @@ from torchvision.models.detection import fcos
 
 from deploykit import detection, layers
 from deploykit.detectors import dense, dense_family, grids
-from deploykit.recipe import Recipe
+from deploykit.recipe import Family, Recipe
 from deploykit.reparam import fold
 
 if TYPE_CHECKING:
@@ -40,10 +40,7 @@ recipe = Recipe(
     name="fcos",
     task="detection",
     variants=tuple(VARIANTS),
-    build=build,
-    adapt=dense_family.adapt,
-    identify=identify,
-    deploy=fold,
+    family=Family(build, dense_family.adapt, identify, fold),
     preprocess=dense_family.preprocess,
     outputs=dense_family.OUTPUTS,
     decode=detection.padded,

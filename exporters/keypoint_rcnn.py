@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploykit.detectors import two_stage_family as family
-from deploykit.recipe import Recipe
+from deploykit.recipe import Family, Recipe
 from deploykit.reparam import fold
 
 if TYPE_CHECKING:
@@ -31,10 +31,7 @@ recipe = Recipe(
     name="keypoint_rcnn",
     task="keypoints",
     variants=family.COMMON,
-    build=build,
-    adapt=family.adapt,
-    identify=identify,
-    deploy=fold,
+    family=Family(build, family.adapt, identify, fold),
     preprocess=family.preprocess,
     outputs=(*family.OUTPUTS, "keypoints"),
     decode=family.decode,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor, nn
 
 from deploykit.layers import outputs
-from deploykit.recipe import KeepFloat, Preprocess, Recipe
+from deploykit.recipe import Family, KeepFloat, Preprocess, Recipe
 from deploykit.reparam import RepVGGBlock, fold
 
 if TYPE_CHECKING:
@@ -148,10 +148,7 @@ recipe = Recipe(
     name="repvgg",
     task="classification",
     variants=tuple(VARIANTS),
-    build=build,
-    adapt=adapt,
-    identify=identify,
-    deploy=fold,
+    family=Family(build, adapt, identify, fold),
     preprocess=preprocess,
     outputs=("logits",),
     keep_float=(

@@ -14,7 +14,7 @@ from torchvision.models.detection import retinanet
 
 from deploykit import detection, layers
 from deploykit.detectors import dense, dense_family, grids
-from deploykit.recipe import Recipe
+from deploykit.recipe import Family, Recipe
 from deploykit.reparam import fold
 
 if TYPE_CHECKING:
@@ -82,10 +82,7 @@ recipe = Recipe(
     name="retinanet",
     task="detection",
     variants=tuple(VARIANTS),
-    build=build,
-    adapt=adapt,
-    identify=identify,
-    deploy=fold,
+    family=Family(build, adapt, identify, fold),
     preprocess=dense_family.preprocess,
     outputs=dense_family.OUTPUTS,
     decode=detection.padded,

@@ -16,7 +16,7 @@ from torchvision.models.detection import ssd300_vgg16, ssdlite320_mobilenet_v3_l
 from deploykit import detection, layers
 from deploykit.detectors import dense, dense_family, grids
 from deploykit.errors import OptionError
-from deploykit.recipe import KeepFloat, Preprocess, Recipe
+from deploykit.recipe import Family, KeepFloat, Preprocess, Recipe
 from deploykit.reparam import fold
 
 if TYPE_CHECKING:
@@ -145,10 +145,7 @@ recipe = Recipe(
     name="ssd",
     task="detection",
     variants=tuple(MODELS),
-    build=build,
-    adapt=lambda state: state,
-    identify=identify,
-    deploy=fold,
+    family=Family(build, lambda state: state, identify, fold),
     preprocess=preprocess,
     outputs=dense_family.OUTPUTS,
     decode=detection.padded,

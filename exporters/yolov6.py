@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deploykit import detection, layers
 from deploykit.layers import conv
-from deploykit.recipe import KeepFloat, Preprocess, Recipe
+from deploykit.recipe import Family, KeepFloat, Preprocess, Recipe
 from deploykit.reparam import RepVGGBlock, fold
 from deploykit.values import Precision
 
@@ -288,10 +288,7 @@ recipe = Recipe(
     name="yolov6",
     task="detection",
     variants=tuple(VARIANTS),
-    build=build,
-    adapt=adapt,
-    identify=identify,
-    deploy=fold,
+    family=Family(build, adapt, identify, fold),
     preprocess=preprocess,
     outputs=("outputs",),
     decode=decode,

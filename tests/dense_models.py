@@ -78,7 +78,7 @@ def exported(network: nn.Module, recipe: Recipe, size: tuple[int, int], path: Pa
     variant = recipe.variants[0]
     preprocess = replace(recipe.preprocess(variant, None), size=size)
     card = ModelCard(recipe.name, variant, recipe.task, preprocess, ("a",), "")
-    deployed = exporting.Network(recipe.deploy(network).eval(), recipe, card)
+    deployed = exporting.Network(recipe.family.deploy(network).eval(), recipe, card)
     model = exporting.to_onnx(deployed, 19)
     fusion.fuse(model)
     customops.attach(model)

@@ -24,6 +24,7 @@ ORDER = [
     "records",
     "files",
     "customops",
+    "launchers",
     "onnxfile",
     "cost",
     "reparam",

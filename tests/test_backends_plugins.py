@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -270,6 +271,51 @@ def test_other_kernel_sources_than_at_the_build_are_an_error(tmp_path: Path) -> 
         _plugins.check(replace(use, sha256="1" * 64), tmp_path / "a.engine")
 
 
+class Registry:
+    """A registry that takes an op once, as TensorRT's does."""
+
+    def __init__(self) -> None:
+        self.all_creators: list[Any] = []
+
+    def load_library(self, path: str) -> object:
+        assert not self.all_creators, path
+        self.all_creators = [SimpleNamespace(name=op, plugin_namespace="deploykit") for op in OPS]
+        return object()
+
+
+def module(registry: Registry) -> Any:
+    return SimpleNamespace(
+        __name__="tensorrt", IPluginV3=object, get_plugin_registry=lambda: registry
+    )
+
+
+def test_engines_of_one_process_have_plugins_of_one_origin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_plugins, "_loaded", {})
+    library, copy, other = (tmp_path / name for name in ("a.so", "copy.so", "other.so"))
+    for path, content in ((library, b"a"), (copy, b"a"), (other, b"b")):
+        path.write_bytes(content)
+    trt = module(Registry())
+    for path in (library, library, copy):
+        _plugins.load(trt, path)
+    with pytest.raises(BackendError, match="DKRoiPool came from elsewhere") as caught:
+        _plugins.load(trt, other)
+    assert "a process of its own" in caught.value.fix
+    with pytest.raises(BackendError, match="DKRoiPool came from elsewhere"):
+        _plugins.register(trt, Use("python", {"DKRoiPool": 1}), print)
+
+
+def test_a_tensorrt_without_such_plugins_is_told_from_one_with(tmp_path: Path) -> None:
+    old: Any = SimpleNamespace(__name__="tensorrt", __version__="8.6.1")
+    library = str(tmp_path / "lib.so")
+    for use in (Use("python", {"DKRoiPool": 1}), Use("library", {}, {}, library)):
+        with pytest.raises(BackendError, match=r"tensorrt 8\.6\.1 has no plugins") as caught:
+            _plugins.register(old, use, print)
+        assert caught.value.fix == "build with --plugins none"
+    _plugins.register(old, Use("none", {"DKRoiPool": 1}), print)
+
+
 # --- the launchers ----------------------------------------------------------------------------
 
 
@@ -395,3 +441,60 @@ def test_a_creator_makes_a_plugin_or_says_why_not(op: str, data: Any) -> None:
     made = creator.create_plugin("node", collection, trt.TensorRTPhase.BUILD)
     assert (made is None) == bool(said), said
     assert all(line.startswith(f"[E] {op}: ") for line in said)
+
+
+MIRROR = """
+import sys, numpy as np, tensorrt_rtx as trt
+from deploykit import customops
+from deploykit.backends import _plugins, _python_plugins, _trt
+
+heard = []
+log = _trt.logger(trt, heard.append)
+builder = trt.Builder(log)
+_plugins.load(trt, __import__("pathlib").Path(sys.argv[1]))
+rng, registry = np.random.default_rng(0), trt.get_plugin_registry()
+EDGES = [0, 1, 2, -1, 7, 10, 11, 16, 17, 64, 65, 3840, 3841, 2**31 - 1]
+FLOATS = [0.0, 0.5, 1.0, 1.01, -0.5, 0.009, 0.02, 224.0, 3e38, np.nan, np.inf, -np.inf]
+
+def wild(default):
+    kind = type(default)
+    if rng.random() < 0.1:  # another type
+        kind = str if kind in (float, tuple) else float
+    if kind is int:
+        return np.array([rng.choice(EDGES)], np.int32), trt.PluginFieldType.INT32
+    if kind is str:
+        text = rng.choice(["mask", "offset", "avg", "max", "x", "maximum"])
+        return str(text).encode(), trt.PluginFieldType.CHAR
+    count = rng.integers(1, 8) if kind is tuple else 1
+    return rng.choice(FLOATS, count).astype(np.float32), trt.PluginFieldType.FLOAT32
+
+made = {True: 0, False: 0}
+for name, plugin in customops.shipped().items():
+    theirs = registry.get_creator(name, plugin.version, "deploykit")
+    ours = _python_plugins.make_creator(trt, plugin, lambda _: None)
+    defaults = {a.name: a.default for a in plugin.attributes}
+    for _ in range(400):
+        fields = _python_plugins._fields(trt, defaults)
+        kept = []
+        for place in rng.choice(len(fields), rng.integers(0, 3), replace=False):
+            data, kind = wild(list(defaults.values())[place])
+            kept.append(data)
+            fields[place] = trt.PluginField(fields[place].name, data, kind)
+        given = trt.PluginFieldCollection(fields)
+        phase, said = trt.TensorRTPhase.BUILD, len(heard)
+        results = [c.create_plugin("n", given, phase) is not None for c in (theirs, ours)]
+        seen = [(f.name, f.data) for f in fields]
+        assert results[0] == results[1], (name, results, seen, heard[said:])
+        assert results[0] == (len(heard) == said), (name, seen, heard[said:])
+        made[results[0]] += 1
+print(made)
+assert min(made.values()) > 200
+"""
+
+
+@needs_builder
+def test_the_librarys_creators_take_what_those_in_python_take(library: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MIRROR, str(library)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -148,13 +148,13 @@ def test_the_recipe_asks_for_as_many_regions_as_the_paper_takes() -> None:
 
 def test_it_is_known_by_a_head_without_a_region_proposal_network() -> None:
     with torch.device("meta"):
-        state = {v: dict(RECIPE.build(v, 20).state_dict()) for v in RECIPE.variants}
-        other = files.recipe("faster_rcnn_vgg16").build("vgg16", 20).state_dict()
-    assert {v: RECIPE.identify(s) for v, s in state.items()} == {
+        state = {v: dict(RECIPE.family.build(v, 20).state_dict()) for v in RECIPE.variants}
+        other = files.recipe("faster_rcnn_vgg16").family.build("vgg16", 20).state_dict()
+    assert {v: RECIPE.family.identify(s) for v, s in state.items()} == {
         v: (v, 20) for v in RECIPE.variants
     }
-    assert RECIPE.identify(other) is None
-    assert files.recipe("faster_rcnn_vgg16").identify(state["vgg16"]) is None
+    assert RECIPE.family.identify(other) is None
+    assert files.recipe("faster_rcnn_vgg16").family.identify(state["vgg16"]) is None
 
 
 def test_bench_and_verify_make_both_inputs(onnx: Path) -> None:

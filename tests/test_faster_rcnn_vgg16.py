@@ -23,7 +23,7 @@ RECIPE = files.recipe("faster_rcnn_vgg16")
 def on_meta(variant: str = "vgg16", classes: int = 20) -> nn.Module:
     """Return a network whose weights take no memory."""
     with torch.device("meta"):
-        return RECIPE.build(variant, classes)
+        return RECIPE.family.build(variant, classes)
 
 
 def test_parameters_are_as_many_as_the_published_network_has() -> None:
@@ -58,15 +58,15 @@ PORT = {
 
 def test_keys_of_the_pytorch_port_are_renamed() -> None:
     state = {key: torch.zeros(1) for key in PORT}
-    assert list(RECIPE.adapt(state)) == list(PORT.values())
+    assert list(RECIPE.family.adapt(state)) == list(PORT.values())
     ours = dict(on_meta().state_dict())
     assert set(PORT.values()) <= set(ours)
-    assert list(RECIPE.adapt(ours)) == list(ours)
+    assert list(RECIPE.family.adapt(ours)) == list(ours)
 
 
 @pytest.mark.parametrize("variant", RECIPE.variants)
 def test_a_variant_is_known_by_its_anchors_and_its_boxes(variant: str) -> None:
-    assert RECIPE.identify(on_meta(variant, 7).state_dict()) == (variant, 7)
+    assert RECIPE.family.identify(on_meta(variant, 7).state_dict()) == (variant, 7)
 
 
 def test_other_state_dicts_are_not_taken_for_it() -> None:
@@ -78,9 +78,9 @@ def test_other_state_dicts_are_not_taken_for_it() -> None:
         {"head.bbox_pred.weight": torch.zeros(8, 4096)},
         {"features.28.weight": torch.zeros(16, 16, 3, 3)},
     ]
-    assert RECIPE.identify({}) is None
-    assert RECIPE.identify({k: v for k, v in state.items() if "rpn" not in k}) is None
-    assert all(RECIPE.identify({**state, **change}) is None for change in changes)
+    assert RECIPE.family.identify({}) is None
+    assert RECIPE.family.identify({k: v for k, v in state.items() if "rpn" not in k}) is None
+    assert all(RECIPE.family.identify({**state, **change}) is None for change in changes)
 
 
 @pytest.mark.parametrize("agnostic", [False, True])
@@ -148,4 +148,4 @@ def test_every_key_of_the_port_finds_its_place() -> None:
     network = on_meta()
     old = state_of_port(network)
     assert not any(key.startswith(("features", "rpn", "head")) for key in old)
-    assert list(RECIPE.adapt(old)) == list(network.state_dict())
+    assert list(RECIPE.family.adapt(old)) == list(network.state_dict())

@@ -21,7 +21,7 @@ SIZE = (128, 192)
 def on_meta(variant: str, classes: int = 91) -> nn.Module:
     """Return a network whose weights take no memory."""
     with torch.device("meta"):
-        return RECIPE.build(variant, classes)
+        return RECIPE.family.build(variant, classes)
 
 
 def noise(batch: int, seed: int) -> torch.Tensor:
@@ -69,17 +69,18 @@ def test_parameters_are_as_many_as_torchvision_publishes() -> None:
 @pytest.mark.parametrize("variant", RECIPE.variants)
 def test_a_variant_is_known_by_its_state_dict(variant: str) -> None:
     state = dict(on_meta(variant, 5).state_dict())
-    assert RECIPE.identify(state) == (variant, 5)
-    assert list(RECIPE.adapt(state)) == list(state)
-    assert RECIPE.identify({k: v for k, v in state.items() if "ctrness" not in k}) is None
+    assert RECIPE.family.identify(state) == (variant, 5)
+    assert list(RECIPE.family.adapt(state)) == list(state)
+    assert RECIPE.family.identify({k: v for k, v in state.items() if "ctrness" not in k}) is None
 
 
 def test_a_retinanet_is_not_taken_for_it_nor_it_for_one() -> None:
     retinanet = files.recipe("retinanet")
     with torch.device("meta"):
-        other = retinanet.build("resnet50_fpn", 5).state_dict()
-    assert RECIPE.identify(other) is None
-    assert retinanet.identify(retinanet.adapt(on_meta("resnet50_fpn").state_dict())) is None
+        other = retinanet.family.build("resnet50_fpn", 5).state_dict()
+    assert RECIPE.family.identify(other) is None
+    adapted = retinanet.family.adapt(on_meta("resnet50_fpn").state_dict())
+    assert retinanet.family.identify(adapted) is None
 
 
 @pytest.mark.parametrize("batch", [1, 2])

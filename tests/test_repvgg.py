@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 RECIPE = files.recipe("repvgg")
-FAMILY: Any = sys.modules[RECIPE.build.__module__]
+FAMILY: Any = sys.modules[RECIPE.family.build.__module__]
 
 
 def on_meta(variant: str, classes: int = 1000) -> nn.Module:
     """Return a network whose weights take no memory."""
     with torch.device("meta"):
-        return RECIPE.build(variant, classes)
+        return RECIPE.family.build(variant, classes)
 
 
 def test_official_keys_are_spelled_like_this() -> None:
@@ -44,9 +44,9 @@ def test_other_state_dicts_are_not_taken_for_a_repvgg() -> None:
         {"stage1.1.rbr_dense.conv.weight": scalar},
         {"stage4.0.rbr_dense.conv.weight": torch.zeros(3, 3)},
     ]
-    assert RECIPE.identify({}) is None
-    assert RECIPE.identify({k: v for k, v in state.items() if "linear" not in k}) is None
-    assert all(RECIPE.identify({**state, **change}) is None for change in changes)
+    assert RECIPE.family.identify({}) is None
+    assert RECIPE.family.identify({k: v for k, v in state.items() if "linear" not in k}) is None
+    assert all(RECIPE.family.identify({**state, **change}) is None for change in changes)
 
 
 @pytest.mark.parametrize("groups", [1, 4])
@@ -57,7 +57,7 @@ def test_folding_changes_nothing_but_rounding(
     trained = randomised(FAMILY.Network(small, 5))
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected, found = trained(images), RECIPE.deploy(trained)(images)
+        expected, found = trained(images), RECIPE.family.deploy(trained)(images)
     spread = expected.max() - expected.min()
     assert spread > 0
     assert (expected - found).abs().max() <= 1e-5 * spread
@@ -67,7 +67,7 @@ def test_folding_changes_nothing_but_rounding(
 def test_timm_names_are_renamed_to_the_official_ones(variant: str) -> None:
     timm = pytest.importorskip("timm", reason="timm is not installed: extra `zoo`")
     with torch.device("meta"):
-        theirs = RECIPE.adapt(timm.create_model(f"repvgg_{variant}").state_dict())
+        theirs = RECIPE.family.adapt(timm.create_model(f"repvgg_{variant}").state_dict())
     ours = on_meta(variant).state_dict()
     assert {k: v.shape for k, v in theirs.items()} == {k: v.shape for k, v in ours.items()}
 
@@ -75,8 +75,8 @@ def test_timm_names_are_renamed_to_the_official_ones(variant: str) -> None:
 def test_timm_weights_give_what_timm_gives(randomised: Callable[[nn.Module], nn.Module]) -> None:
     timm = pytest.importorskip("timm", reason="timm is not installed: extra `zoo`")
     theirs = randomised(timm.create_model("repvgg_a0", num_classes=5))
-    state = RECIPE.adapt(theirs.state_dict())
-    assert RECIPE.identify(state) == ("a0", 5)
+    state = RECIPE.family.adapt(theirs.state_dict())
+    assert RECIPE.family.identify(state) == ("a0", 5)
     ours = on_meta("a0", 5)
     ours.load_state_dict(dict(state), assign=True)
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -27,7 +27,7 @@ WEIGHTS = {
 def on_meta(variant: str, classes: int = 90) -> nn.Module:
     """Return a network whose weights take no memory."""
     with torch.device("meta"):
-        return RECIPE.build(variant, classes)
+        return RECIPE.family.build(variant, classes)
 
 
 def inputs(variant: str, batch: int, seed: int) -> torch.Tensor:
@@ -60,7 +60,7 @@ def tamed(variant: str) -> Any:
 
 def ours(theirs: Any, variant: str) -> Any:
     """Return the same weights in our form."""
-    network = RECIPE.build(variant, CLASSES)
+    network = RECIPE.family.build(variant, CLASSES)
     network.load_state_dict(theirs.state_dict())
     return network
 
@@ -92,9 +92,12 @@ def test_keys_shapes_and_parameters_are_torchvisions(variant: str) -> None:
 @pytest.mark.parametrize("variant", RECIPE.variants)
 def test_a_variant_is_known_by_its_state_dict(variant: str) -> None:
     state = dict(on_meta(variant, 5).state_dict())
-    assert RECIPE.identify(state) == (variant, 5)
-    assert list(RECIPE.adapt(state)) == list(state)
-    assert RECIPE.identify({k: v for k, v in state.items() if "classification" not in k}) is None
+    assert RECIPE.family.identify(state) == (variant, 5)
+    assert list(RECIPE.family.adapt(state)) == list(state)
+    assert (
+        RECIPE.family.identify({k: v for k, v in state.items() if "classification" not in k})
+        is None
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 2])

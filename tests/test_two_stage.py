@@ -131,10 +131,13 @@ def test_every_variant_is_told_from_its_state_dict(head: Any) -> None:
     alike = {two_stage_family.MOBILE_320: two_stage_family.MOBILE}
     for variant in recipe.variants:
         with torch.device("meta"):
-            state = recipe.build(variant, CLASSES).state_dict()
+            state = recipe.family.build(variant, CLASSES).state_dict()
         if variant == two_stage_family.EPS0:
             state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-        assert recipe.identify(recipe.adapt(state)) == (alike.get(variant, variant), CLASSES)
+        assert recipe.family.identify(recipe.family.adapt(state)) == (
+            alike.get(variant, variant),
+            CLASSES,
+        )
 
 
 @pytest.mark.parametrize(
@@ -151,7 +154,7 @@ def test_every_variant_is_told_from_its_state_dict(head: Any) -> None:
 def test_parameters_are_as_many_as_published(recipe: str, variant: str, published: int) -> None:
     classes = 1 if recipe == "keypoint_rcnn" else 90
     with torch.device("meta"):
-        network = files.recipe(recipe).build(variant, classes)
+        network = files.recipe(recipe).family.build(variant, classes)
     frozen = variant.endswith(("resnet50_fpn", "large_fpn"))  # its norms count no parameters
     norms = [
         parameter.numel()
@@ -164,7 +167,7 @@ def test_parameters_are_as_many_as_published(recipe: str, variant: str, publishe
 
 
 def test_older_names_of_torchvision_are_read() -> None:
-    network = files.recipe("mask_rcnn").build("resnet18_fpn", CLASSES)
+    network = files.recipe("mask_rcnn").family.build("resnet18_fpn", CLASSES)
     state = network.state_dict()
     old = {
         key.replace("rpn.head.conv.0.0", "rpn.head.conv")
@@ -237,7 +240,7 @@ def detectron2s(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def test_detectron2s_weights_come_to_their_places() -> None:
     recipe = files.recipe("mask_rcnn")
-    network = recipe.build("detectron2_resnet50_fpn", CLASSES)
+    network = recipe.family.build("detectron2_resnet50_fpn", CLASSES)
     state = network.state_dict()
     for key, value in state.items():
         if "box_predictor.bbox_pred" in key:
@@ -246,15 +249,15 @@ def test_detectron2s_weights_come_to_their_places() -> None:
             value[:1] = 0
     theirs = detectron2s(state)
     assert "backbone.bottom_up.res4.0.shortcut.norm.running_mean" in theirs
-    back = recipe.adapt(theirs)
-    assert recipe.identify(back) == ("detectron2_resnet50_fpn", CLASSES)
+    back = recipe.family.adapt(theirs)
+    assert recipe.family.identify(back) == ("detectron2_resnet50_fpn", CLASSES)
     for key, value in back.items():
         assert torch.equal(value, state[key]), key
     assert {k for k in set(state) - set(back) if not k.endswith("num_batches_tracked")} == set()
 
 
 def test_detectron2s_conventions_are_kept() -> None:
-    network: Any = files.recipe("mask_rcnn").build("detectron2_resnet50_fpn", CLASSES)
+    network: Any = files.recipe("mask_rcnn").family.build("detectron2_resnet50_fpn", CLASSES)
     assert network.sampling == Sampling(1, 0, 1e-8, 1)
     block = network.backbone.body.layer2[0]
     assert (block.conv1.stride, block.conv2.stride) == ((2, 2), (1, 1))

@@ -48,7 +48,7 @@ def loaded(state: Any, recipe: str, variant: str, folder: Path) -> Any:
     torch.save(state, folder / "model.pth")
     options = ExportOptions(recipe, variant=variant, input_size=SIZE)
     network = exporting.load_network(folder / "model.pth", options)
-    return network.recipe.deploy(network.module).eval()
+    return network.recipe.family.deploy(network.module).eval()
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -96,5 +96,5 @@ def test_published_weights_of_resnet50_are_taken_for_those_with_an_epsilon_of_0(
         state = zoo.FasterRCNN(body("resnet50", FrozenBatchNorm2d), CLASSES + 1).state_dict()
         other = zoo.FasterRCNN(body("resnet101", FrozenBatchNorm2d), CLASSES + 1).state_dict()
     recipe = files.recipe("faster_rcnn")
-    assert recipe.identify(state) == ("resnet50_fpn_eps0", CLASSES)
-    assert recipe.identify(other) == ("resnet101_fpn", CLASSES)
+    assert recipe.family.identify(state) == ("resnet50_fpn_eps0", CLASSES)
+    assert recipe.family.identify(other) == ("resnet101_fpn", CLASSES)

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     Randomised = Callable[[nn.Module], nn.Module]
 
 RECIPE = files.recipe("yolov6")
-FAMILY: Any = sys.modules[RECIPE.build.__module__]
+FAMILY: Any = sys.modules[RECIPE.family.build.__module__]
 
 
 def on_meta(variant: str, classes: int = 80) -> nn.Module:
     """Return a network whose weights take no memory."""
     with torch.device("meta"):
-        return RECIPE.build(variant, classes)
+        return RECIPE.family.build(variant, classes)
 
 
 def test_official_keys_are_spelled_like_this() -> None:
@@ -61,7 +61,7 @@ def test_the_layout_of_old_releases_is_renamed(variant: str) -> None:
     assert "neck.reduce_layer0.conv.weight" in old
     assert "detect.stems.0.bn.bias" in old
     assert ("backbone.stem.block.conv.weight" in old) == silu
-    assert list(RECIPE.adapt(old)) == list(state)
+    assert list(RECIPE.family.adapt(old)) == list(state)
 
 
 def test_other_state_dicts_are_not_taken_for_a_yolov6() -> None:
@@ -73,9 +73,9 @@ def test_other_state_dicts_are_not_taken_for_a_yolov6() -> None:
         {"backbone.stem.rbr_dense.conv.weight": scalar},
         {"backbone.stem.rbr_dense.conv.weight": torch.zeros(24, 3, 3, 3)},
     ]
-    assert RECIPE.identify({}) is None
-    assert RECIPE.identify({k: v for k, v in state.items() if "detect" not in k}) is None
-    assert all(RECIPE.identify({**state, **change}) is None for change in changes)
+    assert RECIPE.family.identify({}) is None
+    assert RECIPE.family.identify({k: v for k, v in state.items() if "detect" not in k}) is None
+    assert all(RECIPE.family.identify({**state, **change}) is None for change in changes)
 
 
 def test_branches_that_only_training_reads_are_dropped() -> None:
@@ -85,17 +85,17 @@ def test_branches_that_only_training_reads_are_dropped() -> None:
         "detect.cls_preds_ab.1.bias": torch.zeros(240),
         "detect.reg_preds_ab.2.weight": torch.zeros(12, 128, 1, 1),
     }
-    assert list(RECIPE.adapt({**state, **extras})) == list(state)
+    assert list(RECIPE.family.adapt({**state, **extras})) == list(state)
 
 
 def test_a_bias_before_a_batch_norm_moves_into_its_mean(randomised: Randomised) -> None:
-    network = randomised(RECIPE.build("pico", 3))
+    network = randomised(RECIPE.family.build("pico", 3))
     conv = network.get_submodule("neck.reduce_layer0.block.conv")
     assert isinstance(conv, nn.Conv2d)
     images = torch.rand(1, 3, 64, 64)
     conv.bias = nn.Parameter(torch.randn(conv.out_channels))
-    ours = RECIPE.build("pico", 3)
-    ours.load_state_dict(dict(RECIPE.adapt(network.state_dict())))
+    ours = RECIPE.family.build("pico", 3)
+    ours.load_state_dict(dict(RECIPE.family.adapt(network.state_dict())))
     assert difference(network, ours, images) < 1e-6
 
 
@@ -111,13 +111,13 @@ def difference(a: nn.Module, b: nn.Module, images: Tensor) -> float:
 def test_folding_changes_nothing_but_rounding(variant: str, randomised: Randomised) -> None:
     small = replace(FAMILY.VARIANTS[variant], width=0.25)
     trained = randomised(FAMILY.Network(small, 4).eval())
-    folded = RECIPE.deploy(trained)
+    folded = RECIPE.family.deploy(trained)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     assert difference(trained, folded, torch.rand(2, 3, 96, 64)) < 1e-5
 
 
 def test_the_raw_outputs_decode_to_the_returned_rows(randomised: Randomised) -> None:
-    network: Any = randomised(RECIPE.build("pico", 3))
+    network: Any = randomised(RECIPE.family.build("pico", 3))
     images = torch.rand(2, 3, 64, 96)
     with torch.inference_mode():
         rows = network(images)
@@ -136,7 +136,7 @@ def test_the_raw_outputs_decode_to_the_returned_rows(randomised: Randomised) -> 
 
 
 def test_every_parameter_that_learns_gets_a_gradient() -> None:
-    network: Any = RECIPE.build("pico", 3).train()
+    network: Any = RECIPE.family.build("pico", 3).train()
     nn.init.normal_(network.detect.cls_preds[0].weight)
     logits, distances, _, _ = network.raw(torch.rand(2, 3, 64, 64))
     (logits.square().mean() + distances.square().mean()).backward()
@@ -145,7 +145,7 @@ def test_every_parameter_that_learns_gets_a_gradient() -> None:
 
 
 def test_pico_is_small_and_suits_int8_kernels() -> None:
-    network = RECIPE.deploy(on_meta("pico", 6))
+    network = RECIPE.family.deploy(on_meta("pico", 6))
     convs = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.in_channels != 17]
     assert 500_000 <= sum(p.numel() for p in network.parameters()) <= 900_000
     assert all(c.in_channels >= 16 and c.in_channels % 8 == 0 for c in convs[1:])

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from deploykit import artifacts, customops, files, onnxfile
 from deploykit.errors import BackendError, DeployError, InputError, OptionError
+from deploykit.plugin import NAMESPACE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import onnx_ir as ir
 
@@ -147,7 +148,15 @@ def check(use: Use, engine: Path) -> Use:
 
 def register(trt: Any, use: Use, say: Callable[[str], None]) -> None:  # noqa: ANN401 - the module ships no types
     """Make the plugins known to TensorRT in this process. Raises: BackendError."""
+    if use.how != "none" and not hasattr(trt, "IPluginV3"):
+        raise BackendError(
+            f"{trt.__name__} {trt.__version__} has no plugins of our kind",
+            expected="TensorRT 10 or newer",
+            fix="build with --plugins none",
+        )
     if use.how == "python":
+        if trt.__name__ in _loaded:
+            raise _elsewhere(use.ops)
         from deploykit.backends import _python_plugins  # noqa: PLC0415 - torch-free, but seldom needed
 
         _python_plugins.register(trt, tuple(use.ops), say)
@@ -156,15 +165,34 @@ def register(trt: Any, use: Use, say: Callable[[str], None]) -> None:  # noqa: A
 
 
 def load(trt: Any, library: Path) -> None:  # noqa: ANN401 - the module ships no types
-    """Load a plugin library into the registry. Raises: BackendError, InputError."""
+    """Load a plugin library into the registry, once. Raises: BackendError, InputError."""
     if not library.is_file():
         raise InputError(f"no such plugin library: {library}")
+    digest, registry = artifacts.sha256(library), trt.get_plugin_registry()
+    if _loaded.get(trt.__name__) == digest:
+        return
+    known = [c.name for c in registry.all_creators if c.plugin_namespace == NAMESPACE]
+    if known:
+        raise _elsewhere(known)
     try:
-        handle = trt.get_plugin_registry().load_library(str(library))
+        handle = registry.load_library(str(library))
     except Exception as error:
         raise _unloadable(library, str(error)) from error
     if handle is None:
         raise _unloadable(library, "the registry refused it")
+    _loaded[trt.__name__] = digest
+
+
+_loaded: dict[str, str] = {}
+"""TensorRT module -> sha256 of our library in its registry, which takes an op only once."""
+
+
+def _elsewhere(ops: Iterable[str]) -> BackendError:
+    return BackendError(
+        f"{', '.join(sorted(ops))} came from elsewhere in this process already",
+        expected="engines of one process with plugins of one origin",
+        fix="open this engine in a process of its own, or build both with the same --plugins",
+    )
 
 
 def _unloadable(library: Path, reason: str) -> BackendError:
@@ -178,7 +206,8 @@ def _unloadable(library: Path, reason: str) -> BackendError:
 def check_layers(trt: Any, network: Any, use: Use) -> None:  # noqa: ANN401 - native objects
     """Raise BackendError unless the parsed network has a plugin layer for each of our ops."""
     layers = (network.get_layer(i) for i in range(network.num_layers))
-    found = sum(layer.type == trt.LayerType.PLUGIN_V3 for layer in layers)
+    kind = getattr(trt.LayerType, "PLUGIN_V3", None)  # absent before TensorRT 10
+    found = sum(layer.type == kind for layer in layers)
     wanted = 0 if use.how == "none" else sum(use.ops.values())
     if found != wanted:
         ops = ", ".join(f"{count} x {name}" for name, count in sorted(use.ops.items()))

@@ -147,7 +147,10 @@ def _value(data: Any, kind: type) -> Any:  # noqa: ANN401 - of the attribute's t
     if kind is str:
         raw = data.tobytes() if hasattr(data, "tobytes") else bytes(data)
         return raw.rstrip(b"\0").decode()
-    numbers = np.asarray(data).reshape(-1).tolist()
+    given = np.asarray(data)
+    if given.dtype.itemsize == 1:
+        raise TypeError("it is text")
+    numbers = given.reshape(-1).tolist()
     if kind is tuple:
         return tuple(numbers)
     (number,) = numbers

@@ -106,8 +106,8 @@ def _compiler(machine: Machine) -> Row:
         return Row(
             "nvcc",
             "absent",
-            "no CUDA compiler: it builds the C++ plugin library",
-            "install the CUDA toolkit; the Python plugins need none",
+            "no CUDA compiler: it makes the plugin library, and the kernels of plugins from Python",
+            "install the CUDA toolkit where such engines run; building them needs none",
         )
     return Row("nvcc", "ok", path)
 

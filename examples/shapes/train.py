@@ -85,7 +85,7 @@ def train(recipe: Recipe, options: argparse.Namespace) -> nn.Module:
     """Return the averaged network after `options.epochs` epochs."""
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
-    network = cast("Detector", recipe.build(VARIANT, len(CLASS_NAMES)).train())
+    network = cast("Detector", recipe.family.build(VARIANT, len(CLASS_NAMES)).train())
     network.to(memory_format=torch.channels_last)
     # PyTorch 2.15 corrupts memory in the backward pass of a channels-last 1x1 stride-2 stem.
     network.backbone.stem.to(memory_format=torch.contiguous_format)

@@ -170,7 +170,7 @@ def save(network: nn.Module, path: Path) -> None:
 def stored(path: Path) -> nn.Module:
     """Return the recipe's network with the weights that `save` wrote."""
     recipe = files.recipe("mask_rcnn")
-    network = recipe.build(VARIANT, len(CLASS_NAMES))
+    network = recipe.family.build(VARIANT, len(CLASS_NAMES))
     state = torch.load(path, weights_only=True)["model"]
     network.load_state_dict(state, strict=False)  # without the norms' counters
     return network.eval()
