@@ -60,6 +60,8 @@ class Subject:
     """Returns torchvision's model."""
     tame: Callable[[Model], Sequence[Answer]]
     """The layers to scale, with the mean and the deviation that their answers get."""
+    background: float = 0.0
+    """Added to the logit of the background, so that tens of objects remain."""
     size: tuple[int, int] = (320, 448)
     first: int = 1
     """torchvision's label of class 0."""
@@ -107,21 +109,23 @@ def untrained(name: str, classes: int) -> Model:
 
 
 SUBJECTS = {
-    "example": Subject("mask_rcnn", trained, lambda _: [], (320, 320)),
+    "example": Subject("mask_rcnn", trained, lambda _: [], size=(320, 320)),
     "mask_rcnn": Subject(
-        "mask_rcnn", lambda: untrained("maskrcnn_resnet50_fpn", CLASSES + 1), two_stage
+        "mask_rcnn", lambda: untrained("maskrcnn_resnet50_fpn", CLASSES + 1), two_stage, 5.0
     ),
     "faster_rcnn": Subject(
-        "faster_rcnn", lambda: untrained("fasterrcnn_resnet50_fpn", CLASSES + 1), two_stage
+        "faster_rcnn", lambda: untrained("fasterrcnn_resnet50_fpn", CLASSES + 1), two_stage, 5.0
     ),
     "keypoint_rcnn": Subject(
-        "keypoint_rcnn", lambda: untrained("keypointrcnn_resnet50_fpn", 2), two_stage
+        "keypoint_rcnn", lambda: untrained("keypointrcnn_resnet50_fpn", 2), two_stage, 3.0
     ),
     "retinanet": Subject(
         "retinanet", lambda: untrained("retinanet_resnet50_fpn", CLASSES), dense, first=0
     ),
     "fcos": Subject("fcos", lambda: untrained("fcos_resnet50_fpn", CLASSES), dense, first=0),
-    "ssd": Subject("ssd", lambda: untrained("ssd300_vgg16", CLASSES + 1), single_shot, (300, 300)),
+    "ssd": Subject(
+        "ssd", lambda: untrained("ssd300_vgg16", CLASSES + 1), single_shot, size=(300, 300)
+    ),
 }
 
 
@@ -250,6 +254,9 @@ def compare(subject: Subject, folder: Path) -> Tally:
     images = torch.from_numpy(np.stack([preprocess(picture)[0] for picture in pictures]))
     for layer, mean, deviation in layers:
         dense_models.tame(lambda: dense_models.eager(model, images[:2]), [layer], mean, deviation)
+    if subject.background:
+        with torch.no_grad():
+            model.roi_heads.box_predictor.cls_score.bias[0] += subject.background
     torch.save(model.state_dict(), folder / "model.pth")
     path = folder / "model.onnx"
     exporting.export(folder / "model.pth", path, options)

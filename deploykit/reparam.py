@@ -92,6 +92,43 @@ def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return scale, norm.bias.double() - mean.double() * scale
 
 
+class Upsampling(nn.Module):
+    """A transposed convolution without overlap, as a 1x1 convolution and a pixel shuffle.
+
+    The same numbers, in an op that INT8 engines have.
+    """
+
+    def __init__(self, source: nn.ConvTranspose2d) -> None:
+        """Take the weights of `source`: its stride is its kernel, and it has no padding."""
+        super().__init__()
+        step = source.kernel_size[0]
+        self.conv = nn.Conv2d(source.in_channels, source.out_channels * step * step, 1)
+        with torch.no_grad():
+            # [in, out, step, step] -> [out * step * step, in, 1, 1]
+            weight = source.weight.permute(1, 2, 3, 0).reshape(self.conv.weight.shape)
+            self.conv.weight.copy_(weight)
+            assert self.conv.bias is not None
+            bias = torch.zeros(source.out_channels) if source.bias is None else source.bias
+            self.conv.bias.copy_(bias.repeat_interleave(step * step))
+        self.shuffle = nn.PixelShuffle(step)
+
+    @staticmethod
+    def replaces(module: nn.Module) -> bool:
+        """Return whether `module` is a transposed convolution that this can stand for."""
+        return (
+            isinstance(module, nn.ConvTranspose2d)
+            and module.groups == 1
+            and module.kernel_size == module.stride
+            and module.kernel_size[0] == module.kernel_size[1]
+            and module.dilation == (1, 1)
+            and module.padding == module.output_padding == (0, 0)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return float32[batch, out, H * step, W * step]."""
+        return cast(Tensor, self.shuffle(self.conv(x)))
+
+
 class ConvNorm(nn.Module):
     """Convolution, batch norm, and an activation where one is given."""
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from deploykit.detectors import two_stage_family as family
 from deploykit.recipe import Family, Recipe
-from deploykit.reparam import fold
 
 if TYPE_CHECKING:
     from deploykit.detectors.two_stage import TwoStage
@@ -31,7 +30,7 @@ recipe = Recipe(
     name="faster_rcnn",
     task="detection",
     variants=(*family.COMMON, family.V2, family.MOBILE, family.MOBILE_320),
-    family=Family(build, family.adapt, identify, fold),
+    family=Family(build, family.adapt, identify, family.deploy),
     preprocess=family.preprocess,
     outputs=family.OUTPUTS,
     decode=family.decode,

@@ -267,11 +267,11 @@ def test_a_build_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def plugin_model(tmp_path: Path) -> Path:
-    text = """<ir_version: 9, opset_import: ["" : 19, "deploykit" : 1]>
-        g (float[1, 4] x) => (float[1, 4] y) {
-            y = deploykit.DKNothing<plugin_namespace = "deploykit">(x)
-        }"""
+def plugin_model(tmp_path: Path, domain: str) -> Path:
+    text = f"""<ir_version: 9, opset_import: ["" : 19, "{domain}" : 1]>
+        g (float[1, 4] x) => (float[1, 4] y) {{
+            y = {domain}.DKNothing<plugin_namespace = "{domain}">(x)
+        }}"""
     onnx.save(onnx.parser.parse_model(text), tmp_path / "plugin.onnx")
     return tmp_path / "plugin.onnx"
 
@@ -279,7 +279,9 @@ def plugin_model(tmp_path: Path) -> Path:
 @needs_builder
 def test_a_missing_plugin_is_named_and_does_not_abort(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"node 0 \(DKNothing\).*Plugin not found"):
-        build(plugin_model(tmp_path), "86")
+        build(plugin_model(tmp_path, "elsewhere"), "86")
+    with pytest.raises(ModelError, match="deploykit::DKNothing"):
+        build(plugin_model(tmp_path, "deploykit"), "86")
 
 
 def stand_in(tmp_path: Path, script: str) -> str:

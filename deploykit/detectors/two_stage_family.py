@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from torch import nn
 from torchvision.models import detection as zoo
@@ -15,6 +15,7 @@ from deploykit.detectors import dense_family, detectron2_layout, light
 from deploykit.detectors.two_stage import TwoStage
 from deploykit.layers import outputs
 from deploykit.recipe import KeepFloat, Preprocess
+from deploykit.reparam import Upsampling, fold
 from deploykit.values import Precision
 
 if TYPE_CHECKING:
@@ -93,6 +94,15 @@ def network(variant: str, classes: int, head: Head) -> TwoStage:
             if isinstance(module, nn.BatchNorm2d):
                 module.eps = 0.0
     return (detectron2_layout.configure(model) if variant in DETECTRON2 else TwoStage(model)).eval()
+
+
+def deploy(network: nn.Module) -> nn.Module:
+    """Return a copy with batch norms folded, and the masks' upsampling in ops that INT8 has."""
+    folded = fold(network)
+    predictor: Any = folded.get_submodule("roi_heads").mask_predictor
+    if predictor is not None and Upsampling.replaces(predictor.conv5_mask):
+        predictor.conv5_mask = Upsampling(predictor.conv5_mask)
+    return folded
 
 
 _OLD = (
