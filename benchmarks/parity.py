@@ -47,6 +47,8 @@ EXAMPLE = ROOT / "examples" / "shapes_masks" / "mask_rcnn_light.pth"
 PICTURES = ("astronaut", "chelsea", "coffee", "rocket", "cat")
 COUNT, BATCHES = 50, (1, 2, 4)
 CLASSES = 6
+OBJECTS = 30
+"""In a photograph, about."""
 LIMIT_BOX, LIMIT_SCORE, LIMIT_IOU = 0.5, 1e-3, 0.99
 SHARE = 0.99
 
@@ -60,8 +62,6 @@ class Subject:
     """Returns torchvision's model."""
     tame: Callable[[Model], Sequence[Answer]]
     """The layers to scale, with the mean and the deviation that their answers get."""
-    background: float = 0.0
-    """Added to the logit of the background, so that tens of objects remain."""
     size: tuple[int, int] = (320, 448)
     first: int = 1
     """torchvision's label of class 0."""
@@ -76,6 +76,21 @@ def two_stage(model: Model) -> list[Answer]:
         (box.cls_score, 0.0, 1.5),
         (box.bbox_pred, 0.0, 0.5),
     ]
+
+
+def thin(model: Model, images: torch.Tensor) -> None:
+    """Raise the logit of the background until about `OBJECTS` remain in each image."""
+    bias = model.roi_heads.box_predictor.cls_score.bias
+    low, high = 0.0, 20.0
+    for _ in range(8):
+        middle = (low + high) / 2
+        with torch.no_grad():
+            bias[0] += middle
+            counts = [len(found["scores"]) for found in dense_models.eager(model, images)]
+            bias[0] -= middle
+        low, high = (middle, high) if np.mean(counts) > OBJECTS else (low, middle)
+    with torch.no_grad():
+        bias[0] += high
 
 
 def dense(model: Model) -> list[Answer]:
@@ -111,13 +126,13 @@ def untrained(name: str, classes: int) -> Model:
 SUBJECTS = {
     "example": Subject("mask_rcnn", trained, lambda _: [], size=(320, 320)),
     "mask_rcnn": Subject(
-        "mask_rcnn", lambda: untrained("maskrcnn_resnet50_fpn", CLASSES + 1), two_stage, 5.0
+        "mask_rcnn", lambda: untrained("maskrcnn_resnet50_fpn", CLASSES + 1), two_stage
     ),
     "faster_rcnn": Subject(
-        "faster_rcnn", lambda: untrained("fasterrcnn_resnet50_fpn", CLASSES + 1), two_stage, 5.0
+        "faster_rcnn", lambda: untrained("fasterrcnn_resnet50_fpn", CLASSES + 1), two_stage
     ),
     "keypoint_rcnn": Subject(
-        "keypoint_rcnn", lambda: untrained("keypointrcnn_resnet50_fpn", 2), two_stage, 3.0
+        "keypoint_rcnn", lambda: untrained("keypointrcnn_resnet50_fpn", 2), two_stage
     ),
     "retinanet": Subject(
         "retinanet", lambda: untrained("retinanet_resnet50_fpn", CLASSES), dense, first=0
@@ -254,9 +269,8 @@ def compare(subject: Subject, folder: Path) -> Tally:
     images = torch.from_numpy(np.stack([preprocess(picture)[0] for picture in pictures]))
     for layer, mean, deviation in layers:
         dense_models.tame(lambda: dense_models.eager(model, images[:2]), [layer], mean, deviation)
-    if subject.background:
-        with torch.no_grad():
-            model.roi_heads.box_predictor.cls_score.bias[0] += subject.background
+    if hasattr(model, "roi_heads") and layers:
+        thin(model, images[:2])
     torch.save(model.state_dict(), folder / "model.pth")
     path = folder / "model.onnx"
     exporting.export(folder / "model.pth", path, options)

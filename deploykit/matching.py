@@ -117,6 +117,13 @@ class Account:
         few = self.missing <= MOST_MISSING * self.rows
         return few and self.pairs > 0 and self.rivals <= MOST_RIVALS * beyond
 
+    def part(self, count: int) -> None:
+        """Take so many pairs for rows without a partner."""
+        self.pairs -= count
+        self.alone += 2 * count
+        self.missing += 2 * count
+        self.blame(f"the boxes of {count} pairs differ")
+
     def blame(self, text: str) -> None:
         """Keep the first thing that is wrong."""
         self.note = self.note or text

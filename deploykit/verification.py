@@ -110,6 +110,13 @@ def _paired(
     """Return what is compared of detections: the pairs, and that the candidate's scores fall."""
     margin = atol + rtol * _span(expected["scores"][matching.filled(expected)].astype(np.float64))
     compared = rows.align(found, expected, margin)
+    ours, theirs = (boxes.astype(np.float64) for boxes in compared["boxes"])
+    with np.errstate(invalid="ignore"):
+        strays = np.abs(ours - theirs).max(1, initial=0) > atol + rtol * _span(theirs)
+    if 0 < strays.sum() <= matching.MOST_MISSING * len(strays):
+        # Partners in name only: each is alone, as a proposal that the other side had not found.
+        rows.account.part(int(strays.sum()))
+        compared = {name: (a[~strays], b[~strays]) for name, (a, b) in compared.items()}
     filled = matching.filled(found)
     scores = np.where(filled, found["scores"], 0).astype(np.float64)
     compared[ORDER] = scores, -np.sort(-scores, 1)
