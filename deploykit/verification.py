@@ -110,9 +110,7 @@ def _paired(
     """Return what is compared of detections: the pairs, and that the candidate's scores fall."""
     margin = atol + rtol * _span(expected["scores"][matching.filled(expected)].astype(np.float64))
     compared = rows.align(found, expected, margin)
-    ours, theirs = (boxes.astype(np.float64) for boxes in compared["boxes"])
-    with np.errstate(invalid="ignore"):
-        strays = np.abs(ours - theirs).max(1, initial=0) > atol + rtol * _span(theirs)
+    strays = _strays(*(boxes.astype(np.float64) for boxes in compared["boxes"]), atol, rtol)
     if 0 < strays.sum() <= matching.MOST_MISSING * len(strays):
         # Partners in name only: each is alone, as a proposal that the other side had not found.
         rows.account.part(int(strays.sum()))
@@ -126,6 +124,17 @@ def _paired(
             shape = (1, *theirs.shape[1:])
             compared[name] = np.full(shape, np.nan), np.zeros(shape)
     return compared
+
+
+def _strays(
+    ours: NDArray[np.float64], theirs: NDArray[np.float64], atol: float, rtol: float
+) -> NDArray[np.bool_]:
+    """Return which pairs have boxes further apart than allowed, bool[pairs]."""
+    with np.errstate(invalid="ignore"):
+        far: NDArray[np.bool_] = np.abs(ours - theirs).max(1, initial=0) > (
+            atol + rtol * _span(theirs)
+        )
+    return far
 
 
 def _accounts(account: Account) -> tuple[Agreement, Agreement]:
