@@ -110,7 +110,8 @@ def _paired(
     """Return what is compared of detections: the pairs, and that the candidate's scores fall."""
     margin = atol + rtol * _span(expected["scores"][matching.filled(expected)].astype(np.float64))
     compared = rows.align(found, expected, margin)
-    strays = _strays(*(boxes.astype(np.float64) for boxes in compared["boxes"]), atol, rtol)
+    ours_, theirs_ = (boxes.astype(np.float64) for boxes in compared["boxes"])
+    strays = _strays(ours_, theirs_, atol, rtol)
     if 0 < strays.sum() <= matching.MOST_MISSING * len(strays):
         # Partners in name only: each is alone, as a proposal that the other side had not found.
         rows.account.part(int(strays.sum()))
