@@ -251,7 +251,8 @@ class Tally:
         return (
             f"{name:14}{self.images:4} images, {self.empty} empty; {self.objects:5} objects; same "
             f"count {self.same_count}/{self.images}; alone {self.alone}; boxes "
-            f"{np.mean(boxes <= LIMIT_BOX):.2%} within {LIMIT_BOX} px, at most {boxes.max(initial=0):.4f}; "
+            f"{np.mean(boxes <= LIMIT_BOX):.2%} within {LIMIT_BOX} px, "
+            f"at most {boxes.max(initial=0):.4f}; "
             f"scores within {max(self.scores, default=0):.1e}; {extra} "
             f"{'holds' if self.holds() else 'MISSED'}"
         )
