@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from deploykit import detection
 from deploykit.detectors import vgg, vgg_family
-from deploykit.recipe import PROPOSALS, Family, Preprocess, Recipe
+from deploykit.recipe import PROPOSALS, Family, Recipe
 from deploykit.reparam import fold
 from deploykit.values import TensorSpec
 
 if TYPE_CHECKING:
-    from deploykit.recipe import StateDict
+    from deploykit.recipe import Preprocess, StateDict
 
 REGIONS = 2000
 """Rows of the second input: what the paper takes from selective search for an image."""
@@ -31,11 +31,6 @@ def identify(state: StateDict) -> tuple[str, int] | None:
     return vgg_family.identify(state, proposals=False)
 
 
-def preprocess(variant: str, size: tuple[int, int] | None) -> Preprocess:  # noqa: ARG001 - all variants alike
-    """Return the Caffe detectors', see `vgg_family.preprocess`."""
-    return vgg_family.preprocess(size)
-
-
 def regions(preprocess: Preprocess) -> tuple[TensorSpec, ...]:  # noqa: ARG001 - as many for any image
     """Return the second input: boxes in pixels of the prepared image."""
     return (TensorSpec(PROPOSALS, "float32", ("batch", REGIONS, 4)),)
@@ -46,11 +41,11 @@ recipe = Recipe(
     task="detection",
     variants=("vgg16", "vgg16_agnostic"),
     family=Family(build, vgg_family.adapt, identify, fold),
-    preprocess=preprocess,
+    preprocess=vgg_family.preprocess,
     outputs=vgg_family.OUTPUTS,
+    extra_inputs=regions,
     decode=detection.padded,
     keep_float=vgg_family.KEEP_FLOAT,
     size_multiple=1,
-    extra_inputs=regions,
     class_names=vgg_family.class_names,
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from deploykit import detection
 from deploykit.detectors import vgg, vgg_family
-from deploykit.recipe import Family, Preprocess, Recipe
+from deploykit.recipe import Family, Recipe
 from deploykit.reparam import fold
 
 if TYPE_CHECKING:
@@ -26,17 +26,12 @@ def identify(state: StateDict) -> tuple[str, int] | None:
     return vgg_family.identify(state, proposals=True)
 
 
-def preprocess(variant: str, size: tuple[int, int] | None) -> Preprocess:  # noqa: ARG001 - all variants alike
-    """Return the Caffe detectors', see `vgg_family.preprocess`."""
-    return vgg_family.preprocess(size)
-
-
 recipe = Recipe(
     name="faster_rcnn_vgg16",
     task="detection",
     variants=tuple(vgg.VARIANTS),
     family=Family(build, vgg_family.adapt, identify, fold),
-    preprocess=preprocess,
+    preprocess=vgg_family.preprocess,
     outputs=vgg_family.OUTPUTS,
     decode=detection.padded,
     keep_float=vgg_family.KEEP_FLOAT,

@@ -58,7 +58,7 @@ def identify(state: StateDict, *, proposals: bool) -> tuple[str, int] | None:
     return None
 
 
-def preprocess(size: tuple[int, int] | None) -> Preprocess:
+def preprocess(variant: str, size: tuple[int, int] | None) -> Preprocess:  # noqa: ARG001 - all variants alike
     """Return the Caffe detectors': BGR from 0 to 255 less a mean, at most 600x1000 pixels."""
     return Preprocess(
         size or (600, 1000),
