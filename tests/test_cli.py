@@ -128,6 +128,11 @@ def test_help_needs_no_heavy_module() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def names(folder: str) -> list[str]:
+    """Return what the Python files of a folder are called."""
+    return sorted(path.stem for path in (ROOT / folder).glob("*.py"))
+
+
 def test_the_wheel_works_from_another_folder(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path)]
     subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
@@ -138,7 +143,11 @@ def test_the_wheel_works_from_another_folder(tmp_path: Path) -> None:
         f"import sys; sys.path.insert(0, {str(target)!r}); from deploykit import cli, files\n"
         f"assert files.__file__.startswith({str(target)!r}), files.__file__\n"
         "assert sorted(files.shipped('source')) == ['coco', 'folder', 'shapes']\n"
-        "assert sorted(files.shipped('recipe')) == ['repvgg', 'yolov6']\n"
+        f"assert sorted(files.shipped('recipe')) == {names('exporters')}\n"
+        f"assert sorted(files.shipped('plugin')) == {names('plugins')}\n"
+        "kernels = files.folder('plugin')\n"
+        "for name in ('CMakeLists.txt', 'kernel.cuh', 'roi_pool.cu', 'tensorrt/plugin.cpp'):\n"
+        "    assert (kernels / name).is_file(), name\n"
         "cli.app(['doctor'])"
     )
     done = subprocess.run(
