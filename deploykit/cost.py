@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from deploykit import customops
 from deploykit.errors import ModelError, unknown_name
 
 if TYPE_CHECKING:
@@ -159,6 +160,8 @@ def _evaluated(tree: ast.expr, ones: Collection[object]) -> int | None:
             return value
         case ast.Name(id=name):
             return 1 if name in ones else None
+        case ast.Call(func=ast.Name(id=customops.AT_MOST), args=[most]):
+            return _evaluated(most, ones)
         case ast.BinOp(left, operator, right):
             sides = _evaluated(left, ones), _evaluated(right, ones)
             rule = _OPERATORS.get(type(operator))

@@ -4,7 +4,7 @@ An ONNX node of such an op is `deploykit::DK...` with its attributes and `plugin
 which TensorRT finds the plugin. For ONNX Runtime the model carries a local function per kind of
 call (`attach`); a TensorRT build without plugins gets the nodes replaced by standard ops
 (`inline`), and one with plugins gets no functions at all (`detach`): a missing plugin must be an
-error, not a silent fallback.
+error, not a silent fallback. Ops without a kernel are replaced in both.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ _ONNX_TYPES = {
 }
 _ELEMENTS = ["tensor(float)", "tensor(float16)", "tensor(int8)", "tensor(int32)", "tensor(int64)"]
 _TAGS = ("plugin_namespace", "plugin_version")
+PACK, UNPACK = "DKPackRows", "DKUnpackRows"
+AT_MOST = "at_most"
+"""`at_most(100*batch)` is the name of a size between those two ops."""
 _IR_VERSION = 10
 """The first in which one function may have several overloads."""
 
@@ -162,8 +165,8 @@ def calls(model: ir.Model) -> Iterator[tuple[ir.Node, Plugin]]:
 
 
 def counts(model: ir.Model) -> Counter[str]:
-    """Return op type -> how many nodes of the main graph are that op of ours."""
-    return Counter(node.op_type for node, _ in calls(model))
+    """Return op type -> how many nodes of the main graph are that op of ours, with a kernel."""
+    return Counter(node.op_type for node, plugin in calls(model) if plugin.source)
 
 
 def check(model: ir.Model) -> None:
@@ -202,6 +205,7 @@ def attach(model: ir.Model) -> None:
             function = _function(plugin, call, made[key], model.graph.opset_imports[""])
             model.functions[function.identifier()] = function
         node.overload = made[key]
+    _open_sizes(model)
     if made:
         model.graph.opset_imports.setdefault(NAMESPACE, 1)
     if any(made.values()):
@@ -217,10 +221,31 @@ def detach(model: ir.Model) -> None:
             node.overload = ""
 
 
-def inline(model: ir.Model) -> None:
-    """Replace every node of ours by its portable body. Raises: ModelError as `attach`."""
+def _open_sizes(model: ir.Model) -> None:
+    """Call a size `at_most(n)` from where rows are packed to where they are unpacked.
+
+    ONNX Runtime takes dimensions of one name for equal, and lets such tensors share memory.
+    """
+    packed = {node.outputs[0] for node, plugin in calls(model) if plugin.name == PACK}
+    for node in model.graph:
+        if node.domain == NAMESPACE and node.op_type == UNPACK:
+            continue
+        if not packed.isdisjoint(node.inputs):
+            packed.update(node.outputs)
+    for value in packed:
+        if value.shape is not None and not str(value.shape[0]).startswith(AT_MOST):
+            size = ir.SymbolicDim(f"{AT_MOST}({value.shape[0]})")
+            value.shape = ir.Shape([size, *value.shape[1:]])
+
+
+def inline(model: ir.Model, *, kernels: bool = True) -> None:
+    """Replace every node of ours by its portable body; with `kernels` off, those without one.
+
+    Raises: ModelError as `attach`.
+    """
     detach(model)
-    for number, (node, plugin) in enumerate(list(calls(model))):
+    chosen = [(node, plugin) for node, plugin in calls(model) if kernels or not plugin.source]
+    for number, (node, plugin) in enumerate(chosen):
         tape = Tape(f"{node.name or f'{plugin.name}_{number}'}.")
         call = _call(node, plugin)
         call = replace(call, inputs=tuple(value for value in node.inputs if value is not None))
@@ -232,7 +257,8 @@ def inline(model: ir.Model) -> None:
             name, old.name = old.name, None
             new.name = name
         model.graph.remove(node, safe=True)
-    model.graph.opset_imports.pop(NAMESPACE, None)
+    if not any(calls(model)):
+        model.graph.opset_imports.pop(NAMESPACE, None)
 
 
 def _function(plugin: Plugin, call: Call, overload: str, opset: int) -> ir.Function:

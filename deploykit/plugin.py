@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +40,8 @@ POOLED_SIZE = tuple(
     for side in ("height", "width")
 )
 """What an op that pools regions makes of each."""
+ROWS = Attribute("per_image", 1, "1 or more", lambda v: v >= 1)
+"""R of the rows T[B * R, ...] that an op packs."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,12 @@ class Call:
         assert shape is not None  # checked before a body is written
         return tuple(int(dim) for dim in shape[1:])  # type: ignore[arg-type]  # static, as above
 
+    def dtype(self, index: int) -> np.dtype[np.generic]:
+        """Return the element type of input `index`."""
+        dtype = self.inputs[index].dtype
+        assert dtype is not None  # checked before a body is written
+        return dtype.numpy()
+
 
 @dataclass(frozen=True)
 class Plugin:
@@ -85,20 +95,32 @@ class Plugin:
     portable_body: Body
     """What TensorRT builds without the plugin: no NonMaxSuppression, NonZero, RoiAlign, If,
     DeformConv; TopK with K <= 3840; no FP32 matrix product."""
-    source: str
-    """File name of the CUDA source beside the plugin's file."""
+    source: str = ""
+    """File name of the CUDA source beside the plugin's file; "": standard ops everywhere, and no
+    TensorRT plugin."""
     check: Callable[[Mapping[str, Any], Sequence[tuple[int, ...]]], str] = lambda _, __: ""
     """(attributes, sizes of each input after the batch) -> what is wrong between them, or ""."""
 
     @property
     def op(self) -> str:
-        """Return the op's name in torch: the stem of its files."""
-        return PurePath(self.source).stem
+        """Return the op's name in torch, the stem of its files: roi_pool for DKRoiPool."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", self.name.removeprefix("DK")).lower()
 
     @property
     def variadic(self) -> bool:
         """Return whether the last input stands for several."""
         return self.inputs[-1].endswith("...")
+
+
+def present(op: Tape, count: ir.Value, rows: int) -> ir.Value:
+    """Return which of `rows` padded rows per image are there, bool[B, rows]; count: int32[B]."""
+    found: ir.Value = op.Less(np.arange(rows, dtype=np.int32)[None], op.Unsqueeze(count, [1]))
+    return found
+
+
+def rows_mismatch(sizes: Sequence[tuple[int, ...]]) -> str:
+    """Return what is wrong between rows T[n, ...] and count int32[B], sizes without n and B."""
+    return f"count is [{', '.join(map(str, ('B', *sizes[1])))}], expected [B]" if sizes[1] else ""
 
 
 def regions_mismatch(sizes: Sequence[tuple[int, ...]]) -> str:

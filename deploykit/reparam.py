@@ -92,25 +92,28 @@ def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return scale, norm.bias.double() - mean.double() * scale
 
 
-class Upsampling(nn.Module):
-    """A transposed convolution without overlap, as a 1x1 convolution and a pixel shuffle.
+class Phases(nn.Module):
+    """A transposed convolution without overlap and an activation, as a 1x1 convolution.
 
-    The same numbers, in an op that INT8 engines have.
+    The same numbers, in an op that INT8 engines have. Each input pixel becomes a block of `step` *
+    `step`; the pixels of one place in their blocks are a phase, and a map of their own here, so
+    that pointwise layers may follow before `join` interleaves what they leave.
     """
 
-    def __init__(self, source: nn.ConvTranspose2d) -> None:
+    def __init__(self, source: nn.ConvTranspose2d, activation: nn.Module) -> None:
         """Take the weights of `source`: its stride is its kernel, and it has no padding."""
         super().__init__()
-        step = source.kernel_size[0]
-        self.conv = nn.Conv2d(source.in_channels, source.out_channels * step * step, 1)
+        self.step, self.channels = source.kernel_size[0], source.out_channels
+        self.count = self.step**2
+        self.conv = nn.Conv2d(source.in_channels, self.count * self.channels, 1)
         with torch.no_grad():
-            # [in, out, step, step] -> [out * step * step, in, 1, 1]
-            weight = source.weight.permute(1, 2, 3, 0).reshape(self.conv.weight.shape)
+            # [in, out, step, step] -> [step * step * out, in, 1, 1]
+            weight = source.weight.permute(2, 3, 1, 0).reshape(self.conv.weight.shape)
             self.conv.weight.copy_(weight)
             assert self.conv.bias is not None
-            bias = torch.zeros(source.out_channels) if source.bias is None else source.bias
-            self.conv.bias.copy_(bias.repeat_interleave(step * step))
-        self.shuffle = nn.PixelShuffle(step)
+            bias = torch.zeros(self.channels) if source.bias is None else source.bias
+            self.conv.bias.copy_(bias.repeat(self.count))
+        self.act = activation
 
     @staticmethod
     def replaces(module: nn.Module) -> bool:
@@ -125,8 +128,15 @@ class Upsampling(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return float32[batch, out, H * step, W * step]."""
-        return cast(Tensor, self.shuffle(self.conv(x)))
+        """Return float32[batch * count, out, H, W], the phases of an image beside each other."""
+        rows: Tensor = self.act(self.conv(x))
+        return rows.reshape(-1, self.channels, *x.shape[2:])
+
+    def join(self, phases: Tensor) -> Tensor:
+        """Return [batch, H * step, W * step] of [batch * count, H, W]."""
+        height, width = phases.shape[1:]
+        split = phases.reshape(-1, self.step, self.step, height, width)
+        return split.permute(0, 3, 1, 4, 2).reshape(-1, height * self.step, width * self.step)
 
 
 class ConvNorm(nn.Module):

@@ -12,7 +12,15 @@ import numpy as np
 import onnx_ir as ir
 
 from deploykit.atlas import Atlas, Axis
-from deploykit.plugin import POOLED_SIZE, Attribute, Call, Output, Plugin, regions_mismatch
+from deploykit.plugin import (
+    POOLED_SIZE,
+    Attribute,
+    Call,
+    Output,
+    Plugin,
+    present,
+    regions_mismatch,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,6 +31,9 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 26
 """Elements of one corner's features that the reference holds at a time."""
+STRIP, LONGEST = 16.0, 1024.0
+"""Cells in the height of a strip of boxes that ONNX Runtime pools one after another, and cells
+along a map, beyond which boxes are not told apart."""
 FLOAT, INT64 = 1, 7
 """ONNX's numbers of the types."""
 
@@ -158,15 +169,17 @@ def runtime_body(op: Tape, call: Call) -> Sequence[ir.Value]:
     total = op.Squeeze(op.Shape(flat, start=0, end=1))
     place = op.Range(0, total, 1)
     image = op.Div(place, rows)
-    present = op.Less(np.arange(rows, dtype=np.int32)[None], op.Unsqueeze(count, [1]))
     finite = op.Less(op.ReduceSum(op.Abs(flat), [1], keepdims=0), float("inf"))
-    valid = op.And(op.Reshape(present, [-1]), finite)
+    valid = op.And(op.Reshape(present(op, count, rows), [-1]), finite)
     if attributes["aligned"] and attributes["sampling_ratio"] == 0:
         valid = op.And(valid, _upright(op, flat))
     level = _level_body(op, flat, len(features), attributes)
+    scale = op.Gather(np.array(attributes["spatial_scales"], np.float32), level)
+    order = _neighbours(op, op.Where(op.Unsqueeze(valid, [1]), flat, 0.0), image, scale)
     pooled, places = [], []
     for index, maps in enumerate(features):
-        chosen = op.Squeeze(op.NonZero(op.And(valid, op.Equal(level, index))), [0])
+        of_level = op.Gather(op.And(valid, op.Equal(level, index)), order)
+        chosen = op.Gather(order, op.Squeeze(op.NonZero(of_level), [0]))
         places.append(chosen)
         pooled.append(
             _roi_align(
@@ -186,6 +199,23 @@ def runtime_body(op: Tape, call: Call) -> Sequence[ir.Value]:
     result = op.Gather(found, where)
     half = features[0].dtype is not ir.DataType.FLOAT
     return [op.Cast(result, to=ir.DataType.FLOAT16.value) if half else result]
+
+
+def _neighbours(op: Tape, flat: ir.Value, image: ir.Value, scale: ir.Value) -> ir.Value:
+    """Return an order of the boxes, int64[n], in which those that read the same cells are close.
+
+    Along strips of the image, from left to right: the cells are then still in the cache.
+    flat: finite float32[n, 4]. image: int64[n]. scale: float32[n], cells per pixel.
+    """
+    low, high = op.Split(op.Mul(flat, 0.5), num_outputs=2, axis=1, outputs=2)
+    centre = op.Mul(op.Add(low, high), op.Unsqueeze(scale, [1]))
+    x, y = op.Split(op.Clip(centre, 0.0, LONGEST - 1), num_outputs=2, axis=1, outputs=2)
+    strip = op.Floor(op.Div(op.Squeeze(y, [1]), STRIP))
+    strip = op.Add(strip, op.Mul(op.Cast(image, to=FLOAT), LONGEST / STRIP))
+    key = op.Add(op.Mul(strip, LONGEST), op.Squeeze(x, [1]))
+    _, order = op.TopK(key, op.Shape(key), largest=0, outputs=2)
+    found: ir.Value = order
+    return found
 
 
 def _upright(op: Tape, flat: ir.Value) -> ir.Value:
@@ -244,12 +274,11 @@ def portable_body(op: Tape, call: Call) -> Sequence[ir.Value]:
     height, width = (call.attributes[f"output_{side}"] for side in ("height", "width"))
     sizes = [call.dims(2 + i)[1:] for i in range(len(call.inputs) - 2)]
     atlas = Atlas(op, call.inputs[2:], sizes)
-    present = op.Less(np.arange(rows, dtype=np.int32)[None], op.Unsqueeze(call.inputs[1], [1]))
     finite = op.Less(op.ReduceSum(op.Abs(call.inputs[0]), [2], keepdims=1), float("inf"))
-    present = op.And(op.Unsqueeze(present, [2]), finite)
+    valid = op.And(op.Unsqueeze(present(op, call.inputs[1], rows), [2]), finite)
     across, down = _axes(op, call, atlas)
     take = _fixed if call.attributes["sampling_ratio"] else _adaptive
-    pooled = take(op, call, atlas, (across, down, present))
+    pooled = take(op, call, atlas, (across, down, valid))
     split = op.Transpose(
         op.Reshape(pooled, [0, channels, rows, height, width]), perm=[0, 2, 1, 3, 4]
     )

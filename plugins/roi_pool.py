@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from deploykit.plugin import POOLED_SIZE, Attribute, Call, Output, Plugin, regions_mismatch
+from deploykit.plugin import POOLED_SIZE, Attribute, Call, Output, Plugin, present, regions_mismatch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -139,11 +139,10 @@ def runtime_body(op: Tape, call: Call) -> Sequence[ir.Value]:
 def _valid(op: Tape, call: Call) -> tuple[ir.Value, ir.Value]:
     """Return which rows count, bool[B, R, 1], and finite boxes float32[B, R, 4]."""
     boxes, count, _ = call.inputs
-    rows = np.arange(call.dims(0)[0], dtype=np.int32)[None, :, None]
-    present = op.Less(rows, op.Unsqueeze(count, [1, 2]))
+    there = op.Unsqueeze(present(op, count, call.dims(0)[0]), [2])
     largest = op.ReduceMax(op.Abs(boxes), [2], keepdims=1)
     known = op.Equal(op.ReduceMax(op.Cast(op.IsNaN(boxes), to=FLOAT), [2], keepdims=1), 0.0)
-    valid = op.And(op.And(present, known), op.Less(largest, float("inf")))
+    valid = op.And(op.And(there, known), op.Less(largest, float("inf")))
     limit = farthest(call.attributes["spatial_scale"])
     near = op.Max(op.Min(op.Where(valid, boxes, 0.0), limit), -limit)
     return valid, near

@@ -64,16 +64,16 @@ def prepared(graph: ir.Model, model: Path, choice: str) -> Iterator[Prepared]:
     """
     counts = customops.counts(graph)
     use = _use(choice, counts)
-    if not counts:
+    if not any(customops.calls(graph)):
         yield Prepared(model.resolve(), None)
         return
     customops.check(graph)
     customops.fill(graph)
-    (customops.inline if use.how == "none" else customops.detach)(graph)
+    customops.inline(graph, kernels=use.how == "none")
     with tempfile.TemporaryDirectory(prefix="deploykit-graph-") as folder:
         path = Path(folder) / model.name
         onnxfile.write_model(graph, path)
-        yield Prepared(path, use)
+        yield Prepared(path, use if counts else None)
 
 
 def _use(choice: str, counts: Mapping[str, int]) -> Use:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from deploykit import customops
 from deploykit.detectors import dense, grids
+from deploykit.reparam import Phases
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +48,20 @@ class Rois:
     """float32[B, R, 4]: x1, y1, x2, y2 in input pixels; zeros in the padding."""
     count: Tensor
     """int32[B]: how many are there."""
+
+    def packed(self, rows: Tensor) -> Tensor:
+        """Return the rows T[B * R, ...] between which and `unpacked` the padding may be left out.
+
+        There, no row may depend on another.
+        """
+        pack = customops.torch_op("pack_rows")
+        return cast(Tensor, pack(rows, self.count, per_image=int(self.boxes.shape[1])))
+
+    def unpacked(self, packed: Tensor) -> Tensor:
+        """Return T[B, R, ...] of packed rows, the padding zero."""
+        unpack, count = customops.torch_op("unpack_rows"), int(self.boxes.shape[1])
+        rows = unpack(packed, self.count, per_image=count)
+        return cast(Tensor, rows.reshape(-1, count, *packed.shape[1:]))
 
 
 class Pooler(nn.Module):
@@ -175,7 +190,7 @@ class TwoStage(nn.Module):
         """Return boxes, scores, classes, count[, masks][, keypoints] of float32[B, 3, H, W].
 
         masks: float32[B, M, S, S], 0 to 1, of each object's class over its box. keypoints:
-        float32[B, M, K, S, S], logits over its box.
+        float32[B, M, K, S, S], logits over its box. Both are 0 in the padding.
         """
         size = (int(images.shape[2]), int(images.shape[3]))
         maps = dict(self.backbone(images))
@@ -186,12 +201,15 @@ class TwoStage(nn.Module):
         boxes, _, classes, count = found
         objects = Rois(boxes, count)
         if heads.mask_roi_pool is not None:
-            x = heads.mask_head(self._pool(heads.mask_roi_pool, maps, objects, size))
-            found = (*found, _masks(heads.mask_predictor(x), classes))
+            x = objects.packed(self._pool(heads.mask_roi_pool, maps, objects, size))
+            logits = heads.mask_predictor(heads.mask_head(x))
+            labels = objects.packed(classes.flatten())
+            masks = _masks(logits, labels, heads.mask_predictor.conv5_mask)
+            found = (*found, objects.unpacked(masks))
         if heads.keypoint_roi_pool is not None:
-            x = heads.keypoint_head(self._pool(heads.keypoint_roi_pool, maps, objects, size))
-            heatmaps = heads.keypoint_predictor(x)
-            found = (*found, heatmaps.reshape(-1, boxes.shape[1], *heatmaps.shape[1:]))
+            x = objects.packed(self._pool(heads.keypoint_roi_pool, maps, objects, size))
+            heatmaps = heads.keypoint_predictor(heads.keypoint_head(x))
+            found = (*found, objects.unpacked(heatmaps))
         return cast("tuple[Tensor, ...]", found)
 
     def _levels(self, maps: Sequence[Tensor], size: Size) -> list[dense.Level]:
@@ -220,13 +238,15 @@ def _by_cell(answers: Tensor, width: int) -> Tensor:
     return split.permute(0, 3, 4, 1, 2).flatten(1, 3)
 
 
-def _masks(logits: Tensor, classes: Tensor) -> Tensor:
-    """Return float32[B, M, S, S], 0 to 1: each object's mask of its class; the padding's is 0.
+def _masks(logits: Tensor, classes: Tensor, upsampling: nn.Module) -> Tensor:
+    """Return float32[n, S, S], 0 to 1: each object's mask of its class.
 
-    logits: [B * M, 1 + classes, S, S], background first. classes: int32[B, M].
+    logits: [n, 1 + classes, S, S], background first, or its phases. classes: int32[n], -1 in the
+    padding. upsampling: the layer that gave the logits their size.
     """
+    phases = upsampling.count if isinstance(upsampling, Phases) else 1
     side = logits.shape[-1]
-    label = (classes.clamp(min=0) + 1).to(torch.int64).reshape(-1, 1, 1, 1)
-    chosen = logits.gather(1, label.expand(-1, -1, side, side)).sigmoid()
-    masks = chosen.reshape(-1, classes.shape[1], side, side)
-    return torch.where((classes >= 0)[..., None, None], masks, 0.0)
+    label = (classes.clamp(min=0) + 1).to(torch.int64).reshape(-1, 1).expand(-1, phases)
+    label = label.reshape(-1, 1, 1, 1).expand(-1, -1, side, side)
+    masks = logits.gather(1, label).squeeze(1).sigmoid()
+    return upsampling.join(masks) if isinstance(upsampling, Phases) else masks

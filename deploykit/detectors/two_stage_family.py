@@ -15,7 +15,7 @@ from deploykit.detectors import dense_family, detectron2_layout, light
 from deploykit.detectors.two_stage import TwoStage
 from deploykit.layers import outputs
 from deploykit.recipe import KeepFloat, Preprocess
-from deploykit.reparam import Upsampling, fold
+from deploykit.reparam import Phases, fold
 from deploykit.values import Precision
 
 if TYPE_CHECKING:
@@ -100,8 +100,9 @@ def deploy(network: nn.Module) -> nn.Module:
     """Return a copy with batch norms folded, and the masks' upsampling in ops that INT8 has."""
     folded = fold(network)
     predictor: Any = folded.get_submodule("roi_heads").mask_predictor
-    if predictor is not None and Upsampling.replaces(predictor.conv5_mask):
-        predictor.conv5_mask = Upsampling(predictor.conv5_mask)
+    if predictor is not None and Phases.replaces(predictor.conv5_mask):
+        predictor.conv5_mask = Phases(predictor.conv5_mask, predictor.relu)
+        predictor.relu = nn.Identity()
     return folded
 
 
