@@ -12,6 +12,7 @@ pixels. Prints one row per detector and leaves with status 1 where a limit is mi
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -44,7 +45,11 @@ Found: TypeAlias = Any
 Answer: TypeAlias = "tuple[Model, float, float]"
 """A layer, and the mean and the deviation that its answers get."""
 EXAMPLE = ROOT / "examples" / "shapes_masks" / "mask_rcnn_light.pth"
-PICTURES = ("astronaut", "chelsea", "coffee", "rocket", "cat")
+PICTURES = (
+    *("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png"),
+    *("hubble_deep_field.jpg", "ihc.png", "retina.jpg", "camera.png", "coins.png", "moon.png"),
+    *("clock_motion.png", "brick.png", "grass.png", "gravel.png", "page.png"),
+)
 COUNT, BATCHES = 50, (1, 2, 4)
 CLASSES = 6
 OBJECTS = 4
@@ -148,12 +153,15 @@ SUBJECTS = {
 def photographs(size: tuple[int, int]) -> list[NDArray[np.uint8]]:
     """Return uint8[H, W, 3] crops of scikit-image's photographs, and an even image at the end."""
     from PIL import Image  # noqa: PLC0415 - `--help` is instant
-    from skimage import data  # noqa: PLC0415 - likewise
 
+    package = importlib.util.find_spec("skimage")
+    assert package is not None, "pip install scikit-image"
+    assert package.origin is not None
+    folder = Path(package.origin).parent / "data"
     rng = np.random.default_rng(0)
     found = []
     for number in range(COUNT):
-        whole = Image.fromarray(getattr(data, PICTURES[number % len(PICTURES)])())
+        whole = Image.open(folder / PICTURES[number % len(PICTURES)]).convert("RGB")
         share = rng.uniform(0.5, 1.0)
         width, height = (int(side * share) for side in whole.size)
         left, top = (

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from deploykit.reparam import ConvNorm, RepVGGBlock, fold, fuse
+from deploykit.reparam import ConvNorm, Phases, RepVGGBlock, fold, fuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,3 +112,32 @@ def test_a_tiny_variance_is_folded_without_loss(randomised: Randomised) -> None:
 def test_half_precision_weights_stay_half_precision() -> None:
     conv = nn.Conv2d(4, 4, 1).half()
     assert fuse(conv, nn.BatchNorm2d(4).eval()).weight.dtype == torch.float16
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_phases_are_the_pixels_of_a_transposed_convolution(step: int, *, bias: bool) -> None:
+    up = nn.ConvTranspose2d(3, 5, step, step, bias=bias)
+    assert Phases.replaces(up)
+    phases, x = Phases(up, nn.ReLU()), torch.randn(2, 3, 4, 6)
+    with torch.no_grad():
+        found, expected = phases(x), up(x).relu()
+        assert found.shape == (2 * step**2, 5, 4, 6)
+        for channel in range(5):
+            whole = phases.join(found[:, channel])
+            torch.testing.assert_close(whole, expected[:, channel], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stride": 1},
+        {"stride": 2, "padding": 1},
+        {"stride": 2, "output_padding": 1},
+        {"stride": 2, "groups": 2},
+        {"stride": 2, "dilation": 2},
+    ],
+)
+def test_windows_that_overlap_stay_a_transposed_convolution(options: dict[str, int]) -> None:
+    assert not Phases.replaces(nn.ConvTranspose2d(4, 4, 2, **options))  # type: ignore[arg-type]
+    assert not Phases.replaces(nn.Conv2d(4, 4, 1))
