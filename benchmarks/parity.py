@@ -1,18 +1,20 @@
-"""Objects in 50 photographs: torchvision's detectors in PyTorch beside ours in ONNX Runtime.
+"""Objects in photographs: torchvision's detectors in PyTorch beside ours in ONNX Runtime.
 
     python benchmarks/parity.py                       # every detector
     python benchmarks/parity.py mask_rcnn ssd         # some of them
 
 Weights are random, scaled so that each detector finds tens of objects in a photograph; the trained
-example is compared too. Photographs are crops of those that scikit-image ships, run in batches of
-1, 2 and 4; one even image that shows nothing comes with them. Both sides get the same prepared
-pixels. Prints one row per detector and leaves with status 1 where a limit is missed.
+example is compared too. Photographs are crops of those that scikit-image ships, in batches of 1, 2
+and 4, until objects were found in 50 of them; an even image that shows nothing comes first. Both
+sides get the same prepared pixels. Prints one row per detector and leaves with status 1 where a
+limit is missed.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -50,7 +52,8 @@ PICTURES = (
     *("hubble_deep_field.jpg", "ihc.png", "retina.jpg", "camera.png", "coins.png", "moon.png"),
     *("clock_motion.png", "brick.png", "grass.png", "gravel.png", "page.png"),
 )
-COUNT, BATCHES = 50, (1, 2, 4)
+COUNT, MOST, BATCHES = 50, 400, (1, 2, 4)
+"""Photographs with objects, photographs at most, and what runs at once."""
 CLASSES = 6
 OBJECTS = 4
 """In the photograph with the fewest, about."""
@@ -150,8 +153,8 @@ SUBJECTS = {
 }
 
 
-def photographs(size: tuple[int, int]) -> list[NDArray[np.uint8]]:
-    """Return uint8[H, W, 3] crops of scikit-image's photographs, and an even image at the end."""
+def photographs(size: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
+    """Yield an even image, then uint8[H, W, 3] crops of scikit-image's photographs."""
     from PIL import Image  # noqa: PLC0415 - `--help` is instant
 
     package = importlib.util.find_spec("skimage")
@@ -159,8 +162,8 @@ def photographs(size: tuple[int, int]) -> list[NDArray[np.uint8]]:
     assert package.origin is not None
     folder = Path(package.origin).parent / "data"
     rng = np.random.default_rng(0)
-    found = []
-    for number in range(COUNT):
+    yield np.full((*size, 3), 127, np.uint8)
+    for number in range(MOST):
         whole = Image.open(folder / PICTURES[number % len(PICTURES)]).convert("RGB")
         share = rng.uniform(0.5, 1.0)
         width, height = (int(side * share) for side in whole.size)
@@ -169,17 +172,16 @@ def photographs(size: tuple[int, int]) -> list[NDArray[np.uint8]]:
             for a, b in zip(whole.size, (width, height), strict=True)
         )
         crop = whole.crop((left, top, left + width, top + height)).resize(size[::-1])
-        found.append(np.asarray(crop))
-    return [*found, np.full((*size, 3), 127, np.uint8)]
+        yield np.asarray(crop)
 
 
-def batches(images: torch.Tensor) -> Iterator[torch.Tensor]:
+def batches(images: Iterator[NDArray[np.float32]]) -> Iterator[torch.Tensor]:
     """Yield the images in batches of 1, 2 and 4, in turns."""
-    start, turn = 0, 0
-    while start < len(images):
-        count = BATCHES[turn % len(BATCHES)]
-        yield images[start : start + count]
-        start, turn = start + count, turn + 1
+    for count in itertools.cycle(BATCHES):
+        batch = list(itertools.islice(images, count))
+        if not batch:
+            return
+        yield torch.from_numpy(np.stack(batch))
 
 
 @dataclass
@@ -276,18 +278,20 @@ def compare(subject: Subject, folder: Path) -> Tally:
     torch.save(model.state_dict(), folder / "model.pth")
     options = ExportOptions(subject.recipe, input_size=subject.size)
     preprocess = exporting.load_network(folder / "model.pth", options).card.preprocess
-    pictures = photographs(preprocess.size)
-    images = torch.from_numpy(np.stack([preprocess(picture)[0] for picture in pictures]))
+    first = list(itertools.islice(photographs(preprocess.size), 1, 1 + len(PICTURES)))
+    some = torch.from_numpy(np.stack([preprocess(picture)[0] for picture in first]))
     for layer, mean, deviation in layers:
-        dense_models.tame(lambda: dense_models.eager(model, images[:2]), [layer], mean, deviation)
+        dense_models.tame(lambda: dense_models.eager(model, some[:2]), [layer], mean, deviation)
     if hasattr(model, "roi_heads") and layers:
-        thin(model, images[: len(PICTURES)])
+        thin(model, some)
     torch.save(model.state_dict(), folder / "model.pth")
     path = folder / "model.onnx"
     exporting.export(folder / "model.pth", path, options)
     session = backends.load("onnxruntime").open_session(path)
     tally = Tally()
-    for batch in batches(images):
+    for batch in batches(preprocess(picture)[0] for picture in photographs(preprocess.size)):
+        if tally.images - tally.empty >= COUNT:
+            break
         found = session.run({"images": batch.numpy()})
         for i, theirs in enumerate(dense_models.eager(model, batch)):
             ours = {name: value[i] for name, value in found.items()}

@@ -10,6 +10,7 @@ import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias, cast
 
@@ -22,7 +23,6 @@ from deploykit.values import CalibrationTable, TensorSpec, silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from pathlib import Path
 
     from deploykit.observers import Extremes
     from deploykit.recipe import Dataset, Floats, Preprocess
@@ -35,6 +35,9 @@ _FLOAT32 = "tensor(float)"
 """float32 in the runtime's words."""
 _MOST_WORKERS = 4
 """Batches at a time: one core each is faster than all cores on one, but takes memory."""
+_HELD = 3
+"""Times the size of the observed tensors that a worker holds: the runtime's own come with them."""
+_MEMORY = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
@@ -152,21 +155,25 @@ def _observe(
     """Return what was seen in all batches, and the names and the hashes of the images.
 
     Workers run and observe whole batches side by side, each into a memory of its own; merging is
-    exact, so the result depends on neither their number nor their order.
+    exact, so the result depends on neither their number nor their order. The first batch says how
+    much memory one takes, and so how many there can be.
     """
     names: list[str] = []
     pixel_sha256s: list[str] = []
-    workers = _workers()
+    workers = 1
     spare: SimpleQueue[Seen] = SimpleQueue()
-    for _ in range(workers):
-        spare.put(remember())
-    running: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="observer") as pool:
-        for batch in batches:
+    spare.put(remember())
+    running: deque[Future[int]] = deque()
+    with ThreadPoolExecutor(_workers(), thread_name_prefix="observer") as pool:
+        for number, batch in enumerate(batches):
             names += batch.names
             pixel_sha256s += batch.pixel_sha256s
             if len(running) == workers:
-                running.popleft().result()
+                size = running.popleft().result()
+                if number == 1:
+                    workers = _affordable(size)
+                    for _ in range(workers - 1):
+                        spare.put(remember())
             running.append(pool.submit(_take_in, session, batch, spare))
         for future in running:
             future.result()
@@ -179,6 +186,23 @@ def _observe(
 
 def _workers() -> int:
     return min(_MOST_WORKERS, os.cpu_count() or 1)
+
+
+def _affordable(size: int) -> int:
+    """Return how many workers there is memory for, when a batch has `size` bytes of tensors."""
+    available = _available_memory()
+    more = _workers() if available is None else available // max(1, size * _HELD)
+    return min(_workers(), 1 + more)
+
+
+def _available_memory() -> int | None:
+    """Return how many bytes can be had without swapping, None where the system does not say."""
+    try:
+        lines = _MEMORY.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    return next((int(kibi) * 1024 for kibi in found), None)
 
 
 def _run(session: ort.InferenceSession, batch: Batch, seen: Iterable[str]) -> dict[str, Floats]:
@@ -196,16 +220,21 @@ def _run(session: ort.InferenceSession, batch: Batch, seen: Iterable[str]) -> di
     return values
 
 
-def _take_in(session: ort.InferenceSession, batch: Batch, spare: SimpleQueue[Seen]) -> None:
-    """Run and observe a batch with a spare memory, freeing each array as soon as it is done."""
+def _take_in(session: ort.InferenceSession, batch: Batch, spare: SimpleQueue[Seen]) -> int:
+    """Run and observe a batch with a spare memory; return the bytes of what was observed.
+
+    Each array is freed as soon as it is done.
+    """
     seen = spare.get()
     try:
         values = _run(session, batch, seen)
+        size = sum(array.nbytes for array in values.values())
         while values:
             name, array = values.popitem()
             if name in seen:
                 seen[name].observe(array)
             del array
+        return size
     finally:
         spare.put(seen)
 

@@ -61,7 +61,8 @@ class Extremes:
         if self.minimum > self.maximum:
             raise InputError(
                 f"tensor {self.tensor!r} had no values in any image",
-                fix="calibrate with other images, or keep its layer in float",
+                fix="calibrate with images in which the model finds objects, or keep its layer in "
+                "float",
             )
         return max(-self.minimum, self.maximum)
 

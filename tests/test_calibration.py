@@ -150,6 +150,31 @@ def test_the_default_is_mse_over_all_images(model: Path) -> None:
     assert (table.observer, len(table.samples)) == ("mse", 3)
 
 
+@pytest.mark.parametrize(
+    ("available", "workers"),
+    [("MemAvailable: 0 kB", 1), ("MemAvailable: 3 kB", 2), ("MemAvailable: 9 kB", 4), ("", 4)],
+)
+def test_there_are_as_many_workers_as_memory_allows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, available: str, workers: int
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    meminfo = tmp_path / "meminfo"
+    monkeypatch.setattr(calibration, "_MEMORY", meminfo)
+    assert calibration._affordable(1024) == 4, "where nothing says how much there is"
+    meminfo.write_text(f"MemTotal: 99999 kB\n{available}\n")
+    assert calibration._affordable(1024) == workers
+
+
+def test_the_number_of_workers_changes_nothing(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = []
+    for workers in (1, 2, 4):
+        monkeypatch.setattr(calibration, "_affordable", lambda _, n=workers: n)
+        tables.append(calibrate(model, dataset(9), PREPROCESS, TENSORS))
+    assert tables[0] == tables[1] == tables[2]
+
+
 def test_size_takes_images_from_every_part_of_the_set(model: Path) -> None:
     options = CalibrationOptions("minmax", size=2)
     table = calibrate(model, dataset(8), PREPROCESS, ["relu"], options=options)
