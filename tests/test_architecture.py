@@ -26,6 +26,7 @@ ORDER = [
     "customops",
     "launchers",
     "onnxfile",
+    "graph",
     "cost",
     "reparam",
     "layers",

@@ -16,7 +16,8 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from deploykit import fusion, passes
-from deploykit.passes import _graph, constants
+from deploykit import graph as graphs
+from deploykit.passes import constants
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -618,7 +619,7 @@ def test_rewrites_reach_into_subgraphs_and_keep_their_meaning() -> None:
         feeds = {**IMAGE, "c": np.array(choice)}
         subject = model(body)
         apply(subject, PASSES["no_ops"], PASSES["unique_names"], feeds=feeds)
-        inner = [node.name for node in _graph.nodes(subject)]
+        inner = [node.name for node in graphs.nodes(subject)]
         assert sorted(map(str, inner)) == ["Identity", "If", "Relu"]
 
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from deploykit import acceptance, artifacts, customops, metadata, onnxfile
 from deploykit.errors import ModelError, OptionError
 from deploykit.float16.rules import HALF, SINGLE, dtype, is_float, only_single, wide_nodes
-from deploykit.passes._graph import is_op, unique, value_names
+from deploykit.graph import is_op, unique, value_names
 from deploykit.placement import default_plan
 from deploykit.placement.rules import constant
 from deploykit.values import Precision

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit import customops
-from deploykit.passes._graph import is_op
+from deploykit.graph import is_op
 from deploykit.placement.rules import WEIGHTED, constant
 from deploykit.plugin import NAMESPACE
 from deploykit.values import Precision

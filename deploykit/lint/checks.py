@@ -8,6 +8,7 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from deploykit.graph import is_op
 from deploykit.lint.graph import (
     as_layer,
     dequantized,
@@ -21,7 +22,6 @@ from deploykit.lint.graph import (
     same_scale,
     step,
 )
-from deploykit.passes._graph import is_op
 from deploykit.placement.rules import (
     GROUP_MULTIPLE,
     MIN_CHANNELS,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from deploykit.passes._graph import dims, integer, is_op
+from deploykit.graph import dims, integer, is_op
 from deploykit.placement.rules import WEIGHTED, Layer, constant, moved_inputs, moves, weight_axis
 
 if TYPE_CHECKING:

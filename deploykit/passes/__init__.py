@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deploykit.graph import Pass, per_node
 from deploykit.passes import (
     batch_norm,
     channel_arithmetic,
@@ -14,7 +15,6 @@ from deploykit.passes import (
     transposes,
     unique_names,
 )
-from deploykit.passes._graph import Pass, per_node
 
 __all__ = ["DEFAULT", "Pass", "per_node"]
 

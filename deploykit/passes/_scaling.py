@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from deploykit.passes._graph import constant, integer, is_op, real, set_weight
+from deploykit.graph import constant, integer, is_op, real, set_weight
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

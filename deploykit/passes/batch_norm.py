@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deploykit.graph import bypass, constant, integer, is_op, per_node, real, source
 from deploykit.passes import _scaling
-from deploykit.passes._graph import bypass, constant, integer, is_op, per_node, real, source
 
 if TYPE_CHECKING:
     import onnx_ir as ir

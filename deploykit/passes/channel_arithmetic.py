@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from deploykit.graph import bypass, constant, is_op, per_node, source
 from deploykit.passes import _scaling
-from deploykit.passes._graph import bypass, constant, is_op, per_node, source
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from onnxscript import optimizer
 
-from deploykit.passes._graph import Pass
+from deploykit.graph import Pass
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -10,7 +10,7 @@ from onnx_ir.passes.common import (
     RemoveUnusedOpsetsPass,
 )
 
-from deploykit.passes._graph import Pass
+from deploykit.graph import Pass
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from onnx_ir import AttrInt64s
 
-from deploykit.passes._graph import dims, is_op, per_node
+from deploykit.graph import dims, is_op, per_node
 
 if TYPE_CHECKING:
     import onnx_ir as ir

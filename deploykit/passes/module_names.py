@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from typing import TYPE_CHECKING
 
-from deploykit.passes._graph import Pass, is_op, nodes, unique, value_names
+from deploykit.graph import Pass, is_op, nodes, unique, value_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deploykit.passes._graph import bypass, constant, dims, integer, is_op, per_node
+from deploykit.graph import bypass, constant, dims, integer, is_op, per_node
 
 if TYPE_CHECKING:
     from collections.abc import Callable

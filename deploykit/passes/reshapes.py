@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deploykit.passes._graph import constant, integer, is_op, per_node
+from deploykit.graph import constant, integer, is_op, per_node
 
 if TYPE_CHECKING:
     import onnx_ir as ir

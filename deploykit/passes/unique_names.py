@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deploykit.passes._graph import Pass, nodes, unique
+from deploykit.graph import Pass, nodes, unique
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deploykit.passes._graph import integer, is_op
+from deploykit.graph import integer, is_op
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from deploykit import calibration, placement
 from deploykit.errors import ModelError
-from deploykit.passes._graph import unique, value_names
+from deploykit.graph import unique, value_names
 from deploykit.placement.rules import constant
 from deploykit.quantization.arithmetic import activation_scale, quantized, weight_scales
 
