@@ -47,8 +47,8 @@ def read(maps: Sequence[Array], level: int, x: Sequence[float], y: Sequence[floa
     data = ir.to_proto(ir.Model(graph, ir_version=9)).SerializeToString()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     values: Array = session.run(None, {f"level{i}": m for i, m in enumerate(maps)})[0]
-    found: Array = values[0]
-    return found
+    first: Array = values[0]
+    return first
 
 
 def pyramid(*sizes: tuple[int, int]) -> list[Array]:
