@@ -87,25 +87,34 @@ def two_stage(model: Model) -> list[Answer]:
 
 
 def thin(model: Model, images: torch.Tensor) -> None:
-    """Raise the logit of the background until some image has no more than `OBJECTS`."""
-    bias = model.roi_heads.box_predictor.cls_score.bias
+    """Make objects less likely until some image has no more than `OBJECTS`."""
     low, high = 0.0, 20.0
     for _ in range(8):
         middle = (low + high) / 2
-        with torch.no_grad():
-            bias[0] += middle
-            counts = [len(found["scores"]) for found in dense_models.eager(model, images)]
-            bias[0] -= middle
+        lower(model, middle)
+        counts = [len(found["scores"]) for found in dense_models.eager(model, images)]
+        lower(model, -middle)
         low, high = (middle, high) if min(counts) > OBJECTS else (low, middle)
+    lower(model, high)
+
+
+def lower(model: Model, by: float) -> None:
+    """Take `by` from the logits of all classes, or add it to that of the background."""
     with torch.no_grad():
-        bias[0] += high
+        if hasattr(model, "roi_heads"):
+            model.roi_heads.box_predictor.cls_score.bias[0] += by
+        elif hasattr(model.head.classification_head, "cls_logits"):
+            model.head.classification_head.cls_logits.bias -= by
+        else:  # SSD, a background per anchor in each cell
+            head = model.head.classification_head
+            for layer in head.module_list:
+                layer.bias[:: head.num_columns] += by
 
 
 def dense(model: Model) -> list[Answer]:
     """Return the layers of RetinaNet or FCOS that give its answers."""
     head = model.head
-    mean = -5.0 if hasattr(head.regression_head, "bbox_ctrness") else -7.0
-    found = [(head.classification_head.cls_logits, mean, 1.5)]
+    found = [(head.classification_head.cls_logits, -5.0, 1.5)]
     if hasattr(head.regression_head, "bbox_ctrness"):
         found.append((head.regression_head.bbox_ctrness, 1.0, 1.0))
     return [*found, (head.regression_head.bbox_reg, 0.5, 0.3)]
@@ -282,7 +291,7 @@ def compare(subject: Subject, folder: Path) -> Tally:
     some = torch.from_numpy(np.stack([preprocess(picture)[0] for picture in first]))
     for layer, mean, deviation in layers:
         dense_models.tame(lambda: dense_models.eager(model, some[:2]), [layer], mean, deviation)
-    if hasattr(model, "roi_heads") and layers:
+    if layers:
         thin(model, some)
     torch.save(model.state_dict(), folder / "model.pth")
     path = folder / "model.onnx"

@@ -49,8 +49,8 @@ class CalibrationOptions:
     most: detectors live on the large activations that entropy clips."""
     size: int | None = None
     """Images to use, spread over the data set; None: all."""
-    batch_size: int = 1
-    """Images per run; more take more memory and are hardly faster on a CPU."""
+    batch_size: int | None = None
+    """Images per run; None: see `samples.batch_size`. The table does not depend on it."""
     percentile: float = observers.PERCENTILE
     """For the percentile observer alone."""
     skip_unreadable: bool = False
@@ -77,18 +77,20 @@ def calibrate(  # noqa: PLR0913 - model, images, tensors, and two independent op
     options = options or CalibrationOptions()
     observer = observers.load(options.observer, options.percentile)
     skipped: list[str] = []
+    samples.choose(dataset.samples, options.size)  # raises before the model is read
+    samples.batch_size(options.batch_size, 1, preprocess.size)  # likewise
+    graph = onnxfile.read_model(model)
+    batch_size = _batch_size(graph, preprocess, options.batch_size)
     batches = samples.batches(
         dataset,
         preprocess,
-        options.batch_size,
+        batch_size,
         limit=options.size,
         skipped=skipped if options.skip_unreadable else None,
         progress=progress,
     )
     wanted = tuple(dict.fromkeys(tensors))
     sha256 = artifacts.sha256(model)
-    graph = onnxfile.read_model(model)
-    _check_interface(graph, preprocess, options.batch_size)
     _expose(graph.graph, model, wanted)
     session = _open(graph, model, wanted)
     del graph  # the session has its own copy of the weights
@@ -276,7 +278,8 @@ def _open(model: ir.Model, path: Path, tensors: Iterable[str]) -> ort.InferenceS
     return session
 
 
-def _check_interface(model: ir.Model, preprocess: Preprocess, batch_size: int) -> None:
+def _batch_size(model: ir.Model, preprocess: Preprocess, asked: int | None) -> int:
+    """Return the images per run. Raises: ModelError, OptionError where the model takes others."""
     inputs, _ = onnxfile.interface(model)
     wanted = TensorSpec("images", "float32", ("batch", 3, *preprocess.size))
     if len(inputs) != 1 or not _fits(inputs[0], wanted):
@@ -286,11 +289,13 @@ def _check_interface(model: ir.Model, preprocess: Preprocess, batch_size: int) -
             fix="calibrate an image model, with the preprocessing that it was trained with",
         )
     fixed = inputs[0].shape[0]
+    batch_size = samples.batch_size(asked, fixed, preprocess.size)
     if isinstance(fixed, int) and fixed != batch_size:
         raise OptionError(
             f"a batch size of {batch_size} for the input {inputs[0]}",
             fix=f"use a batch size of {fixed}, or export the model with a dynamic batch",
         )
+    return batch_size
 
 
 def _fits(found: TensorSpec, wanted: TensorSpec) -> bool:

@@ -28,6 +28,9 @@ _MOST_THREADS = 8
 _AHEAD = 2
 """Images in preparation or waiting, per thread."""
 
+MOST, PIXELS = 8, 1 << 20
+"""Images in one forward pass, and their pixels together, where nobody says how many."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -63,6 +66,18 @@ def choose(samples: Sequence[Sample], limit: int | None) -> Sequence[Sample]:
     return [samples[i * len(samples) // limit] for i in range(limit)]
 
 
+def batch_size(wanted: int | None, given: int | str, size: tuple[int, int]) -> int:
+    """Return the images per forward pass: `wanted`, or what suits a model where that is None.
+
+    given: the batch of the model's input; a number is kept to. size: the images' H and W: memory
+    for activations grows with the pixels, and on a CPU more than PIXELS at once gain no time.
+    """
+    if wanted is not None:
+        _check(wanted)
+        return wanted
+    return given if isinstance(given, int) else max(1, min(MOST, PIXELS // (size[0] * size[1])))
+
+
 def batches(  # noqa: PLR0913 - three nouns and three independent switches
     dataset: Dataset,
     preprocess: Preprocess,
@@ -88,11 +103,15 @@ def batches(  # noqa: PLR0913 - three nouns and three independent switches
     Raises: OptionError at once for a bad limit or batch size; DataError, while iterating, naming
         an unreadable image, or where every image was skipped.
     """
-    if batch_size < 1:
-        raise OptionError(f"a batch size of {batch_size}", expected="at least 1")
+    _check(batch_size)
     chosen = choose(dataset.samples, limit)
     results = progress(_results(chosen, preprocess), "images", len(chosen))
     return _batched(results, batch_size, skipped)
+
+
+def _check(batch_size: int) -> None:
+    if batch_size < 1:
+        raise OptionError(f"a batch size of {batch_size}", expected="at least 1")
 
 
 def fingerprint(names: Sequence[str], pixel_sha256s: Sequence[str]) -> str:

@@ -280,8 +280,10 @@ def test_a_model_with_two_inputs_is_refused(tmp_path: Path) -> None:
 
 def test_a_fixed_batch_must_be_the_one_that_is_run(tmp_path: Path) -> None:
     path = saved(network(batch=2), tmp_path)
+    single = CalibrationOptions("minmax", batch_size=1)
     with pytest.raises(OptionError, match="a batch size of 1 for the input images") as caught:
-        calibrate(path, dataset(4), PREPROCESS, ["relu"])
+        calibrate(path, dataset(4), PREPROCESS, ["relu"], options=single)
+    assert calibrate(path, dataset(4), PREPROCESS, ["relu"]).samples, "the model's own, unasked"
     assert "batch size of 2" in caught.value.fix
     options = CalibrationOptions("minmax", batch_size=2)
     assert calibrate(path, dataset(4), PREPROCESS, ["relu"], options=options).samples

@@ -194,3 +194,19 @@ def test_the_fingerprint_changes_with_names_contents_and_order() -> None:
     assert len(base) == 64
     others = [(["a", "c"], ["1", "2"]), (["a", "b"], ["1", "3"]), (["b", "a"], ["2", "1"])]
     assert len({base, *(samples.fingerprint(*other) for other in others)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given", "size", "expected"),
+    [
+        (3, "batch", (4000, 4000), 3),
+        (None, 16, (4000, 4000), 16),
+        (None, "batch", (224, 224), 8),
+        (None, "batch", (640, 640), 2),
+        (None, "batch", (800, 1344), 1),
+    ],
+)
+def test_large_images_go_through_a_model_a_few_at_a_time(
+    wanted: int | None, given: int | str, size: tuple[int, int], expected: int
+) -> None:
+    assert samples.batch_size(wanted, given, size) == expected

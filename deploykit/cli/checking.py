@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploykit.cli import options, printing
-from deploykit.cli.making import AsJson, Recipe, Record
+from deploykit.cli.making import AsJson, BatchSize, Recipe, Record
 from deploykit.errors import ProofError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def evaluate(
     recipe: Recipe = None,
     backend: BackendName = None,
     limit: Annotated[int | None, typer.Option(help="Images to use. Default: all.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,
+    batch_size: BatchSize = None,
     threads: Threads = 0,
     record: Record = None,
     as_json: AsJson = False,

@@ -20,6 +20,10 @@ Recipe = Annotated[
     str | None,
     typer.Option(help="Model family, or a recipe file of your own. Default: found out."),
 ]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(help="Images per forward pass.  [default: 8, fewer where they are large]"),
+]
 Record = Annotated[
     Path | None,
     typer.Option(help="JSON-lines file to append the result to, for `deploykit report`."),
@@ -77,7 +81,7 @@ def quantize(
     ] = None,
     calib_method: Annotated[str, typer.Option(help="mse, minmax, percentile or entropy.")] = "mse",
     calib_size: Annotated[int, typer.Option(help="Images to use, evenly spread.")] = 512,
-    calib_batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 8,
+    calib_batch_size: BatchSize = None,
     percentile: Annotated[
         float, typer.Option(help="Of |x|, for --calib-method percentile.")
     ] = 99.99,

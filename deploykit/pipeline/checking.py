@@ -143,7 +143,8 @@ class EvalOptions:
     recipe: str | None = None
     backend: str | None = None
     limit: int | None = None
-    batch_size: int = 8
+    batch_size: int | None = None
+    """Images per forward pass; None: see `samples.batch_size`."""
     threads: int = 0
 
 
@@ -161,12 +162,14 @@ def evaluate(
         path, backend=options.backend, recipe=options.recipe, threads=options.threads
     )
     opened.images()  # raises where images are not all that it takes
+    batch = opened.session.inputs[0].shape[0]
+    batch_size = samples.batch_size(options.batch_size, batch, opened.contract().preprocess.size)
     scores = evaluation.evaluate(
         opened.forward,
         data,
         opened.contract(),
         opened.decode(),
-        batch_size=options.batch_size,
+        batch_size=batch_size,
         limit=options.limit,
         progress=progress,
     )
@@ -178,7 +181,7 @@ def evaluate(
         dataset=data.name,
         dataset_sha256=digest(sample.name for sample in data.samples),
         backend=opened.backend,
-        protocol={"batch_size": options.batch_size},
+        protocol={"batch_size": batch_size},
         per_class=dict(scores.per_class),
     )
     if record is not None:
