@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from deploykit.errors import ModelError, OptionError
 from deploykit.plugin import Attribute, Call, Output, Plugin
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from deploykit.tape import Tape
 
@@ -95,9 +96,12 @@ class Net(torch.nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def _toy(monkeypatch: pytest.MonkeyPatch) -> None:
+def _toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(files, "plugin", lambda _: TOY)
-    monkeypatch.setattr(customops, "shipped", lambda: {TOY.name: TOY})
+    monkeypatch.setattr(files, "shipped", lambda _: {"toy": Path("toy.py")})
+    customops.shipped.cache_clear()
+    yield
+    customops.shipped.cache_clear()
 
 
 @pytest.fixture
@@ -240,6 +244,7 @@ def test_torch_refuses_attributes_that_are_not_valid(attributes: dict[str, Any])
 
 def test_every_shipped_op_keeps_the_form_that_parsers_need(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
+    customops.shipped.cache_clear()
     for name, plugin in customops.shipped().items():
         assert name.startswith("DK")
         assert not plugin.source or files.folder("plugin").joinpath(plugin.source).is_file()

@@ -1,154 +1,28 @@
-"""The ops of plugins/ in PyTorch and in ONNX models: traced, called, and written out.
-
-An ONNX node of such an op is `deploykit::DK...` with its attributes and `plugin_namespace`, by
-which TensorRT finds the plugin. For ONNX Runtime the model carries a local function per kind of
-call (`attach`); a TensorRT build without plugins gets the nodes replaced by standard ops
-(`inline`), and one with plugins gets no functions at all (`detach`): a missing plugin must be an
-error, not a silent fallback. Ops without a kernel are replaced in both.
-"""
+"""Our ops in ONNX models: found, checked, given functions, and replaced."""
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
-from onnx.defs import OpSchema
 
-from deploykit import files
-from deploykit.errors import ModelError, OptionError
+from deploykit.customops.attributes import TAGS, checked, plain, shipped
+from deploykit.errors import ModelError
 from deploykit.plugin import NAMESPACE, Call
 from deploykit.tape import Tape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from deploykit.plugin import Attribute, Body, Plugin
+    from deploykit.plugin import Body, Plugin
 
-_TORCH_TYPES: Mapping[type, str] = {int: "int", float: "float", str: "str", tuple: "float[]"}
-_ONNX_TYPES = {
-    int: OpSchema.AttrType.INT,
-    float: OpSchema.AttrType.FLOAT,
-    str: OpSchema.AttrType.STRING,
-    tuple: OpSchema.AttrType.FLOATS,
-}
-_ELEMENTS = ["tensor(float)", "tensor(float16)", "tensor(int8)", "tensor(int32)", "tensor(int64)"]
-_TAGS = ("plugin_namespace", "plugin_version")
 PACK, UNPACK = "DKPackRows", "DKUnpackRows"
 AT_MOST = "at_most"
 """`at_most(100*batch)` is the name of a size between those two ops."""
 _IR_VERSION = 10
 """The first in which one function may have several overloads."""
-
-
-@functools.cache
-def shipped() -> Mapping[str, Plugin]:
-    """Return op type -> plugin of every op that deploykit ships."""
-    found = map(files.plugin, files.shipped("plugin"))
-    return {plugin.name: plugin for plugin in found}
-
-
-# --- PyTorch ------------------------------------------------------------------------------
-
-
-@functools.cache
-def torch_op(name: str) -> Callable[..., Any]:
-    """Return the torch op called `name` (the stem of its files), which torch.export traces.
-
-    Tensors are positional, attributes keywords with defaults. Raises: OptionError for an
-    unknown op, and when called with an attribute that is not valid.
-    """
-    import torch  # noqa: PLC0415 - slow, and bodies need none of it
-
-    plugin = files.plugin(name)
-    library = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]  # torch
-    library.define(plugin.op + _signature(plugin))  # type: ignore[no-untyped-call]  # torch
-    qualified = f"{NAMESPACE}::{plugin.op}"
-    torch.library.impl(qualified, "CompositeExplicitAutograd", plugin.reference, lib=library)
-    torch.library.register_fake(qualified, plugin.fake, lib=library)
-    _libraries.append(library)
-    packet = getattr(getattr(torch.ops, NAMESPACE), plugin.op)
-
-    def call(*tensors: Any, **attributes: Any) -> Any:  # noqa: ANN401 - as the plugin declares
-        return packet(*tensors, **_checked(plugin, attributes, OptionError))
-
-    return call
-
-
-_libraries: list[object] = []
-"""What torch.library made: an op ends with the library that defined it."""
-
-
-def _signature(plugin: Plugin) -> str:
-    """Return the op's signature in torch's schema language."""
-    tensors = [f"Tensor {name}" for name in plugin.inputs]
-    if plugin.variadic:
-        tensors[-1] = f"Tensor[] {plugin.inputs[-1].removesuffix('...')}"
-    options = [f"{_TORCH_TYPES[type(a.default)]} {a.name}" for a in plugin.attributes]
-    results = ", ".join("Tensor" for _ in plugin.outputs)
-    returned = f"({results})" if len(plugin.outputs) > 1 else results
-    return f"({', '.join([*tensors, '*', *options])}) -> {returned}"
-
-
-def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Return torch op -> ONNX translation for `torch.onnx.export`, for every shipped op."""
-    import torch  # noqa: PLC0415 - slow, and bodies need none of it
-
-    namespace = getattr(torch.ops, NAMESPACE)
-    for plugin in shipped().values():
-        torch_op(plugin.op)  # a network may be exported before it ever ran
-    return {
-        getattr(namespace, plugin.op).default: _translation(plugin) for plugin in shipped().values()
-    }
-
-
-def _translation(plugin: Plugin) -> Callable[..., Any]:
-    """Return the function that writes the node of one call for `torch.onnx.export`."""
-    from onnxscript import values  # noqa: PLC0415 - slow
-
-    domain = values.Opset(NAMESPACE, int(plugin.version))
-    tags = dict(zip(_TAGS, (NAMESPACE, plugin.version), strict=True))
-
-    def translate(*tensors: Any, **attributes: Any) -> Any:  # noqa: ANN401 - the exporter's
-        flat = [*tensors[:-1], *tensors[-1]] if plugin.variadic else list(tensors)
-        operator = values.Op(domain, plugin.name, _schema(plugin, len(flat)))
-        return operator(*flat, **_plain(attributes), **tags)
-
-    return translate
-
-
-def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in attributes.items()}
-
-
-def _schema(plugin: Plugin, count: int) -> OpSchema:
-    """Return the ONNX schema of the op with `count` inputs."""
-    parameter, any_type = OpSchema.FormalParameter, "T"
-    outputs = [
-        parameter(o.name, "tensor(int32)" if o.dtype == "int32" else any_type)
-        for o in plugin.outputs
-    ]
-    options = [
-        OpSchema.Attribute(a.name, _ONNX_TYPES[type(a.default)], "", required=False)
-        for a in plugin.attributes
-    ]
-    tags = [OpSchema.Attribute(t, OpSchema.AttrType.STRING, "", required=False) for t in _TAGS]
-    return OpSchema(
-        plugin.name,
-        NAMESPACE,
-        int(plugin.version),
-        inputs=[parameter(f"input{i}", f"T{i}") for i in range(count)],
-        outputs=outputs,
-        attributes=[*options, *tags],
-        type_constraints=[
-            (name, _ELEMENTS, "") for name in (any_type, *(f"T{i}" for i in range(count)))
-        ],
-    )
-
-
-# --- ONNX ---------------------------------------------------------------------------------
 
 
 def calls(model: ir.Model) -> Iterator[tuple[ir.Node, Plugin]]:
@@ -180,7 +54,7 @@ def fill(model: ir.Model) -> None:
     for node, plugin in calls(model):
         for attribute in plugin.attributes:
             if attribute.name not in node.attributes:
-                value = _plain({"": attribute.default})[""]
+                value = plain({"": attribute.default})[""]
                 node.attributes[attribute.name] = ir.convenience.convert_attribute(
                     attribute.name, value
                 )
@@ -288,9 +162,9 @@ def _call(node: ir.Node, plugin: Plugin) -> Call:
             f"{where} has {len(node.inputs)} inputs", expected=", ".join(plugin.inputs)
         )
     given = {
-        name: attribute.value for name, attribute in node.attributes.items() if name not in _TAGS
+        name: attribute.value for name, attribute in node.attributes.items() if name not in TAGS
     }
-    complete = _checked(plugin, given, ModelError, where=where)
+    complete = checked(plugin, given, ModelError, where=where)
     sizes = [_sizes(value, where) for value in node.inputs]
     wrong = plugin.check(complete, sizes)
     if wrong:
@@ -329,43 +203,3 @@ def _is_static(dims: Sequence[object]) -> bool:
 
 def _interface(value: ir.Value) -> tuple[object, ...]:
     return (value.dtype, tuple(str(dim) for dim in (value.shape or ())[1:]))
-
-
-def complete(plugin: Plugin, given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return every attribute of the op. Raises: OptionError for one unknown or not valid."""
-    return _checked(plugin, given, OptionError, where=where)
-
-
-def _checked(
-    plugin: Plugin,
-    given: Mapping[str, Any],
-    error: type[ModelError | OptionError],
-    *,
-    where: str = "",
-) -> dict[str, Any]:
-    """Return every attribute of the op. Raises: `error` for one that is unknown or not valid."""
-    where = where or plugin.name
-    known = {a.name: a for a in plugin.attributes}
-    for name in given:
-        if name not in known:
-            raise error(f"{where} has no attribute {name!r}", expected=", ".join(known))
-    return {a.name: _value(a, given.get(a.name, a.default), error, where) for a in known.values()}
-
-
-def _value(
-    attribute: Attribute,
-    value: Any,  # noqa: ANN401 - the user's
-    error: type[ModelError | OptionError],
-    where: str,
-) -> Any:  # noqa: ANN401 - of the attribute's type
-    kind = type(attribute.default)
-    numbers = int | float
-    if kind is tuple and isinstance(value, list | tuple):
-        value = tuple(float(v) for v in value if isinstance(v, numbers))
-    elif kind is float and isinstance(value, numbers):
-        value = float(value)
-    elif kind is int and isinstance(value, bool):
-        value = int(value)
-    if not isinstance(value, kind) or not attribute.valid(value):
-        raise error(f"{where}: {attribute.name} is {value!r}", expected=attribute.expected)
-    return value
