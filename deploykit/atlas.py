@@ -1,15 +1,19 @@
-"""A feature pyramid as one map, read at many places in ops that TensorRT has without a plugin."""
+"""RoIAlign in ops that TensorRT has without a plugin: a pyramid as one map, read by GridSample."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
+
+from deploykit.plugin import present
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from deploykit.plugin import Call
     from deploykit.recipe import Floats
     from deploykit.tape import Tape
 
@@ -84,3 +88,90 @@ class Axis:
         unit = op.Sub(op.Mul(op.Add(inside, self.offset), step), 1.0)
         found: ir.Value = op.Where(op.And(near, wanted), unit, OUTSIDE)
         return found
+
+
+def pool(op: Tape, call: Call, level: ir.Value) -> ir.Value:
+    """Return float32[B, C, R * PH, PW] of a call of DKMultiscaleRoiAlign.
+
+    level: of each box, int64[B, R, 1], 0 the finest.
+    """
+    boxes, count, *features = call.inputs
+    atlas = Atlas(op, features, [call.dims(2 + i)[1:] for i in range(len(features))])
+    finite = op.Less(op.ReduceSum(op.Abs(boxes), [2], keepdims=1), float("inf"))
+    valid = op.And(op.Unsqueeze(present(op, count, call.dims(0)[0]), [2]), finite)
+    take = _fixed if call.attributes["sampling_ratio"] else _adaptive
+    return take(op, call, atlas, (*_axes(op, call, atlas, level), valid))
+
+
+def _axes(op: Tape, call: Call, atlas: Atlas, level: ir.Value) -> tuple[Axis, Axis]:
+    """Return where the boxes lie, across and down."""
+    boxes, attributes = call.inputs[0], call.attributes
+    scale = op.Gather(np.array(attributes["spatial_scales"], np.float32), level)
+    low_x, low_y, high_x, high_y = op.Split(boxes, num_outputs=4, axis=2, outputs=4)
+    shift = 0.5 if attributes["aligned"] else 0.0
+    found = []
+    for low, high, limits, starts, cells in (
+        (low_x, high_x, atlas.widths, [0] * len(atlas.widths), atlas.width),
+        (low_y, high_y, atlas.heights, atlas.starts, atlas.height),
+    ):
+        start = op.Sub(op.Mul(low, scale), shift)
+        side = op.Sub(op.Sub(op.Mul(high, scale), shift), start)
+        side = side if attributes["aligned"] else op.Max(side, 1.0)
+        limit, offset = (op.Gather(np.array(v, np.float32), level) for v in (limits, starts))
+        found.append(Axis(start, side, limit, offset, cells))
+    return found[0], found[1]
+
+
+def _fixed(op: Tape, call: Call, atlas: Atlas, boxes: tuple[Axis, Axis, ir.Value]) -> ir.Value:
+    """Return float32[B, C, R * PH, PW] with as many samples for every box."""
+    across, down, valid = boxes
+    ratio, rows = call.attributes["sampling_ratio"], call.dims(0)[0]
+    counts = [call.attributes[f"output_{side}"] * ratio for side in ("width", "height")]
+    parts = [((np.arange(n) + 0.5) / n).astype(np.float32)[None, None] for n in counts]
+    x = op.Unsqueeze(across.places(op, parts[0], valid), [2])
+    y = op.Unsqueeze(down.places(op, parts[1], valid), [3])
+    samples = atlas.read(op, x, y, (rows * counts[1], counts[0]))
+    shrink = op.MaxPool if call.attributes["mode"] == "max" else op.AveragePool
+    size = [ratio, ratio]
+    pooled: ir.Value = shrink(samples, kernel_shape=size, strides=size)
+    return pooled
+
+
+def _adaptive(op: Tape, call: Call, atlas: Atlas, boxes: tuple[Axis, Axis, ir.Value]) -> ir.Value:
+    """Return float32[B, C, R * PH, PW]: sample after sample, as many as the largest box needs."""
+    across, down, valid = boxes
+    rows = call.dims(0)[0]
+    bins = [call.attributes[f"output_{side}"] for side in ("width", "height")]
+    grids = [
+        op.Where(valid, op.Ceil(op.Div(axis.side, float(n))), 0.0)
+        for axis, n in zip((across, down), bins, strict=True)
+    ]
+    most = [op.Max(op.ReduceMax(grid, keepdims=0), 1.0) for grid in grids]
+    trips = op.Cast(op.Mul(*most), to=ir.DataType.INT64.value)
+
+    def add(
+        inner: Tape, step: ir.Value, sums: Sequence[ir.Value]
+    ) -> tuple[None, Sequence[ir.Value]]:
+        number = inner.Cast(step, to=ir.DataType.FLOAT.value)
+        row = inner.Floor(inner.Div(number, most[0]))
+        turn = (inner.Sub(number, inner.Mul(row, most[0])), row)
+        places = []
+        for axis, grid, index, n in zip((across, down), grids, turn, bins, strict=True):
+            inside = inner.Div(inner.Add(index, 0.5), inner.Max(grid, 1.0))
+            base = np.arange(n, dtype=np.float32)[None, None]
+            part = inner.Div(inner.Add(inside, base), float(n))
+            places.append(axis.places(inner, part, inner.Less(index, grid)))
+        x, y = inner.Unsqueeze(places[0], [2]), inner.Unsqueeze(places[1], [3])
+        sample = atlas.read(inner, x, y, (rows * bins[1], bins[0]))
+        return None, [inner.Add(sums[0], sample)]
+
+    zero = op.Expand(
+        0.0,
+        op.Concat(op.Shape(call.inputs[2], start=0, end=2), [rows * bins[1], bins[0]], axis=0),
+    )
+    zero.type = ir.TensorType(ir.DataType.FLOAT)
+    (total,) = op.loop(trips, None, [zero], add)
+    share = op.Max(op.Mul(*grids), 1.0)
+    spread = op.Reshape(op.Expand(share, [1, 1, bins[1]]), [0, 1, rows * bins[1], 1])
+    mean: ir.Value = op.Div(total, spread)
+    return mean

@@ -10,19 +10,19 @@ import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 import onnx_ir as ir
 import onnxruntime as ort
 
-from deploykit import artifacts, observers, onnxfile, samples
+from deploykit import artifacts, memory, observers, onnxfile, samples
 from deploykit.errors import InputError, ModelError, OptionError, StaleTableError, unknown_name
 from deploykit.values import CalibrationTable, TensorSpec, silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from deploykit.observers import Extremes
     from deploykit.recipe import Dataset, Floats, Preprocess
@@ -37,7 +37,6 @@ _MOST_WORKERS = 4
 """Batches at a time: one core each is faster than all cores on one, but takes memory."""
 _HELD = 3
 """Times the size of the observed tensors that a worker holds: the runtime's own come with them."""
-_MEMORY = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
@@ -192,19 +191,9 @@ def _workers() -> int:
 
 def _affordable(size: int) -> int:
     """Return how many workers there is memory for, when a batch has `size` bytes of tensors."""
-    available = _available_memory()
+    available = memory.available()
     more = _workers() if available is None else available // max(1, size * _HELD)
     return min(_workers(), 1 + more)
-
-
-def _available_memory() -> int | None:
-    """Return how many bytes can be had without swapping, None where the system does not say."""
-    try:
-        lines = _MEMORY.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-    return next((int(kibi) * 1024 for kibi in found), None)
 
 
 def _run(session: ort.InferenceSession, batch: Batch, seen: Iterable[str]) -> dict[str, Floats]:

@@ -40,6 +40,7 @@ ORDER = [
     "checkpoint",
     "passes",
     "observers",
+    "memory",
     "calibration",
     "backends",
     "matching",

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from deploykit import artifacts, calibration, samples
+from deploykit import artifacts, calibration, memory, samples
 from deploykit.calibration import CalibrationOptions, calibrate
 from deploykit.errors import (
     DataError,
@@ -159,7 +159,7 @@ def test_there_are_as_many_workers_as_memory_allows(
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     meminfo = tmp_path / "meminfo"
-    monkeypatch.setattr(calibration, "_MEMORY", meminfo)
+    monkeypatch.setattr(memory, "_LINUX", meminfo)
     assert calibration._affordable(1024) == 4, "where nothing says how much there is"
     meminfo.write_text(f"MemTotal: 99999 kB\n{available}\n")
     assert calibration._affordable(1024) == workers
