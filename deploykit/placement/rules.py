@@ -137,13 +137,11 @@ FLOAT_OPS: Mapping[str, str] = {
     "DKBatchedNms": "the NMS stays in float: it compares scores and coordinates with each other",
     "DKMultiscaleRoiAlign": "RoIAlign stays in float: it reads between cells, and one rounding, "
     "before the head, does for all its levels",
-    "DKPackRows": "it only leaves rows out",
-    "DKUnpackRows": "it only puts rows in their place",
     "DKRoiPool": "RoIPool stays in float: one rounding, before the head, does",
 }
-"""Rule 11: custom op -> why it has no Q/DQ of its own. The layers behind it quantise what it
-returns (rule 7); a map of the pyramid that a convolution reads in INT8 is stored in float for it
-too."""
+"""Rule 11: custom op with a kernel -> why it has no Q/DQ of its own. The layers behind it quantise
+what it returns (rule 7); a map of the pyramid that a convolution reads in INT8 is stored in float
+for it too."""
 
 
 def weighted_layers(graph: ir.Graph) -> Iterator[Layer]:
