@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import onnx
 import onnx_ir as ir
 
-from deploykit import backends, customops, onnxfile, verification
+from deploykit import backends, customops, onnxfile, random_inputs, verification
 from deploykit.errors import DeployError, ProofError
 from deploykit.matching import KEYS, Selection
 from deploykit.plugin import NAMESPACE
@@ -104,7 +104,7 @@ def accept(candidate: Path, reference: Path) -> tuple[Agreement, ...]:
 
 def _compare(candidate: Path, reference: Path) -> tuple[Agreement, ...]:
     theirs, chosen = open_filled(reference)
-    feeds = verification.random_feeds(theirs.inputs, seed=_SEED)
+    feeds = random_inputs.feeds(theirs.inputs, seed=_SEED)
     try:
         ours, _ = open_filled(candidate)
         return verification.verify(

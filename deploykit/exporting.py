@@ -22,6 +22,7 @@ from deploykit import (
     fusion,
     metadata,
     onnxfile,
+    random_inputs,
     verification,
 )
 from deploykit.errors import CheckpointError, OptionError, ProofError, unknown_name
@@ -264,8 +265,7 @@ def _prove(
     selection: Selection = Selection(score=acceptance.NO_THRESHOLD),  # noqa: B008 - a frozen value
 ) -> tuple[Agreement, ...]:
     feeds = [
-        verification.random_feeds(reference.inputs, seed=seed, batch=seed + 1)
-        for seed in range(_TRIALS)
+        random_inputs.feeds(reference.inputs, seed=seed, batch=seed + 1) for seed in range(_TRIALS)
     ]
     agreements = verification.verify(
         candidate, reference, feeds, atol=NOISE, rtol=TOLERANCE, columns=True, selection=selection

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deploykit import acceptance, artifacts, customops, onnxfile, verification
+from deploykit import acceptance, artifacts, customops, onnxfile, random_inputs, verification
 from deploykit.errors import ModelError, OptionError, ProofError
 from deploykit.passes import DEFAULT, Pass
 
@@ -102,7 +102,7 @@ def fuse_file(model: Path, output: Path, passes: Sequence[Pass] = DEFAULT) -> Ar
 
 def _compare(candidate: Path, reference: Path) -> tuple[Agreement, ...]:
     theirs, chosen = acceptance.open_filled(reference)
-    feeds = verification.random_feeds(theirs.inputs, seed=_SEED, batch=_BATCH)
+    feeds = random_inputs.feeds(theirs.inputs, seed=_SEED, batch=_BATCH)
     ours, _ = acceptance.open_filled(candidate)
     return verification.verify(ours, theirs, [feeds], atol=0.0, rtol=TOLERANCE, selection=chosen)
 

@@ -44,6 +44,7 @@ ORDER = [
     "calibration",
     "backends",
     "matching",
+    "random_inputs",
     "verification",
     "acceptance",
     "placement",

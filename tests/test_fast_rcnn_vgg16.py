@@ -9,7 +9,7 @@ import pytest
 import torch
 import vgg_models
 
-from deploykit import exporting, files, pipeline, verification
+from deploykit import exporting, files, pipeline, random_inputs
 from deploykit.benchmarking import BenchOptions
 from deploykit.detectors import vgg
 from deploykit.errors import ModelError
@@ -115,14 +115,14 @@ def test_the_reference_of_every_proof_takes_the_same_inputs(network: Any) -> Non
         "images: float32[batch, 3, 112, 160]",
         f"proposals: float32[batch, {ROWS}, 4]",
     ]
-    feeds = verification.random_feeds(session.inputs, seed=0, batch=2)
+    feeds = random_inputs.feeds(session.inputs, seed=0, batch=2)
     assert set(session.run(feeds)) == set(RECIPE.outputs)
 
 
 def test_random_proposals_are_boxes_in_the_image_with_padding() -> None:
     images = TensorSpec("images", "float32", ("batch", 3, 60, 200))
     specs = (images, TensorSpec(PROPOSALS, "float32", ("batch", 80, 4)))
-    feeds = verification.random_feeds(specs, seed=1, batch=3)
+    feeds = random_inputs.feeds(specs, seed=1, batch=3)
     boxes: Any = feeds[PROPOSALS]
     assert (boxes.shape, boxes.dtype) == ((3, 80, 4), np.float32)
     assert (boxes >= 0).all()
@@ -131,14 +131,14 @@ def test_random_proposals_are_boxes_in_the_image_with_padding() -> None:
     assert (sides[:, :70] > 0).all()
     assert not boxes[:, 70:].any()
     assert sides[..., 0].max() > 80
-    again = verification.random_feeds(specs, seed=1, batch=3)[PROPOSALS]
+    again = random_inputs.feeds(specs, seed=1, batch=3)[PROPOSALS]
     assert np.array_equal(boxes, again)
 
 
 def test_a_model_of_images_alone_gets_the_same_feeds_as_ever() -> None:
     spec = TensorSpec("images", "float32", ("batch", 3, 60, 200))
-    (found,) = verification.random_feeds((spec,), seed=1).values()
-    assert np.array_equal(found, verification.random_images(spec, 1, 1))
+    (found,) = random_inputs.feeds((spec,), seed=1).values()
+    assert np.array_equal(found, random_inputs.images(spec, 1, 1))
 
 
 def test_the_recipe_asks_for_as_many_regions_as_the_paper_takes() -> None:

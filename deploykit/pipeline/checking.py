@@ -16,6 +16,7 @@ from deploykit import (
     files,
     lint,
     onnxfile,
+    random_inputs,
     records,
     reporting,
     samples,
@@ -124,8 +125,7 @@ def verify(
 def _feeds(opened: Opened, options: VerifyOptions, progress: Progress) -> Iterator[Arrays]:
     if options.source is None:
         feeds = (
-            verification.random_feeds(opened.session.inputs, seed=seed)
-            for seed in range(options.count)
+            random_inputs.feeds(opened.session.inputs, seed=seed) for seed in range(options.count)
         )
         yield from progress(feeds, "compare", options.count)
         return
@@ -232,7 +232,7 @@ def bench(
 
 def _work(model: Opened, options: BenchOptions, source: str | None) -> Arrays | EndToEnd:
     if source is None:
-        return verification.random_feeds(model.session.inputs, seed=0, batch=options.batch_size)
+        return random_inputs.feeds(model.session.inputs, seed=0, batch=options.batch_size)
     if model.backend == PYTORCH:
         raise OptionError("end-to-end timing of a checkpoint", fix="export it first")
     preprocess, name = model.contract().preprocess, model.images()
