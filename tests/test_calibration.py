@@ -159,7 +159,8 @@ def test_there_are_as_many_workers_as_memory_allows(
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     meminfo = tmp_path / "meminfo"
-    monkeypatch.setattr(memory, "_LINUX", meminfo)
+    monkeypatch.setattr(memory, "_MACHINE", meminfo)
+    monkeypatch.setattr(memory, "_CONTAINER", tmp_path)
     assert calibration._affordable(1024) == 4, "where nothing says how much there is"
     meminfo.write_text(f"MemTotal: 99999 kB\n{available}\n")
     assert calibration._affordable(1024) == workers
