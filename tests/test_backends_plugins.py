@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,11 +22,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from deploykit import artifacts, customops, files, launchers
+from deploykit import artifacts, customops, files, launchers, pipeline
 from deploykit.backends import BuildOptions, _plugins, _python_plugins, onnxruntime, tensorrt_rtx
 from deploykit.backends._plugins import Use
 from deploykit.errors import BackendError, ModelError, OptionError
 from deploykit.launchers import LAUNCHERS, Buffers
+from deploykit.pipeline import making
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,6 +126,30 @@ def test_an_engine_has_our_ops_as_plugins_or_as_standard_ops(choice: str, tmp_pa
     assert built.plugins["ops"] == dict.fromkeys(OPS, 1)
     plan = (tmp_path / "ops.engine").read_bytes()
     assert all((op.encode() in plan) == (choice == "auto") for op in OPS), "named in the engine"
+
+
+@needs_builder
+@pytest.mark.parametrize(
+    ("choice", "note"),
+    [
+        ("auto", "plugins for 1 x DKBatchedNms, .*: where it runs, it needs deploykit and nvcc"),
+        ("none", "standard ops for 1 x DKBatchedNms, .*: it runs without plugins"),
+    ],
+)
+def test_a_build_says_what_the_engine_needs(choice: str, note: str, tmp_path: Path) -> None:
+    options = BuildOptions(sms=("86",), shapes=SHAPES, plugins=choice)
+    made = pipeline.build(
+        graph(tmp_path / "ops.onnx"), tmp_path / "ops.engine", "tensorrt_rtx", options
+    )
+    assert re.fullmatch(note, made.notes[-1])
+
+
+def test_a_library_is_named_with_what_the_engine_needs() -> None:
+    use = Use("library", {"DKRoiPool": 2}, library="/a/libdeploykit_plugins.so")
+    (note,) = making._needs(_plugins.to_json(use))
+    assert note == (
+        "plugins for 2 x DKRoiPool: where it runs, it needs this very libdeploykit_plugins.so"
+    )
 
 
 @needs_builder

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
 
 from deploykit import (
     artifacts,
@@ -23,7 +24,7 @@ from deploykit.errors import ModelError, OptionError
 from deploykit.values import Precision, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import onnx_ir as ir
@@ -236,5 +237,23 @@ def build(
     )
     shares = records.shares(built.layers)
     parts = ", ".join(f"{share:.1%} {name}" for name, share in shares.items())
-    notes = (f"built in {built.seconds:.1f} s for {target}", f"read back: {parts} of the MACs")
+    notes = (
+        f"built in {built.seconds:.1f} s for {target}",
+        f"read back: {parts} of the MACs",
+        *_needs(built.plugins),
+    )
     return _recorded(Made(artifact, built.layers, notes, target), record)
+
+
+def _needs(plugins: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield what became of our ops, and what the engine needs for them where it runs."""
+    if plugins is None:
+        return
+    ops = ", ".join(f"{count} x {name}" for name, count in sorted(plugins["ops"].items()))
+    if plugins["how"] == "none":
+        yield f"standard ops for {ops}: it runs without plugins"
+    elif plugins["how"] == "library":
+        name = PurePath(plugins["library"]).name
+        yield f"plugins for {ops}: where it runs, it needs this very {name}"
+    else:
+        yield f"plugins for {ops}: where it runs, it needs deploykit and nvcc"
