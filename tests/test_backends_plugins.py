@@ -157,7 +157,7 @@ def test_a_plugin_that_the_registry_does_not_know_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_plugins, "_use", lambda *_: Use("none", {"DKRoiPool": 1}))
-    monkeypatch.setattr(customops, "inline", customops.detach)
+    monkeypatch.setattr(customops, "inline", lambda model, **_: customops.detach(model))
     with pytest.raises(BackendError, match="Plugin not found"):
         build(graph(tmp_path / "ops.onnx"), "auto", "86")
     assert not (tmp_path / "ops.engine").exists()
