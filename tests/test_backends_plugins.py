@@ -496,6 +496,8 @@ def wild(default):
 
 made = {True: 0, False: 0}
 for name, plugin in customops.shipped().items():
+    if not plugin.source:
+        continue
     theirs = registry.get_creator(name, plugin.version, "deploykit")
     ours = _python_plugins.make_creator(trt, plugin, lambda _: None)
     defaults = {a.name: a.default for a in plugin.attributes}
