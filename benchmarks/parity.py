@@ -252,6 +252,7 @@ class Tally:
         near = [value <= LIMIT_BOX for value in self.boxes]
         return (
             self.same_count == self.images
+            and self.images - self.empty >= COUNT
             and not self.alone
             and bool(near)
             and float(np.mean(near)) >= SHARE

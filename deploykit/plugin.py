@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import onnx_ir as ir
+    from torch import Tensor
 
     from deploykit.tape import Tape
 
@@ -118,7 +119,12 @@ def present(op: Tape, count: ir.Value, rows: int) -> ir.Value:
     return found
 
 
-def rows_mismatch(sizes: Sequence[tuple[int, ...]]) -> str:
+def empty_rows(rows: Tensor, count: Tensor, **_: int) -> Tensor:  # noqa: ARG001 - the ops' signature
+    """Return what packing or unpacking T[B * R, ...] gives, without data: the fake of both ops."""
+    return rows.new_empty(rows.shape)
+
+
+def rows_mismatch(_: Mapping[str, Any], sizes: Sequence[tuple[int, ...]]) -> str:
     """Return what is wrong between rows T[n, ...] and count int32[B], sizes without n and B."""
     return f"count is [{', '.join(map(str, ('B', *sizes[1])))}], expected [B]" if sizes[1] else ""
 

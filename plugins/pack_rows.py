@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deploykit.plugin import ROWS, Call, Output, Plugin, present, rows_mismatch
+from deploykit.plugin import ROWS, Call, Output, Plugin, empty_rows, present, rows_mismatch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,15 +33,6 @@ def reference(
     return rows.clone()
 
 
-def fake(
-    rows: Tensor,
-    count: Tensor,  # noqa: ARG001 - the op's signature
-    **_: int,
-) -> Tensor:
-    """Return a tensor of the right shape and type."""
-    return rows.new_empty(rows.shape)
-
-
 def runtime_body(op: Tape, call: Call) -> Sequence[ir.Value]:
     """Return the rows that are there, in order."""
     rows, count = call.inputs
@@ -61,8 +52,8 @@ plugin = Plugin(
     outputs=(Output("packed", "rows"),),
     attributes=(ROWS,),
     reference=reference,
-    fake=fake,
+    fake=empty_rows,
     runtime_body=runtime_body,
     portable_body=portable_body,
-    check=lambda _, sizes: rows_mismatch(sizes),
+    check=rows_mismatch,
 )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deploykit.plugin import ROWS, Call, Output, Plugin, present, rows_mismatch
+from deploykit.plugin import ROWS, Call, Output, Plugin, empty_rows, present, rows_mismatch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,15 +29,6 @@ def reference(packed: Tensor, count: Tensor, *, per_image: int) -> Tensor:
 
     valid = (torch.arange(per_image, device=count.device) < count[:, None]).flatten()
     return torch.where(valid.reshape(-1, *[1] * (packed.ndim - 1)), packed, 0)
-
-
-def fake(
-    packed: Tensor,
-    count: Tensor,  # noqa: ARG001 - the op's signature
-    **_: int,
-) -> Tensor:
-    """Return a tensor of the right shape and type."""
-    return packed.new_empty(packed.shape)
 
 
 def runtime_body(op: Tape, call: Call) -> Sequence[ir.Value]:
@@ -64,8 +55,8 @@ plugin = Plugin(
     outputs=(Output("rows", "packed"),),
     attributes=(ROWS,),
     reference=reference,
-    fake=fake,
+    fake=empty_rows,
     runtime_body=runtime_body,
     portable_body=portable_body,
-    check=lambda _, sizes: rows_mismatch(sizes),
+    check=rows_mismatch,
 )
