@@ -66,15 +66,15 @@ class Times(NamedTuple):
 
 def batches(job: Job) -> Iterator[Any]:
     """Yield float32[batch, 3, 224, 224], decoded and preprocessed."""
-    from deploykit import files, samples
+    from deploykit.data import samples, sources
 
-    data = files.dataset(f"folder:{job.photographs}")
+    data = sources.dataset(f"folder:{job.photographs}")
     return (batch.images for batch in samples.batches(data, preprocess(), job.batch_size))
 
 
 def preprocess() -> Any:  # noqa: ANN401 - its type is imported late
     """Return torchvision's preprocessing for ImageNet."""
-    from deploykit.recipe import Preprocess
+    from deploykit.data.preprocess import Preprocess
 
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     return Preprocess((SIZE, SIZE), resize="crop", mean=mean, std=std)
@@ -94,9 +94,11 @@ def bare(job: Job) -> Times:
 
 def ours(job: Job) -> Times:
     """Calibrate the tensors that deploykit quantises."""
-    from deploykit import calibration, files, onnxfile, placement
+    from deploykit.data import sources
+    from deploykit.files import onnxfile
+    from deploykit.precision import calibration, placement
 
-    data, model = files.dataset(f"folder:{job.photographs}"), Path(job.model)
+    data, model = sources.dataset(f"folder:{job.photographs}"), Path(job.model)
     options = calibration.CalibrationOptions(job.method, batch_size=job.batch_size)
     start = time.time()
     graph = onnxfile.read_model(model)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from deploykit.launchers import ELEMENTS, MOST_LEVELS, AlignParams, NmsParams
+from deploykit.ops.launchers import ELEMENTS, MOST_LEVELS, AlignParams, NmsParams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -30,10 +30,14 @@ import dense_models
 import torch
 from torchvision.models import detection as zoo
 
-from deploykit import backends, exporting, keypoints, masks, matching
-from deploykit.detectors import light
-from deploykit.exporting import ExportOptions
-from deploykit.matching import Rows
+from deploykit import backends
+from deploykit.networks import loading
+from deploykit.networks.detectors import light
+from deploykit.pipeline import exporting
+from deploykit.pipeline.exporting import ExportOptions
+from deploykit.proof import matching
+from deploykit.proof.matching import Rows
+from deploykit.tasks import keypoints, masks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -287,7 +291,7 @@ def compare(subject: Subject, folder: Path) -> Tally:
         dense_models.sane(model)
     torch.save(model.state_dict(), folder / "model.pth")
     options = ExportOptions(subject.recipe, input_size=subject.size)
-    preprocess = exporting.load_network(folder / "model.pth", options).card.preprocess
+    preprocess = loading.load_network(folder / "model.pth", options).card.preprocess
     first = list(itertools.islice(photographs(preprocess.size), 1, 1 + len(PICTURES)))
     some = torch.from_numpy(np.stack([preprocess(picture)[0] for picture in first]))
     for layer, mean, deviation in layers:

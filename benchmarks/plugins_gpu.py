@@ -193,7 +193,7 @@ def row(case: Case, sides: tuple[list[float], list[float]], peak: float) -> str:
 
 def measure(library: gpu_ops.Library, output: Path) -> None:
     """Time every case, print the table and append the records."""
-    from deploykit import environment, records  # noqa: PLC0415 - `--help` is instant
+    from deploykit.measuring import environment, records  # noqa: PLC0415 - `--help` is instant
 
     peak, run = bandwidth(), uuid.uuid4().hex
     print(f"\ncopying reaches {peak / 1e9:.0f} GB/s")
@@ -219,7 +219,7 @@ def measure(library: gpu_ops.Library, output: Path) -> None:
 
 def record(case: Case, backend: str, seconds: list[float], shared: dict[str, Any]) -> BenchRecord:
     """Return the record of one side."""
-    from deploykit import conditions  # noqa: PLC0415 - `--help` is instant
+    from deploykit.measuring import conditions  # noqa: PLC0415 - `--help` is instant
     from deploykit.values import BenchRecord  # noqa: PLC0415 - likewise
 
     times = tuple(seconds)

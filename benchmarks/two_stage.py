@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from deploykit.recipe import Pixels
+    from deploykit.data.preprocess import Pixels
 
     Way = Callable[[Pixels], "Result"]
 
@@ -165,7 +165,10 @@ def ours(model: Any, image: Pixels, folder: Path, threads: int) -> Way:  # noqa:
     """Return what `deploykit export` makes of the model's weights, in ONNX Runtime."""
     import torch  # noqa: PLC0415 - `--help` is instant
 
-    from deploykit import detection, exporting, masks, metadata, onnxfile  # noqa: PLC0415 - as above
+    from deploykit.files import onnxfile  # noqa: PLC0415 - as above
+    from deploykit.pipeline import exporting  # noqa: PLC0415 - as above
+    from deploykit.recipes import metadata  # noqa: PLC0415 - as above
+    from deploykit.tasks import detection, masks  # noqa: PLC0415 - as above
 
     checkpoint, path = folder / "mask_rcnn.pth", folder / "deploykit.onnx"
     torch.save(model.state_dict(), checkpoint)
@@ -255,7 +258,7 @@ def measure(options: argparse.Namespace, detections: int) -> None:
     """Measure the three ways once, print the table and append the records."""
     import torch  # noqa: PLC0415 - `--help` is instant
 
-    from deploykit import conditions, environment, records  # noqa: PLC0415 - likewise
+    from deploykit.measuring import conditions, environment, records  # noqa: PLC0415 - likewise
     from deploykit.values import BenchRecord  # noqa: PLC0415 - likewise
 
     torch.set_num_threads(options.threads)

@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from deploykit import artifacts, images
+from deploykit.data import images
+from deploykit.data.sources import Dataset, Sample, Source
 from deploykit.errors import DataError, InputError, OptionError, unknown_name
-from deploykit.recipe import Dataset, Sample, Source
+from deploykit.files import artifacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable

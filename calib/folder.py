@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit import images
+from deploykit.data import images
+from deploykit.data.sources import Dataset, Sample, Source
 from deploykit.errors import DataError
-from deploykit.recipe import Dataset, Sample, Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

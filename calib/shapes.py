@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 import numpy as np
 from PIL import Image
 
-from deploykit import drawing
-from deploykit.drawing import Materials, Shape
+from deploykit.data import drawing
+from deploykit.data.drawing import Materials, Shape
+from deploykit.data.sources import Dataset, Sample, Source
 from deploykit.errors import DataError, OptionError, unknown_name
-from deploykit.recipe import Dataset, Sample, Source
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from deploykit.drawing import Mask, Points, Region
-    from deploykit.recipe import Pixels
+    from deploykit.data.drawing import Mask, Points, Region
+    from deploykit.data.preprocess import Pixels
     from deploykit.values import Json
 
 Split: TypeAlias = Literal["train", "val"]

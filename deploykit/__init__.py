@@ -1,7 +1,7 @@
 """deploykit: trained PyTorch checkpoint to a proven INT8 TensorRT engine.
 
-The verbs of the command line as functions, and the options they take; each is imported when it
-is first used.
+The verbs of the command line as functions, the options they take, what an extension file defines,
+and the errors; each is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -11,11 +11,23 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from deploykit.backends import BuildOptions
-    from deploykit.benchmarking import BenchOptions
-    from deploykit.calibration import CalibrationOptions
-    from deploykit.environment import doctor
-    from deploykit.exporting import ExportOptions
-    from deploykit.fusion import fuse_file as fuse
+    from deploykit.data.preprocess import Geometry, Preprocess
+    from deploykit.data.sources import Dataset, Sample, Source
+    from deploykit.errors import (
+        BackendError,
+        CheckpointError,
+        DataError,
+        DeployError,
+        InputError,
+        ModelError,
+        OptionError,
+        OutputError,
+        ProofError,
+    )
+    from deploykit.measuring.benchmarking import BenchOptions
+    from deploykit.measuring.environment import doctor
+    from deploykit.networks.reparam import fold
+    from deploykit.ops.plugin import Attribute, Call, Plugin
     from deploykit.pipeline import (
         BenchPlan,
         EvalOptions,
@@ -31,15 +43,91 @@ if TYPE_CHECKING:
         report,
         verify,
     )
+    from deploykit.pipeline.exporting import ExportOptions
+    from deploykit.pipeline.fusing import fuse
+    from deploykit.precision.calibration import CalibrationOptions
+    from deploykit.recipes.recipe import Family, KeepFloat, Recipe
+    from deploykit.tasks.detections import Detections
+    from deploykit.values import Precision
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Attribute": "ops.plugin",
+    "BackendError": "errors",
+    "BenchOptions": "measuring.benchmarking",
+    "BenchPlan": "pipeline",
+    "BuildOptions": "backends",
+    "CalibrationOptions": "precision.calibration",
+    "Call": "ops.plugin",
+    "CheckpointError": "errors",
+    "DataError": "errors",
+    "Dataset": "data.sources",
+    "DeployError": "errors",
+    "Detections": "tasks.detections",
+    "EvalOptions": "pipeline",
+    "ExportOptions": "pipeline.exporting",
+    "Family": "recipes.recipe",
+    "Geometry": "data.preprocess",
+    "InputError": "errors",
+    "KeepFloat": "recipes.recipe",
+    "ModelError": "errors",
+    "OptionError": "errors",
+    "OutputError": "errors",
+    "Plugin": "ops.plugin",
+    "Precision": "values",
+    "Preprocess": "data.preprocess",
+    "ProofError": "errors",
+    "QuantizeOptions": "pipeline",
+    "Recipe": "recipes.recipe",
+    "Sample": "data.sources",
+    "Source": "data.sources",
+    "VerifyOptions": "pipeline",
+    "bench": "pipeline",
+    "build": "pipeline",
+    "cast": "pipeline",
+    "doctor": "measuring.environment",
+    "evaluate": "pipeline",
+    "export": "pipeline",
+    "fold": "networks.reparam",
+    "fuse": "pipeline.fusing",
+    "inspect": "pipeline",
+    "quantize": "pipeline",
+    "report": "pipeline",
+    "verify": "pipeline",
+}
+"""Public name -> the module that defines or gathers it."""
 
 __all__ = [
+    "Attribute",
+    "BackendError",
     "BenchOptions",
     "BenchPlan",
     "BuildOptions",
     "CalibrationOptions",
+    "Call",
+    "CheckpointError",
+    "DataError",
+    "Dataset",
+    "DeployError",
+    "Detections",
     "EvalOptions",
     "ExportOptions",
+    "Family",
+    "Geometry",
+    "InputError",
+    "KeepFloat",
+    "ModelError",
+    "OptionError",
+    "OutputError",
+    "Plugin",
+    "Precision",
+    "Preprocess",
+    "ProofError",
     "QuantizeOptions",
+    "Recipe",
+    "Sample",
+    "Source",
     "VerifyOptions",
     "__version__",
     "bench",
@@ -48,28 +136,22 @@ __all__ = [
     "doctor",
     "evaluate",
     "export",
+    "fold",
     "fuse",
     "inspect",
     "quantize",
     "report",
     "verify",
 ]
-__version__ = "0.1.0"
-
-_ELSEWHERE = {
-    "BenchOptions": ("benchmarking", "BenchOptions"),
-    "BuildOptions": ("backends", "BuildOptions"),
-    "CalibrationOptions": ("calibration", "CalibrationOptions"),
-    "ExportOptions": ("exporting", "ExportOptions"),
-    "doctor": ("environment", "doctor"),
-    "fuse": ("fusion", "fuse_file"),
-}
-"""Public name -> module and name; all others are in `pipeline`."""
 
 
 def __getattr__(name: str) -> object:
     """Return the public object called `name`."""
-    if name not in __all__:
+    if name not in _HOME:
         raise AttributeError(f"module 'deploykit' has no attribute {name!r}")
-    module, original = _ELSEWHERE.get(name, ("pipeline", name))
-    return getattr(importlib.import_module(f"deploykit.{module}"), original)
+    return getattr(importlib.import_module(f"deploykit.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deploykit import detection
-from deploykit.detectors import vgg, vgg_family
-from deploykit.recipe import PROPOSALS, Family, Recipe
-from deploykit.reparam import fold
+from deploykit.data.preprocess import PROPOSALS
+from deploykit.networks.detectors import vgg, vgg_family
+from deploykit.networks.reparam import fold
+from deploykit.recipes.recipe import Family, Recipe
+from deploykit.tasks import detection
 from deploykit.values import TensorSpec
 
 if TYPE_CHECKING:
-    from deploykit.recipe import Preprocess, StateDict
+    from deploykit.data.preprocess import Preprocess
+    from deploykit.recipes.recipe import StateDict
 
 REGIONS = 2000
 """Rows of the second input: what the paper takes from selective search for an image."""

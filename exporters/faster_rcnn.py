@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deploykit.detectors import two_stage_family as family
-from deploykit.recipe import Family, Recipe
+from deploykit.networks.detectors import two_stage_family as family
+from deploykit.recipes.recipe import Family, Recipe
 
 if TYPE_CHECKING:
-    from deploykit.detectors.two_stage import TwoStage
-    from deploykit.recipe import StateDict
+    from deploykit.networks.detectors.two_stage import TwoStage
+    from deploykit.recipes.recipe import StateDict
 
 
 def build(variant: str, classes: int) -> TwoStage:

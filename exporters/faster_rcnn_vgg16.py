@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deploykit import detection
-from deploykit.detectors import vgg, vgg_family
-from deploykit.recipe import Family, Recipe
-from deploykit.reparam import fold
+from deploykit.networks.detectors import vgg, vgg_family
+from deploykit.networks.reparam import fold
+from deploykit.recipes.recipe import Family, Recipe
+from deploykit.tasks import detection
 
 if TYPE_CHECKING:
-    from deploykit.recipe import StateDict
+    from deploykit.recipes.recipe import StateDict
 
 
 def build(variant: str, classes: int) -> vgg.FasterRcnn:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from torchvision.models.detection import fcos
 
-from deploykit import detection, layers
-from deploykit.detectors import dense, dense_family, grids
-from deploykit.recipe import Family, Recipe
-from deploykit.reparam import fold
+from deploykit.networks.detectors import dense, dense_family, grids
+from deploykit.networks.reparam import fold
+from deploykit.networks.states import outputs
+from deploykit.recipes.recipe import Family, Recipe
+from deploykit.tasks import detection
 
 if TYPE_CHECKING:
-    from deploykit.recipe import StateDict
+    from deploykit.recipes.recipe import StateDict
 
 VARIANTS = {f"{body}_fpn": body for body in dense_family.BODIES}
 
@@ -28,8 +29,8 @@ def build(variant: str, classes: int) -> dense.Pyramid:
 
 def identify(state: StateDict) -> tuple[str, int] | None:
     """Return the variant and the number of classes, None where it is not an FCOS."""
-    classes = layers.outputs(state, "head.classification_head.cls_logits.weight")
-    centres = layers.outputs(state, "head.regression_head.bbox_ctrness.weight")
+    classes = outputs(state, "head.classification_head.cls_logits.weight")
+    centres = outputs(state, "head.regression_head.bbox_ctrness.weight")
     body = dense_family.body(state)
     if classes is None or centres != 1 or body is None:
         return None

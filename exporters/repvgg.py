@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
-from deploykit.layers import outputs
-from deploykit.recipe import Family, KeepFloat, Preprocess, Recipe
-from deploykit.reparam import RepVGGBlock, fold
+from deploykit.data.preprocess import Preprocess
+from deploykit.networks.reparam import RepVGGBlock, fold
+from deploykit.networks.states import outputs
+from deploykit.recipes.recipe import Family, KeepFloat, Recipe
 
 if TYPE_CHECKING:
-    from deploykit.recipe import StateDict
+    from deploykit.recipes.recipe import StateDict
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

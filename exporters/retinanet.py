@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torchvision.models.detection import retinanet
 
-from deploykit import detection, layers
-from deploykit.detectors import dense, dense_family, grids
-from deploykit.recipe import Family, Recipe
-from deploykit.reparam import fold
+from deploykit.networks.detectors import dense, dense_family, grids
+from deploykit.networks.reparam import fold
+from deploykit.networks.states import outputs
+from deploykit.recipes.recipe import Family, Recipe
+from deploykit.tasks import detection
 
 if TYPE_CHECKING:
-    from deploykit.recipe import StateDict
+    from deploykit.recipes.recipe import StateDict
 
 ANCHORS = 9
 """Per cell: three sizes of three shapes."""
@@ -65,8 +66,8 @@ def adapt(state: StateDict) -> StateDict:
 
 def identify(state: StateDict) -> tuple[str, int] | None:
     """Return the variant and the number of classes, None where it is not a RetinaNet."""
-    scores = layers.outputs(state, "head.classification_head.cls_logits.weight")
-    boxes = layers.outputs(state, "head.regression_head.bbox_reg.weight")
+    scores = outputs(state, "head.classification_head.cls_logits.weight")
+    boxes = outputs(state, "head.regression_head.bbox_reg.weight")
     if scores is None or boxes != 4 * ANCHORS:
         return None
     found = dense_family.body(state), "head.classification_head.conv.0.1.weight" in state

@@ -13,18 +13,20 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import ssd300_vgg16, ssdlite320_mobilenet_v3_large
 
-from deploykit import detection, layers
-from deploykit.detectors import dense, dense_family, grids
+from deploykit.data.preprocess import Preprocess
 from deploykit.errors import OptionError
-from deploykit.recipe import Family, KeepFloat, Preprocess, Recipe
-from deploykit.reparam import fold
+from deploykit.networks.detectors import dense, dense_family, grids
+from deploykit.networks.reparam import fold
+from deploykit.networks.states import outputs
+from deploykit.recipes.recipe import Family, KeepFloat, Recipe
+from deploykit.tasks import detection
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from deploykit.recipe import StateDict
+    from deploykit.recipes.recipe import StateDict
 
     Array = NDArray[np.float32]
 
@@ -118,7 +120,7 @@ def build(variant: str, classes: int) -> Network:
 def identify(state: StateDict) -> tuple[str, int] | None:
     """Return the variant and the number of classes, None where it is not an SSD."""
     for variant, (key, boxes) in SCORES.items():
-        scores = layers.outputs(state, key)
+        scores = outputs(state, key)
         if scores is not None and state[key].ndim == 4:
             return variant, scores // boxes - 1
     return None

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from deploykit.plugin import Attribute, Call, Output, Plugin
+from deploykit.ops.plugin import Attribute, Call, Output, Plugin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from deploykit.tape import Operand, Tape
+    from deploykit.ops.tape import Operand, Tape
 
 MOST = 3840
 """Largest K of TensorRT's TopK."""

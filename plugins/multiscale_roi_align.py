@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from deploykit.atlas import pool
-from deploykit.plugin import (
+from deploykit.ops.atlas import pool
+from deploykit.ops.plugin import (
     POOLED_SIZE,
     Attribute,
     Call,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from deploykit.tape import Tape
+    from deploykit.ops.tape import Tape
 
 CHUNK = 1 << 26
 """Elements of one corner's features that the reference holds at a time."""

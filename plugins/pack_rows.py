@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deploykit.plugin import ROWS, Call, Output, Plugin, empty_rows, present, rows_mismatch
+from deploykit.ops.plugin import ROWS, Call, Output, Plugin, empty_rows, present, rows_mismatch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import Tensor
 
-    from deploykit.tape import Tape
+    from deploykit.ops.tape import Tape
 
 
 def reference(

@@ -12,15 +12,23 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from deploykit.plugin import POOLED_SIZE, Attribute, Call, Output, Plugin, present, regions_mismatch
+from deploykit.ops.plugin import (
+    POOLED_SIZE,
+    Attribute,
+    Call,
+    Output,
+    Plugin,
+    present,
+    regions_mismatch,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from deploykit.recipe import Floats
-    from deploykit.tape import Tape
+    from deploykit.data.preprocess import Floats
+    from deploykit.ops.tape import Tape
 
 ENDLESS = float(1 << 29)
 """Cells from the corner of the map beyond which a box is cut: their distance still is an int32."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deploykit.plugin import ROWS, Call, Output, Plugin, empty_rows, present, rows_mismatch
+from deploykit.ops.plugin import ROWS, Call, Output, Plugin, empty_rows, present, rows_mismatch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import Tensor
 
-    from deploykit.tape import Tape
+    from deploykit.ops.tape import Tape
 
 INT64 = 7
 """ONNX's number of the type."""

@@ -11,7 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from deploykit import files
+from deploykit.data import sources
+from deploykit.recipes.recipe import RECIPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +38,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     torch.manual_seed(0)
-    network = files.recipe("yolov6").family.build("pico", 6)
+    network = RECIPES.load("yolov6").family.build("pico", 6)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -54,7 +55,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint exported at 64x64."""
-    from deploykit.exporting import ExportOptions, export
+    from deploykit.pipeline.exporting import ExportOptions, export
 
     path = tmp_path_factory.mktemp("model") / "pico.onnx"
     export(checkpoint, path, ExportOptions(input_size=(SIDE, SIDE)))
@@ -65,7 +66,7 @@ def model(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of eight small generated photographs."""
     folder = tmp_path_factory.mktemp("photos")
-    for number, sample in enumerate(files.dataset("shapes:count=8,size=96").samples):
+    for number, sample in enumerate(sources.dataset("shapes:count=8,size=96").samples):
         Image.fromarray(np.asarray(sample.read())).save(folder / f"{number}.jpg", quality=95)
     return folder
 

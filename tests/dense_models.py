@@ -9,8 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from deploykit import backends, customops, exporting, fusion, metadata, onnxfile
-from deploykit.metadata import ModelCard
+from deploykit import backends, ops
+from deploykit.files import onnxfile
+from deploykit.graph import fusion
+from deploykit.networks import loading, tracing
+from deploykit.recipes import metadata
+from deploykit.recipes.metadata import ModelCard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from deploykit.recipe import Recipe
+    from deploykit.recipes.recipe import Recipe
 
     Arrays = Sequence[NDArray[Any]]
     Layer = nn.Conv2d | nn.Linear
@@ -78,10 +82,10 @@ def exported(network: nn.Module, recipe: Recipe, size: tuple[int, int], path: Pa
     variant = recipe.variants[0]
     preprocess = replace(recipe.preprocess(variant, None), size=size)
     card = ModelCard(recipe.name, variant, recipe.task, preprocess, ("a",), "")
-    deployed = exporting.Network(recipe.family.deploy(network).eval(), recipe, card)
-    model = exporting.to_onnx(deployed, 19)
+    deployed = loading.Network(recipe.family.deploy(network).eval(), recipe, card)
+    model = tracing.to_onnx(deployed, 19)
     fusion.fuse(model)
-    customops.attach(model)
+    ops.attach(model)
     metadata.write(model.metadata_props, card)
     onnxfile.write_model(model, path)
     return path

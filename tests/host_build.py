@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias
 
 import pytest
 
-from deploykit import files
+from deploykit.ops.plugin import OPS
 
 Order: TypeAlias = Literal["forward", "reverse", "shuffled"]
 ORDERS: tuple[Order, ...] = ("forward", "reverse", "shuffled")
@@ -36,7 +36,7 @@ def compiled(source: str) -> ctypes.CDLL:
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ on this machine")
-    plugins = files.folder("plugin")
+    plugins = OPS.folder()
     with tempfile.TemporaryDirectory() as name:
         unit, target = Path(name) / "unit.cpp", Path(name) / "library.so"
         unit.write_text(f'#include "host/cuda_on_host.h"\n#include "{source}"\n{ARRANGE}')

@@ -17,8 +17,9 @@ import onnxruntime
 import pytest
 from hypothesis import strategies as st
 
-from deploykit import customops, files
+from deploykit import ops
 from deploykit.backends import BuildOptions, tensorrt_rtx
+from deploykit.ops.plugin import OPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from deploykit.plugin import Plugin
+    from deploykit.ops.plugin import Plugin
 
     Array = NDArray[Any]
     Pixels = tuple[float, float]
 
 SPECIAL = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e9, -0.0, 1e-40], np.float32)
-FORMS = {"runtime": customops.attach, "portable": customops.inline}
+FORMS = {"runtime": ops.attach, "portable": ops.inline}
 TAGS = {"plugin_namespace": "deploykit", "plugin_version": "1"}
 
 
@@ -193,7 +194,7 @@ def in_onnx(
 
 def engine_size(model: ir.Model, path: Path, sm: str) -> int:
     """Return the bytes of the engine that TensorRT-RTX builds of the portable body."""
-    customops.inline(model)
+    ops.inline(model)
     path.write_bytes(ir.to_proto(model).SerializeToString())
     engine = path.with_suffix(".engine")
     tensorrt_rtx.build(path, engine, BuildOptions(sms=(sm,)))
@@ -205,7 +206,7 @@ def object_size(source: str, path: Path) -> int:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc on this machine")
-    folder = files.folder("plugin")
+    folder = OPS.folder()
     flags = ["-arch=sm_75", "-Werror=all-warnings", f"-I{folder}", "-c"]
     subprocess.run([nvcc, *flags, folder / source, "-o", path], check=True)
     return path.stat().st_size

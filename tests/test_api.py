@@ -18,6 +18,13 @@ def test_the_public_names_are_sorted_and_all_there() -> None:
         assert name == "__version__" or getattr(deploykit, name).__doc__
 
 
+def test_an_author_of_an_extension_finds_the_public_names_with_dir() -> None:
+    assert dir(deploykit) == deploykit.__all__
+    assert {"Recipe", "Preprocess", "Source", "Plugin", "KeepFloat", "DeployError"} <= {
+        *dir(deploykit)
+    }
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'quantise'"):
         deploykit.quantise  # noqa: B018 - the access is the test
@@ -33,8 +40,8 @@ def test_the_version_is_the_packages() -> None:
         ("deploykit", "numpy"),
         ("deploykit.cli", "numpy"),
         ("deploykit.pipeline", "torch"),
-        ("deploykit.quantization", "torch"),
-        ("deploykit.benchmarking", "torch"),
+        ("deploykit.precision.quantization", "torch"),
+        ("deploykit.measuring.benchmarking", "torch"),
     ],
 )
 def test_importing_a_light_module_leaves_heavy_ones_alone(module: str, absent: str) -> None:

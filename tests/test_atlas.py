@@ -9,8 +9,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from deploykit.atlas import Atlas, Axis
-from deploykit.tape import Tape
+from deploykit.ops.atlas import Atlas, Axis
+from deploykit.ops.tape import Tape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

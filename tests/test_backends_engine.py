@@ -595,7 +595,7 @@ def test_full_tensorrt_inspects_an_engine_through_the_runtime(tmp_path: Path, gp
 def test_a_weakly_typed_version_gets_flags_for_what_the_graph_asks_for(
     toy: Any, tmp_path: Path
 ) -> None:
-    from deploykit import onnxfile
+    from deploykit.files import onnxfile
 
     rules = {name: _trt.GENERATIONS[f"tensorrt {name}"] for name in ("8", "11")}
     for options, flags in (

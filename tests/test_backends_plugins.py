@@ -22,11 +22,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from deploykit import artifacts, customops, files, launchers, pipeline
+from deploykit import ops, pipeline
 from deploykit.backends import BuildOptions, _plugins, _python_plugins, onnxruntime, tensorrt_rtx
 from deploykit.backends._plugins import Use
 from deploykit.errors import BackendError, ModelError, OptionError
-from deploykit.launchers import LAUNCHERS, Buffers
+from deploykit.files import artifacts
+from deploykit.ops import launchers
+from deploykit.ops.launchers import LAUNCHERS, Buffers
+from deploykit.ops.plugin import OPS
 from deploykit.pipeline import making
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 
 HERE = tensorrt_rtx.availability()
 needs_builder = pytest.mark.skipif(not HERE.builds, reason=HERE.reason)
-OPS = ("DKBatchedNms", "DKMultiscaleRoiAlign", "DKRoiPool")
+OP_NAMES = ("DKBatchedNms", "DKMultiscaleRoiAlign", "DKRoiPool")
 ROWS, CHANNELS, KEPT = 6, 4, 5
 
 
@@ -59,7 +62,7 @@ def graph(path: Path, **nms: Any) -> Path:
     scales: Any = {"spatial_scales": [0.25, 0.125]}
     nodes = [
         helper.make_node(
-            OPS[0],
+            OP_NAMES[0],
             ["boxes", "scores", "classes"],
             middle,
             name="keep",
@@ -67,7 +70,7 @@ def graph(path: Path, **nms: Any) -> Path:
             **tags,
         ),
         helper.make_node(
-            OPS[1],
+            OP_NAMES[1],
             ["kept", "count", "fine", "coarse"],
             ["aligned"],
             name="align",
@@ -77,7 +80,7 @@ def graph(path: Path, **nms: Any) -> Path:
             **tags,
         ),
         helper.make_node(
-            OPS[2],
+            OP_NAMES[2],
             ["kept", "count", "fine"],
             ["pooled"],
             name="pool",
@@ -123,9 +126,11 @@ def build(path: Path, plugins: str, *sms: str) -> Any:
 def test_an_engine_has_our_ops_as_plugins_or_as_standard_ops(choice: str, tmp_path: Path) -> None:
     built = build(graph(tmp_path / "ops.onnx"), choice, "75", "86")
     assert built.plugins["how"] == {"auto": "python", "none": "none"}[choice]
-    assert built.plugins["ops"] == dict.fromkeys(OPS, 1)
+    assert built.plugins["ops"] == dict.fromkeys(OP_NAMES, 1)
     plan = (tmp_path / "ops.engine").read_bytes()
-    assert all((op.encode() in plan) == (choice == "auto") for op in OPS), "named in the engine"
+    assert all((op.encode() in plan) == (choice == "auto") for op in OP_NAMES), (
+        "named in the engine"
+    )
 
 
 @needs_builder
@@ -157,7 +162,7 @@ def test_a_plugin_that_the_registry_does_not_know_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_plugins, "_use", lambda *_: Use("none", {"DKRoiPool": 1}))
-    monkeypatch.setattr(customops, "inline", lambda model, **_: customops.detach(model))
+    monkeypatch.setattr(ops, "inline", lambda model, **_: ops.detach(model))
     with pytest.raises(BackendError, match="Plugin not found"):
         build(graph(tmp_path / "ops.onnx"), "auto", "86")
     assert not (tmp_path / "ops.engine").exists()
@@ -209,7 +214,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pytest.skip(f"no {tool} on this machine")
     folder = tmp_path_factory.mktemp("library")
     target = ["-DDEPLOYKIT_ARCHITECTURES=86-real", f"-DTENSORRT_INCLUDE_DIR={headers}"]
-    source = str(files.folder("plugin"))
+    source = str(OPS.folder())
     for step in (["-S", source, "-B", str(folder), *target], ["--build", str(folder)]):
         done = subprocess.run(["cmake", *step], capture_output=True, text=True, check=False)
         assert not done.returncode, done.stdout + done.stderr
@@ -220,9 +225,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_library_gives_an_engine_its_plugins(library: Path, tmp_path: Path) -> None:
     built = build(graph(tmp_path / "ops.onnx"), str(library), "75", "86")
     assert built.plugins["how"] == "library"
-    assert built.plugins["ops"] == dict.fromkeys(OPS, 1)
+    assert built.plugins["ops"] == dict.fromkeys(OP_NAMES, 1)
     assert built.plugins["sha256"] == artifacts.sha256(library)
-    assert all(op.encode() in (tmp_path / "ops.engine").read_bytes() for op in OPS)
+    assert all(op.encode() in (tmp_path / "ops.engine").read_bytes() for op in OP_NAMES)
 
 
 @needs_builder
@@ -243,7 +248,7 @@ def test_the_librarys_creators_say_what_is_wrong(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(customops, "check", lambda _: None)
+    monkeypatch.setattr(ops, "check", lambda _: None)
     wrong = {"max_detections": KEPT, **wrong}
     path = graph(tmp_path / "ops.onnx", **wrong)
     with pytest.raises(BackendError) as caught:
@@ -305,7 +310,9 @@ class Registry:
 
     def load_library(self, path: str) -> object:
         assert not self.all_creators, path
-        self.all_creators = [SimpleNamespace(name=op, plugin_namespace="deploykit") for op in OPS]
+        self.all_creators = [
+            SimpleNamespace(name=op, plugin_namespace="deploykit") for op in OP_NAMES
+        ]
         return object()
 
 
@@ -349,7 +356,7 @@ def test_a_tensorrt_without_such_plugins_is_told_from_one_with(tmp_path: Path) -
 @pytest.mark.parametrize("candidates", [1, 64, 1000, 3840])
 def test_the_workspace_is_as_large_as_the_source_says(boxes: int, candidates: int) -> None:
     launcher = LAUNCHERS["DKBatchedNms"]
-    defaults = {a.name: a.default for a in files.plugin("batched_nms").attributes}
+    defaults = {a.name: a.default for a in OPS.load("batched_nms").attributes}
     values, shapes = {**defaults, "candidates": candidates}, [(3, boxes, 4)]
     assert launcher.workspace is not None
     library = host_build.compiled("batched_nms.cu")
@@ -368,8 +375,8 @@ def arrays(batch: int = 2) -> tuple[list[np.ndarray], dict[str, Any]]:
 
 def enqueue(op: str, inputs: list[np.ndarray], outputs: list[np.ndarray], **given_: Any) -> None:
     """Run a plugin's `enqueue` with the kernels that the host's compiler made."""
-    plugin = customops.shipped()[op]
-    values = customops.complete(plugin, given_, op)
+    plugin = ops.shipped()[op]
+    values = ops.complete(plugin, given_, op)
     trt = pytest.importorskip("tensorrt_rtx")
     made = _python_plugins.make_plugin(trt, plugin, values)
     types = {"float16": trt.DataType.HALF, "int32": trt.DataType.INT32}
@@ -391,7 +398,7 @@ def test_enqueue_gives_the_launcher_what_it_takes(monkeypatch: pytest.MonkeyPatc
     kept = [np.empty(shape, dtype) for shape, dtype in sizes]
     monkeypatch.setattr(_python_plugins, "kernels", lambda: host_build.compiled("batched_nms.cu"))
     enqueue("DKBatchedNms", [boxes, scores, classes], kept, max_detections=KEPT)
-    wanted = customops.torch_op("batched_nms")(
+    wanted = ops.torch_op("batched_nms")(
         *map(torch.from_numpy, (boxes, scores, classes)), max_detections=KEPT
     )
     for ours, theirs in zip(kept, wanted, strict=True):
@@ -405,7 +412,7 @@ def test_enqueue_gives_the_launcher_what_it_takes(monkeypatch: pytest.MonkeyPatc
             ("multiscale_roi_align", maps, scales),
             ("roi_pool", maps[0], {"spatial_scale": 0.25}),
         ):
-            name = files.plugin(op).name
+            name = OPS.load(op).name
             found = np.empty((2 * KEPT, CHANNELS, 7, 7), dtype)
             source = f"{op}.cu"
             monkeypatch.setattr(
@@ -414,7 +421,7 @@ def test_enqueue_gives_the_launcher_what_it_takes(monkeypatch: pytest.MonkeyPatc
             several = features if isinstance(features, list) else [features]
             enqueue(name, [regions, count, *several], [found], **options)
             tensors = [torch.from_numpy(m) for m in several]
-            expected = customops.torch_op(op)(
+            expected = ops.torch_op(op)(
                 torch.from_numpy(regions),
                 torch.from_numpy(count),
                 tensors if isinstance(features, list) else tensors[0],
@@ -424,7 +431,7 @@ def test_enqueue_gives_the_launcher_what_it_takes(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_cuda_error_is_told() -> None:
-    plugin = files.plugin("roi_pool")
+    plugin = OPS.load("roi_pool")
     library = host_build.compiled("roi_pool.cu")
     params = LAUNCHERS[plugin.name].params(
         {"output_height": 0, "output_width": 1, "spatial_scale": 1.0},
@@ -451,10 +458,10 @@ _VALUES = st.one_of(
 
 @needs_builder
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(OPS), st.data())
+@given(st.sampled_from(OP_NAMES), st.data())
 def test_a_creator_makes_a_plugin_or_says_why_not(op: str, data: Any) -> None:
     trt = pytest.importorskip("tensorrt_rtx")
-    plugin = customops.shipped()[op]
+    plugin = ops.shipped()[op]
     names = st.sampled_from([*(a.name for a in plugin.attributes), "unheard_of"])
     chosen = data.draw(st.dictionaries(names, _VALUES, max_size=4))
     said: list[str] = []
@@ -495,7 +502,7 @@ def wild(default):
     return rng.choice(FLOATS, count).astype(np.float32), trt.PluginFieldType.FLOAT32
 
 made = {True: 0, False: 0}
-for name, plugin in customops.shipped().items():
+for name, plugin in ops.shipped().items():
     if not plugin.source:
         continue
     theirs = registry.get_creator(name, plugin.version, "deploykit")

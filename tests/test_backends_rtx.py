@@ -13,7 +13,6 @@ import onnx
 import onnx.parser
 import pytest
 
-from deploykit import artifacts
 from deploykit.backends import BuildOptions, _builder_process, _plan_text, tensorrt_rtx
 from deploykit.backends._trt import Request
 from deploykit.errors import (
@@ -24,6 +23,7 @@ from deploykit.errors import (
     OutputError,
     ProofError,
 )
+from deploykit.files import artifacts
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -264,7 +264,7 @@ def test_an_output_that_cannot_be_written(run: Runner, checkpoint: Path) -> None
 def test_a_disk_that_fills_up_leaves_nothing(
     run: Runner, checkpoint: Path, model: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    from deploykit import onnxfile
+    from deploykit.files import onnxfile
 
     def full(_model: object, path: Path) -> None:
         path.write_bytes(b"half")

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploykit.benchmarking import BenchOptions, EndToEnd, Instruments, Subject, bench
 from deploykit.errors import BackendError, OptionError
+from deploykit.measuring.benchmarking import BenchOptions, EndToEnd, Instruments, Subject, bench
 from deploykit.values import BenchRecord, TensorSpec
 
 if TYPE_CHECKING:

@@ -123,7 +123,7 @@ def test_the_table_states_ratio_and_share_of_the_bandwidth(gpu: Any) -> None:
 
 
 def test_records_keep_every_time(gpu: Any, tmp_path: Path) -> None:
-    from deploykit import records
+    from deploykit.measuring import records
 
     case = gpu.Case("op", lambda: None, lambda: None, 8)
     shared: dict[str, Any] = {"protocol": {"run": "r"}, "environment": {}}

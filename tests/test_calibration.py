@@ -11,8 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from deploykit import artifacts, calibration, memory, samples
-from deploykit.calibration import CalibrationOptions, calibrate
+from deploykit.data import samples
+from deploykit.data.preprocess import Preprocess
+from deploykit.data.sources import Dataset, Sample
 from deploykit.errors import (
     DataError,
     DeployError,
@@ -21,14 +22,16 @@ from deploykit.errors import (
     OptionError,
     StaleTableError,
 )
-from deploykit.recipe import Dataset, Preprocess, Sample
+from deploykit.files import artifacts
+from deploykit.precision import calibration, memory
+from deploykit.precision.calibration import CalibrationOptions, calibrate
 from deploykit.values import CalibrationTable, Range
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from deploykit.recipe import Pixels
+    from deploykit.data.preprocess import Pixels
 
 PREPROCESS = Preprocess((16, 16), resize="stretch", mean=(0.5, 0.5, 0.5))
 TENSORS = ("images", "conv", "relu", "pool")

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deploykit import checkpoint
-from deploykit.checkpoint import _archive, _pickles, _records
 from deploykit.errors import CheckpointError
+from deploykit.networks import checkpoint
+from deploykit.networks.checkpoint import _archive, _pickles, _records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from deploykit import files
+from deploykit.data import sources
 from deploykit.errors import DataError, DeployError, OptionError
 
 if TYPE_CHECKING:
@@ -40,22 +40,22 @@ def write(root: Path, annotations: str, images: str, truth: object = TRUTH) -> P
 @pytest.mark.parametrize("images", ["val2017", "images/val2017", "images", "."])
 def test_the_usual_layouts_are_found(tmp_path: Path, images: str) -> None:
     write(tmp_path, "annotations/instances_val2017.json", images)
-    data = files.dataset(f"coco:{tmp_path}")
+    data = sources.dataset(f"coco:{tmp_path}")
     assert [s.name for s in data.samples] == ["b.png", "a.png"]
     assert data.samples[0].read().shape == (20, 30, 3)
 
 
 def test_roboflow_and_explicit_layouts_are_read(tmp_path: Path) -> None:
     write(tmp_path, "_annotations.coco.json", ".")
-    assert len(files.dataset(f"coco:{tmp_path}").samples) == 2
+    assert len(sources.dataset(f"coco:{tmp_path}").samples) == 2
     file = write(tmp_path / "other", "x.json", "pictures/here")
-    data = files.dataset(f"coco:{tmp_path / 'other/pictures/here'},annotations={file}")
+    data = sources.dataset(f"coco:{tmp_path / 'other/pictures/here'},annotations={file}")
     assert len(data.samples) == 2
 
 
 def test_the_truth_fills_in_areas_and_crowd_marks(tmp_path: Path) -> None:
     write(tmp_path, "annotations/instances_val.json", "images")
-    truth = files.dataset(f"coco:{tmp_path}").truth
+    truth = sources.dataset(f"coco:{tmp_path}").truth
     assert truth is not None
     first, second = truth()["annotations"]
     assert (first["area"], first["iscrowd"]) == (9, 0)
@@ -65,10 +65,10 @@ def test_the_truth_fills_in_areas_and_crowd_marks(tmp_path: Path) -> None:
 def test_of_several_files_the_only_validation_set_is_taken(tmp_path: Path) -> None:
     write(tmp_path, "annotations/instances_val2017.json", "val2017")
     write(tmp_path, "annotations/instances_train2017.json", "train2017", {"images": []})
-    assert len(files.dataset(f"coco:{tmp_path}").samples) == 2
+    assert len(sources.dataset(f"coco:{tmp_path}").samples) == 2
     write(tmp_path, "annotations/instances_val2014.json", "val2014")
     with pytest.raises(OptionError, match=r"several annotation files.*val2014") as bad:
-        files.dataset(f"coco:{tmp_path}")
+        sources.dataset(f"coco:{tmp_path}")
     assert "annotations=FILE" in str(bad.value)
 
 
@@ -106,7 +106,7 @@ def test_damaged_annotations_are_an_error_that_says_what_and_where(
     change, message = DAMAGE[name]
     write(tmp_path, "annotations/instances_val.json", "images", damaged(change))
     with pytest.raises(DataError, match=message) as caught:
-        files.dataset(f"coco:{tmp_path}")
+        sources.dataset(f"coco:{tmp_path}")
     assert str(tmp_path) in str(caught.value)
 
 
@@ -114,7 +114,7 @@ def test_damaged_annotations_are_an_error_that_says_what_and_where(
 def test_a_file_that_is_no_coco_json_is_an_error(tmp_path: Path, text: str) -> None:
     write(tmp_path, "annotations/instances_val.json", "images").write_text(text)
     with pytest.raises(DataError, match=r"instances_val\.json"):
-        files.dataset(f"coco:{tmp_path}")
+        sources.dataset(f"coco:{tmp_path}")
 
 
 def test_wrong_locations_are_errors_that_say_what_to_write(tmp_path: Path) -> None:
@@ -126,4 +126,4 @@ def test_wrong_locations_are_errors_that_say_what_to_write(tmp_path: Path) -> No
         f"{tmp_path},annotations=absent.json": "cannot read absent.json",
     }.items():
         with pytest.raises(DeployError, match=message):
-            files.dataset(f"coco:{location}")
+            sources.dataset(f"coco:{location}")

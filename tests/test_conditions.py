@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from deploykit import conditions
+from deploykit.measuring import conditions
 from deploykit.values import BenchRecord
 
 QUIET = {

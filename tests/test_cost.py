@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from deploykit import cost
 from deploykit.errors import ModelError, OptionError
+from deploykit.graph import cost
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

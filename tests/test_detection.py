@@ -9,9 +9,9 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from torchvision import ops
 
-from deploykit.detection import Limits, decode, nms, top, xyxy
+from deploykit.data.preprocess import Geometry
 from deploykit.errors import ProofError
-from deploykit.recipe import Geometry
+from deploykit.tasks.detection import Limits, decode, nms, top, xyxy
 
 Floats = NDArray[np.float32]
 PLAIN = Geometry(100, 200, 1.0, 1.0)

@@ -11,7 +11,7 @@ from torchvision.models.detection import _utils, anchor_utils
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import boxes as box_ops
 
-from deploykit.detectors import dense, grids
+from deploykit.networks.detectors import dense, grids
 
 IMAGE = (96, 160)
 

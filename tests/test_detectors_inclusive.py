@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploykit.detectors import dense, inclusive
+from deploykit.networks.detectors import dense, inclusive
 
 # What the Caffe code prints for a stride of 16, ratios 0.5, 1, 2 and scales 8, 16, 32.
 CAFFE = [

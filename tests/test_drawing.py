@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from deploykit import drawing
+from deploykit.data import drawing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

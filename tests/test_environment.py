@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploykit import backends, conditions, environment
+from deploykit import backends
 from deploykit.backends import Availability
-from deploykit.environment import Machine, Row
+from deploykit.measuring import conditions, environment
+from deploykit.measuring.environment import Machine, Row
 from deploykit.values import BenchRecord
 
 if TYPE_CHECKING:
@@ -231,6 +232,6 @@ def test_a_program_that_is_absent_fails_or_hangs_is_a_reason(
         run([sys.executable, "-c", "raise SystemExit('driver is broken')"])
     with pytest.raises(OSError, match="failed with status 4"):
         run([sys.executable, "-c", "raise SystemExit(4)"])
-    monkeypatch.setattr("deploykit.environment.machine._SECONDS", 0.2)
+    monkeypatch.setattr("deploykit.measuring.environment.machine._SECONDS", 0.2)
     with pytest.raises(OSError, match="did not answer"):
         run([sys.executable, "-c", "import time; time.sleep(30)"])

@@ -9,17 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploykit import evaluation
+from deploykit.data.preprocess import Preprocess
+from deploykit.data.sources import Dataset, Sample
 from deploykit.errors import BackendError, DataError, ModelError, OptionError
-from deploykit.metadata import ModelCard
-from deploykit.recipe import Dataset, Detections, Preprocess, Sample
+from deploykit.tasks import evaluation
+from deploykit.tasks.detections import Detections
+from deploykit.tasks.evaluation import Contract
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from deploykit.recipe import Floats, Geometry
+    from deploykit.data.preprocess import Floats, Geometry
+    from deploykit.tasks.detections import Decode
 
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
@@ -248,7 +251,8 @@ def test_classes_that_do_not_fit_are_an_error_that_names_them(
         evaluation.category_ids(categories(*known), classes)
 
 
-CARD = ModelCard("test", "n", "detection", Preprocess((32, 32)), ("cat",), "")
+def contract(decode: Decode) -> Contract:
+    return Contract(Preprocess((32, 32)), ("cat",), decode)
 
 
 def squares(count: int) -> Dataset:
@@ -273,16 +277,16 @@ def decode(outputs: Mapping[str, Floats], geometries: Sequence[Geometry]) -> lis
 
 @pytest.mark.parametrize(("limit", "images"), [(None, 7), (3, 3)])
 def test_a_model_is_scored_on_the_images_it_was_run_on(limit: int | None, images: int) -> None:
-    scores = evaluation.evaluate(run, squares(7), CARD, decode, batch_size=3, limit=limit)
+    scores = evaluation.evaluate(run, squares(7), contract(decode), batch_size=3, limit=limit)
     assert (scores.ap, scores.images) == (1, images)
 
 
 def test_a_source_without_truth_cannot_be_scored() -> None:
     data = Dataset("folder:x", squares(2).samples)
     with pytest.raises(OptionError, match="folder:x has images but no truth"):
-        evaluation.evaluate(run, data, CARD, decode)
+        evaluation.evaluate(run, data, contract(decode))
 
 
 def test_a_decoder_that_drops_images_is_an_error() -> None:
     with pytest.raises(ModelError, match="results for 1 images"):
-        evaluation.evaluate(run, squares(2), CARD, lambda o, g: decode(o, g)[:1], batch_size=2)
+        evaluation.evaluate(run, squares(2), contract(lambda o, g: decode(o, g)[:1]), batch_size=2)

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from deploykit import files
+from deploykit.recipes.recipe import RECIPES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import nn
 
-RECIPES = {name: files.recipe(name) for name in files.shipped("recipe")}
+SHIPPED = {name: RECIPES.load(name) for name in RECIPES.shipped()}
 CLASSES = {"repvgg": 1000, "yolov6": 80}
 SIDE = {"repvgg": 224, "yolov6": 640}
 
@@ -73,19 +73,19 @@ OFFICIAL = {
     ("repvgg", "b1g2"): Official(41360104, 45782376, 8809742336, 453, "1299eb570f439433"),
     ("repvgg", "b1g4"): Official(36125416, 39966056, 7306870784, 453, "46666072001e423e"),
 }
-VARIANTS = [(name, variant) for name in RECIPES for variant in RECIPES[name].variants]
+VARIANTS = [(name, variant) for name in SHIPPED for variant in SHIPPED[name].variants]
 
 
 def on_meta(name: str, variant: str, classes: int) -> nn.Module:
     """Return a network whose weights take no memory."""
     with torch.device("meta"):
-        return RECIPES[name].family.build(variant, classes)
+        return SHIPPED[name].family.build(variant, classes)
 
 
 @pytest.mark.parametrize(("name", "variant"), OFFICIAL)
 def test_parameters_and_multiply_adds_are_the_official_ones(name: str, variant: str) -> None:
     trained = on_meta(name, variant, CLASSES[name])
-    deployed = RECIPES[name].family.deploy(trained)
+    deployed = SHIPPED[name].family.deploy(trained)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         deployed(torch.empty(1, 3, SIDE[name], SIDE[name], device="meta"))
     found = [sum(p.numel() for p in form.parameters()) for form in (deployed, trained)]
@@ -113,24 +113,24 @@ def test_a_variant_is_known_by_its_state_dict_and_by_no_other_recipe(
 ) -> None:
     state = on_meta(name, variant, 7).state_dict()
     lean = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    found = {n: r.family.identify(r.family.adapt(lean)) for n, r in RECIPES.items()}
+    found = {n: r.family.identify(r.family.adapt(lean)) for n, r in SHIPPED.items()}
     known = ALIKE.get(variant, variant)
-    if known not in RECIPES[name].variants:
+    if known not in SHIPPED[name].variants:
         known = variant
-    assert found == {n: (known, 7) if n == name else None for n in RECIPES}
-    assert list(RECIPES[name].family.adapt(state)) == list(state)
+    assert found == {n: (known, 7) if n == name else None for n in SHIPPED}
+    assert list(SHIPPED[name].family.adapt(state)) == list(state)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_a_recipe_is_called_like_its_file(name: str) -> None:
-    assert RECIPES[name].name == name
+    assert SHIPPED[name].name == name
 
 
 def test_the_recipe_in_the_readme_works(tmp_path: Path) -> None:
-    text = (files.folder("recipe") / "README.md").read_text(encoding="utf-8")
+    text = (RECIPES.folder() / "README.md").read_text(encoding="utf-8")
     path = tmp_path / "my_resnet.py"
     path.write_text(text.split("```python\n")[1].split("```")[0], encoding="utf-8")
-    recipe = files.recipe(str(path))
+    recipe = RECIPES.load(str(path))
     network = recipe.family.build("resnet18", 5)
     state = recipe.family.adapt(network.state_dict())
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))

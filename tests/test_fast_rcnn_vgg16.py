@@ -9,18 +9,22 @@ import pytest
 import torch
 import vgg_models
 
-from deploykit import exporting, files, pipeline, random_inputs
-from deploykit.benchmarking import BenchOptions
-from deploykit.detectors import vgg
+from deploykit import pipeline
+from deploykit.backends.pytorch import TorchSession
+from deploykit.data.preprocess import PROPOSALS
 from deploykit.errors import ModelError
-from deploykit.metadata import ModelCard
-from deploykit.recipe import PROPOSALS
+from deploykit.measuring.benchmarking import BenchOptions
+from deploykit.networks.detectors import vgg
+from deploykit.networks.loading import Network
+from deploykit.proof import random_inputs
+from deploykit.recipes.metadata import ModelCard
+from deploykit.recipes.recipe import RECIPES
 from deploykit.values import TensorSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-RECIPE = files.recipe("fast_rcnn_vgg16")
+RECIPE = RECIPES.load("fast_rcnn_vgg16")
 ROWS = 24
 NARROW = replace(
     RECIPE,
@@ -110,7 +114,7 @@ def test_without_any_region_nothing_is_found(network: Any) -> None:
 def test_the_reference_of_every_proof_takes_the_same_inputs(network: Any) -> None:
     preprocess = replace(RECIPE.preprocess("vgg16", None), size=vgg_models.SIZE)
     card = ModelCard(RECIPE.name, "vgg16", "detection", preprocess, ("a",) * 4, "")
-    session = exporting.TorchSession(exporting.Network(network, NARROW, card))
+    session = TorchSession(Network(network, NARROW, card))
     assert [str(spec) for spec in session.inputs] == [
         "images: float32[batch, 3, 112, 160]",
         f"proposals: float32[batch, {ROWS}, 4]",
@@ -149,12 +153,12 @@ def test_the_recipe_asks_for_as_many_regions_as_the_paper_takes() -> None:
 def test_it_is_known_by_a_head_without_a_region_proposal_network() -> None:
     with torch.device("meta"):
         state = {v: dict(RECIPE.family.build(v, 20).state_dict()) for v in RECIPE.variants}
-        other = files.recipe("faster_rcnn_vgg16").family.build("vgg16", 20).state_dict()
+        other = RECIPES.load("faster_rcnn_vgg16").family.build("vgg16", 20).state_dict()
     assert {v: RECIPE.family.identify(s) for v, s in state.items()} == {
         v: (v, 20) for v in RECIPE.variants
     }
     assert RECIPE.family.identify(other) is None
-    assert files.recipe("faster_rcnn_vgg16").family.identify(state["vgg16"]) is None
+    assert RECIPES.load("faster_rcnn_vgg16").family.identify(state["vgg16"]) is None
 
 
 def test_bench_and_verify_make_both_inputs(onnx: Path) -> None:

@@ -9,15 +9,15 @@ import torch
 import vgg_models
 from torchvision.models import vgg16
 
-from deploykit import files
-from deploykit.detectors import vgg
+from deploykit.networks.detectors import vgg
+from deploykit.recipes.recipe import RECIPES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor, nn
 
-RECIPE = files.recipe("faster_rcnn_vgg16")
+RECIPE = RECIPES.load("faster_rcnn_vgg16")
 
 
 def on_meta(variant: str = "vgg16", classes: int = 20) -> nn.Module:

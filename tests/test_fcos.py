@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torchvision.models.detection import FCOS, FCOS_ResNet50_FPN_Weights, fcos_resnet50_fpn
 
-from deploykit import files
-from deploykit.detectors import dense, dense_family, grids
+from deploykit.networks.detectors import dense, dense_family, grids
+from deploykit.recipes.recipe import RECIPES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-RECIPE = files.recipe("fcos")
+RECIPE = RECIPES.load("fcos")
 SIZE = (128, 192)
 
 
@@ -75,7 +75,7 @@ def test_a_variant_is_known_by_its_state_dict(variant: str) -> None:
 
 
 def test_a_retinanet_is_not_taken_for_it_nor_it_for_one() -> None:
-    retinanet = files.recipe("retinanet")
+    retinanet = RECIPES.load("retinanet")
     with torch.device("meta"):
         other = retinanet.family.build("resnet50_fpn", 5).state_dict()
     assert RECIPE.family.identify(other) is None

@@ -10,10 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deploykit import acceptance, artifacts, float16, metadata, onnxfile
+from deploykit.data.preprocess import Preprocess
 from deploykit.errors import ModelError, OptionError, ProofError
-from deploykit.metadata import ModelCard
-from deploykit.recipe import KeepFloat, Preprocess
+from deploykit.files import artifacts, onnxfile
+from deploykit.precision import float16
+from deploykit.proof import acceptance
+from deploykit.recipes import metadata
+from deploykit.recipes.metadata import ModelCard
+from deploykit.recipes.recipe import KeepFloat
 from deploykit.values import Precision, PrecisionPlan
 
 if TYPE_CHECKING:

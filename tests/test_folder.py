@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
-from deploykit import files
+from deploykit.data import sources
 from deploykit.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def put(root: Path, *names: str) -> None:
 def test_nested_images_are_listed_by_sorted_relative_path(tmp_path: Path) -> None:
     put(tmp_path, "b.png", "a/z.JPG", "a/c.webp", "a/deep/er/x.bmp")
     (tmp_path / "notes.txt").write_text("no image")
-    data = files.dataset(f"folder:{tmp_path}")
+    data = sources.dataset(f"folder:{tmp_path}")
     assert [s.name for s in data.samples] == ["a/c.webp", "a/deep/er/x.bmp", "a/z.JPG", "b.png"]
     assert data.truth is None
     assert data.samples[1].read().shape == (2, 3, 3)
@@ -30,7 +30,7 @@ def test_nested_images_are_listed_by_sorted_relative_path(tmp_path: Path) -> Non
 
 def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
     put(tmp_path, "seen.png", ".hidden.png", ".cache/x.png", "._seen.png")
-    assert [s.name for s in files.dataset(f"folder:{tmp_path}").samples] == ["seen.png"]
+    assert [s.name for s in sources.dataset(f"folder:{tmp_path}").samples] == ["seen.png"]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_folder_without_images_says_what_it_holds(
     for name in content:
         (tmp_path / name).touch()
     with pytest.raises(DataError, match=f"holds no images: {message}") as caught:
-        files.dataset(f"folder:{tmp_path}")
+        sources.dataset(f"folder:{tmp_path}")
     assert ".jpg" in str(caught.value)
     assert str(tmp_path) in str(caught.value)
 
@@ -51,17 +51,17 @@ def test_a_folder_without_images_says_what_it_holds(
 def test_what_is_no_folder_is_an_error(tmp_path: Path) -> None:
     put(tmp_path, "one.png")
     with pytest.raises(DataError, match="no folder is given"):
-        files.dataset("folder:")
+        sources.dataset("folder:")
     with pytest.raises(DataError, match="no such folder"):
-        files.dataset(f"folder:{tmp_path / 'absent'}")
+        sources.dataset(f"folder:{tmp_path / 'absent'}")
     with pytest.raises(DataError, match="it is a file"):
-        files.dataset(f"folder:{tmp_path / 'one.png'}")
+        sources.dataset(f"folder:{tmp_path / 'one.png'}")
 
 
 def test_a_damaged_image_is_found_when_it_is_read(tmp_path: Path) -> None:
     put(tmp_path, "good.png")
     (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff")
-    bad, good = files.dataset(f"folder:{tmp_path}").samples
+    bad, good = sources.dataset(f"folder:{tmp_path}").samples
     assert good.read().shape == (2, 3, 3)
     with pytest.raises(DataError, match=r"bad\.jpg"):
         bad.read()

@@ -11,9 +11,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from deploykit import artifacts, fusion, onnxfile
 from deploykit.errors import ModelError, OptionError, OutputError, ProofError
-from deploykit.passes import DEFAULT, Pass, per_node
+from deploykit.files import artifacts, onnxfile
+from deploykit.graph import fusion
+from deploykit.graph.passes import DEFAULT, Pass, per_node
+from deploykit.pipeline import fusing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,7 +92,7 @@ def test_a_rewritten_file_computes_the_same_and_keeps_its_metadata(
     path: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "fused.onnx"
-    artifact = fusion.fuse_file(path, output)
+    artifact = fusing.fuse(path, output)
     for ours, theirs in zip(outputs(output), outputs(path), strict=True):
         assert np.abs(ours - theirs).max() <= 1e-4 * np.ptp(theirs)
     assert [node.op_type for node in onnx.load(output).graph.node] == ["Conv", "Relu", "Conv"]
@@ -99,7 +101,7 @@ def test_a_rewritten_file_computes_the_same_and_keeps_its_metadata(
     }
     assert artifact.parents == {"model.onnx": artifacts.sha256(path)}
     assert str(artifact.inputs[0]) == "images: float32[batch, 3, 16, 16]"
-    assert artifact.made_by["max_relative_error"] <= fusion.TOLERANCE
+    assert artifact.made_by["max_relative_error"] <= fusing.TOLERANCE
     assert artifacts.read(output).sha256 == artifact.sha256
 
 
@@ -109,7 +111,7 @@ def test_a_pass_that_breaks_the_model_is_caught_and_named(
 ) -> None:
     chain = (*DEFAULT[:position], WRONG, *DEFAULT[position:])
     with pytest.raises(ProofError, match=r"pass wrong_scale changed output 'y': largest error"):
-        fusion.fuse_file(path, tmp_path / "fused.onnx", chain)
+        fusing.fuse(path, tmp_path / "fused.onnx", chain)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx"]
 
 
@@ -120,7 +122,7 @@ def test_a_pass_that_conceals_its_change_is_caught_too(path: Path, tmp_path: Pat
         return False
 
     with pytest.raises(ProofError, match="pass concealed changed"):
-        fusion.fuse_file(path, tmp_path / "out.onnx", (*DEFAULT, Pass("concealed", conceal)))
+        fusing.fuse(path, tmp_path / "out.onnx", (*DEFAULT, Pass("concealed", conceal)))
 
 
 def test_passes_that_undo_each_other_end_with_an_error(path: Path) -> None:
@@ -141,20 +143,20 @@ def test_a_pass_that_fails_is_named(path: Path) -> None:
 def test_the_input_is_not_overwritten(path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(OptionError, match="is the input itself"):
-        fusion.fuse_file(path, path)
+        fusing.fuse(path, path)
     assert path.read_bytes() == before
 
 
 def test_an_output_that_cannot_be_written_is_refused_first(path: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"):
-        fusion.fuse_file(path, tmp_path / "absent" / "fused.onnx")
+        fusing.fuse(path, tmp_path / "absent" / "fused.onnx")
 
 
 def test_text_is_no_model(tmp_path: Path) -> None:
     text = tmp_path / "model.onnx"
     text.write_text("hello")
     with pytest.raises(ModelError, match="a text file"):
-        fusion.fuse_file(text, tmp_path / "fused.onnx")
+        fusing.fuse(text, tmp_path / "fused.onnx")
 
 
 def test_fuse_needs_no_torch(path: Path, tmp_path: Path) -> None:
@@ -162,8 +164,8 @@ def test_fuse_needs_no_torch(path: Path, tmp_path: Path) -> None:
     import sys
 
     code = (
-        "import sys; from pathlib import Path; from deploykit import fusion;"
-        f"fusion.fuse_file(Path({str(path)!r}), Path({str(tmp_path / 'f.onnx')!r}));"
+        "import sys; from pathlib import Path; from deploykit.pipeline import fusing;"
+        f"fusing.fuse(Path({str(path)!r}), Path({str(tmp_path / 'f.onnx')!r}));"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

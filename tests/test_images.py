@@ -10,7 +10,7 @@ import PIL
 import pytest
 from PIL import Image, ImageOps
 
-from deploykit import images
+from deploykit.data import images
 from deploykit.errors import DataError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
 
-from deploykit import keypoints
+from deploykit.tasks import keypoints
 
 
 @settings(max_examples=20, deadline=None)

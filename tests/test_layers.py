@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from deploykit.layers import (
+from deploykit.networks.states import outputs
+from deploykit.networks.yolov6.layers import (
     SPPF,
     BepC3,
     BottleRep,
@@ -15,7 +16,6 @@ from deploykit.layers import (
     Transpose,
     conv,
     grid,
-    outputs,
 )
 
 

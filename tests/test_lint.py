@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from deploykit import lint, onnxfile
-from deploykit.lint.rules import RULES
+from deploykit.files import onnxfile
+from deploykit.precision import lint
+from deploykit.precision.lint.rules import RULES
 from deploykit.values import LayerPrecision
 
 if TYPE_CHECKING:

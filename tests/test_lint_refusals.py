@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from deploykit import lint
+from deploykit.precision import lint
 
 F32, BOOL = TensorProto.FLOAT, TensorProto.BOOL
 tensor = helper.make_tensor_value_info

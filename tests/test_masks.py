@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from deploykit import masks
+from deploykit.tasks import masks
 
 HEIGHT, WIDTH = 37, 53
 

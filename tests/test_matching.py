@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit import matching, verification
-from deploykit.matching import Selection
+from deploykit.proof import matching, verification
+from deploykit.proof.matching import Selection
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploykit import memory
+from deploykit.precision import memory
 
 if TYPE_CHECKING:
     from pathlib import Path

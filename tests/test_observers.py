@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deploykit import observers
 from deploykit.errors import InputError, OptionError
-from deploykit.observers import LEAST_THRESHOLD, OBSERVERS, Extremes, Histogram
+from deploykit.precision import observers
+from deploykit.precision.observers import LEAST_THRESHOLD, OBSERVERS, Extremes, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable

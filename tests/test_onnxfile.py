@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from deploykit import contents, onnxfile
 from deploykit.errors import ModelError, OutputError
+from deploykit.files import contents, onnxfile
 
 if TYPE_CHECKING:
     from pathlib import Path

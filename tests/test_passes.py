@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from deploykit import fusion, passes
-from deploykit import graph as graphs
-from deploykit.passes import constants
+from deploykit.graph import editing as graphs
+from deploykit.graph import fusion, passes
+from deploykit.graph.passes import constants
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import deploykit
-from deploykit import backends, cli, files, records
+from deploykit import backends, cli
+from deploykit.data import sources
 from deploykit.errors import InputError, ModelError, OptionError
+from deploykit.measuring import records
+from deploykit.ops.plugin import OPS
 from deploykit.pipeline import open_model
+from deploykit.recipes.recipe import RECIPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -169,12 +173,12 @@ def test_recipe_files_that_are_no_recipes_are_refused(tmp_path: Path) -> None:
     broken.write_text("raise RuntimeError('at import')")
     other.write_text("recipe = 3")
     with pytest.raises(OptionError, match="RuntimeError: at import"):
-        files.recipe(str(broken))
+        RECIPES.load(str(broken))
     with pytest.raises(OptionError, match="defines no recipe"):
-        files.recipe(str(other))
+        RECIPES.load(str(other))
     with pytest.raises(OptionError, match="no such recipe file"):
-        files.recipe(str(tmp_path / "absent.py"))
+        RECIPES.load(str(tmp_path / "absent.py"))
     with pytest.raises(OptionError, match="unknown plugin"):
-        files.plugin("DKNothing")
+        OPS.load("DKNothing")
     with pytest.raises(OptionError, match="SOURCE:LOCATION"):
-        files.dataset("photos")
+        sources.dataset("photos")

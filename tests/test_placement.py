@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from onnx_ir.passes.common import ShapeInferencePass
 
+from deploykit.data.preprocess import Preprocess
 from deploykit.errors import InputError, ModelError, OptionError
-from deploykit.metadata import ModelCard
-from deploykit.placement import Placement, activations, default_plan, place, read_plan
-from deploykit.recipe import KeepFloat, Preprocess
+from deploykit.precision.placement import Placement, activations, default_plan, place, read_plan
+from deploykit.recipes.metadata import ModelCard
+from deploykit.recipes.recipe import KeepFloat
 from deploykit.values import Precision, PrecisionPlan
 
 if TYPE_CHECKING:

@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import boxes as vision
 
-from deploykit import customops, files
+from deploykit import ops
 from deploykit.backends import BuildOptions, tensorrt_rtx
 from deploykit.errors import ModelError, OptionError
+from deploykit.ops.plugin import OPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     Images = tuple[Array, Array, Array]
     Run = Callable[..., list[Array]]
 
-PLUGIN = files.plugin("batched_nms")
+PLUGIN = OPS.load("batched_nms")
 DEFAULTS = {a.name: a.default for a in PLUGIN.attributes}
 INPUTS = ("boxes", "scores", "classes")
 OUTPUTS = ("boxes", "scores", "classes", "indices", "count")
@@ -217,7 +218,7 @@ def node_model(n: int, attributes: Mapping[str, Any], sizes: Any = None) -> ir.M
     return ir.Model(graph, ir_version=10)
 
 
-FORMS = {"runtime": customops.attach, "portable": customops.inline}
+FORMS = {"runtime": ops.attach, "portable": ops.inline}
 
 
 def in_onnx(form: str, n: int, attributes: Mapping[str, Any]) -> Run:
@@ -463,7 +464,7 @@ def test_attributes_that_are_not_valid_are_refused(
 ) -> None:
     tensors = [torch.from_numpy(value) for value in empty(1, 3)]
     with pytest.raises(OptionError, match=message):
-        customops.torch_op("batched_nms")(*tensors, **attributes)
+        ops.torch_op("batched_nms")(*tensors, **attributes)
     for form in FORMS.values():
         with pytest.raises(ModelError, match=message):
             form(node_model(3, attributes))
@@ -506,7 +507,7 @@ def test_the_launcher_refuses_them_too(host: Host, attributes: dict[str, Any]) -
 
 
 def test_torch_accepts_the_op_and_its_shapes() -> None:
-    customops.torch_op("batched_nms")
+    ops.torch_op("batched_nms")
     tensors = [torch.from_numpy(value) for value in batch(8, 2, 30)]
     checks = ("test_schema", "test_faketensor")
     op = torch.ops.deploykit.batched_nms.default
@@ -523,7 +524,7 @@ def test_an_engine_is_built_from_the_portable_body(
     tmp_path: Path, n: int, attributes: dict[str, Any], sm: str
 ) -> None:
     model = node_model(n, attributes)
-    customops.inline(model)
+    ops.inline(model)
     path = tmp_path / "nms.onnx"
     path.write_bytes(ir.to_proto(model).SerializeToString())
     engine = path.with_suffix(".engine")
@@ -535,7 +536,7 @@ def test_the_source_compiles_for_a_gpu(tmp_path: Path) -> None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc on this machine")
-    folder = files.folder("plugin")
+    folder = OPS.folder()
     command = [nvcc, "-arch=sm_75", "-Werror=all-warnings", f"-I{folder}", "-c"]
     target = tmp_path / "nms.o"
     subprocess.run([*command, folder / PLUGIN.source, "-o", target], check=True)

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from plugin_cases import FORMS, SPECIAL, Regions
 from torchvision.ops.poolers import LevelMapper, MultiScaleRoIAlign
 
-from deploykit import customops, files
+from deploykit import ops
 from deploykit.backends import tensorrt_rtx
 from deploykit.errors import ModelError, OptionError
+from deploykit.ops.plugin import OPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     Maps = list[Array]
     Run = Callable[[Regions, Maps, Mapping[str, Any]], Array]
 
-PLUGIN = files.plugin("multiscale_roi_align")
+PLUGIN = OPS.load("multiscale_roi_align")
 DEFAULTS = {a.name: a.default for a in PLUGIN.attributes}
 BUILDER = tensorrt_rtx.availability()
 EXACT, HALF = 1e-5, 2.0**-10
@@ -512,7 +513,7 @@ def test_attributes_that_are_not_valid_are_refused(
     found, a = plugin_cases.regions(8, 1, 2, SIZE), complete({})
     maps = list(map(torch.from_numpy, features(8, 1, a)))
     with pytest.raises(OptionError, match=message):
-        customops.torch_op("multiscale_roi_align")(
+        ops.torch_op("multiscale_roi_align")(
             torch.from_numpy(found.boxes), torch.from_numpy(found.count), maps, **attributes
         )
     for form in FORMS.values():
@@ -587,7 +588,7 @@ def test_int8_without_scales_and_unknown_types_are_refused(scale: float) -> None
 
 
 def test_torch_accepts_the_op_and_its_shapes() -> None:
-    customops.torch_op("multiscale_roi_align")
+    ops.torch_op("multiscale_roi_align")
     a, found = complete({"spatial_scales": FPN}), plugin_cases.regions(9, 2, 3, SIZE)
     maps = list(map(torch.from_numpy, features(9, 2, a)))
     inputs = (torch.from_numpy(found.boxes), torch.from_numpy(found.count), maps)

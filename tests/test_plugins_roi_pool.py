@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plugin_cases import FORMS, SPECIAL, Regions
 
-from deploykit import customops, files
+from deploykit import ops
 from deploykit.backends import tensorrt_rtx
 from deploykit.errors import ModelError, OptionError
+from deploykit.ops.plugin import OPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
     Run = Callable[[Regions, Array, Mapping[str, Any]], Array]
 
-PLUGIN = files.plugin("roi_pool")
+PLUGIN = OPS.load("roi_pool")
 DEFAULTS = {a.name: a.default for a in PLUGIN.attributes}
 BUILDER = tensorrt_rtx.availability()
 ATTRIBUTES: tuple[dict[str, Any], ...] = (
@@ -257,7 +258,7 @@ def test_attributes_that_are_not_valid_are_refused(
     found = plugin_cases.regions(8, 1, 2, (80, 96))
     tensors = map(torch.from_numpy, (found.boxes, found.count, features(8, 1, (5, 6))))
     with pytest.raises(OptionError, match=message):
-        customops.torch_op("roi_pool")(*tensors, **attributes)
+        ops.torch_op("roi_pool")(*tensors, **attributes)
     for form in FORMS.values():
         with pytest.raises(ModelError, match=message):
             form(plugin_cases.node_model(PLUGIN, SIZES, attributes, np.float32))
@@ -312,7 +313,7 @@ def test_the_launcher_refuses_them_too(wrong: dict[str, Any]) -> None:
 
 
 def test_torch_accepts_the_op_and_its_shapes() -> None:
-    customops.torch_op("roi_pool")
+    ops.torch_op("roi_pool")
     found = plugin_cases.regions(9, 2, 3, (80, 96))
     tensors = tuple(map(torch.from_numpy, (found.boxes, found.count, features(9, 2, (5, 6)))))
     checks = ("test_schema", "test_faketensor")

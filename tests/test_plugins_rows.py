@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plugin_cases import FORMS, TAGS
 
-from deploykit import cost, customops
+from deploykit import ops
 from deploykit.backends import BuildOptions, tensorrt_rtx
 from deploykit.errors import ModelError
-from deploykit.tape import Tape
+from deploykit.graph import cost
+from deploykit.ops.tape import Tape
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,7 +107,7 @@ def test_each_row_comes_back_to_its_place_and_the_padding_is_zero(
     FORMS[form](graph)
     np.testing.assert_array_equal(run(graph, rows, count), expected(*case))
     tensors = torch.from_numpy(rows), torch.from_numpy(count)
-    pack, unpack = customops.torch_op("pack_rows"), customops.torch_op("unpack_rows")
+    pack, unpack = ops.torch_op("pack_rows"), ops.torch_op("unpack_rows")
     packed = pack(*tensors, per_image=per_image)
     torch_s = unpack(packed.abs(), tensors[1], per_image=per_image)
     np.testing.assert_array_equal(torch_s.numpy(), expected(*case))
@@ -115,7 +116,7 @@ def test_each_row_comes_back_to_its_place_and_the_padding_is_zero(
 def test_onnxruntime_computes_the_rows_that_are_there_alone() -> None:
     rows, count = np.arange(12, dtype=np.float32).reshape(6, 2), np.array([1, 0, 2], np.int32)
     graph = model(rows, count, 2, packed=True)
-    customops.attach(graph)
+    ops.attach(graph)
     np.testing.assert_array_equal(run(graph, rows, count), rows[[0, 4, 5]])
     nothing = np.zeros(3, np.int32)
     assert run(graph, rows, nothing).shape == (0, 2)
@@ -139,7 +140,7 @@ def test_sizes_between_the_two_have_a_name_of_their_own_and_cost_as_before() -> 
     rows, count = np.zeros((4, 3), np.float32), np.zeros(2, np.int32)
     graph = model(rows, count, 2)
     for _ in range(2):  # attaching twice names them once
-        customops.attach(graph)
+        ops.attach(graph)
     shapes = {str(v.name): str(v.shape) for node in graph.graph for v in node.outputs}
     assert shapes["packed"] == shapes["Abs_0_0"] == "[at_most(2*batch),3]"
     assert shapes["unpacked"] == "[2*batch,3]"
@@ -153,10 +154,10 @@ def test_sizes_between_the_two_have_a_name_of_their_own_and_cost_as_before() -> 
 
 def test_there_is_no_plugin_to_look_for() -> None:
     graph = model(np.zeros((4, 3), np.float32), np.zeros(2, np.int32), 2)
-    assert not customops.counts(graph)
-    assert not customops.shipped()["DKPackRows"].source
-    customops.inline(graph, kernels=False)
-    assert not any(customops.calls(graph))
+    assert not ops.counts(graph)
+    assert not ops.shipped()["DKPackRows"].source
+    ops.inline(graph, kernels=False)
+    assert not any(ops.calls(graph))
     assert "deploykit" not in graph.graph.opset_imports
 
 
@@ -164,7 +165,7 @@ def test_a_count_per_row_is_an_error() -> None:
     graph = model(np.zeros((4, 3), np.float32), np.zeros(2, np.int32), 2)
     graph.graph.inputs[1].shape = ir.Shape(["batch", 2])
     with pytest.raises(ModelError, match=r"count is \[B, 2\], expected \[B\]"):
-        customops.attach(graph)
+        ops.attach(graph)
 
 
 @pytest.mark.parametrize("plugins", ["auto", "none"])
@@ -174,7 +175,7 @@ def test_tensorrt_builds_it_without_a_plugin(tmp_path: Path, plugins: str, sm: s
     for value, size in zip(graph.graph.inputs, (4, 2), strict=True):
         assert value.shape is not None
         value.shape = ir.Shape([size, *value.shape[1:]])
-    customops.attach(graph)
+    ops.attach(graph)
     path = tmp_path / "rows.onnx"
     path.write_bytes(ir.to_proto(graph).SerializeToString())
     options = BuildOptions(sms=(sm,), plugins=plugins)

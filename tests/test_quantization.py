@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from deploykit import acceptance, artifacts, backends, lint, onnxfile, placement, quantization
+from deploykit import backends
 from deploykit.backends import BuildOptions
 from deploykit.errors import (
     DeployError,
@@ -23,13 +23,16 @@ from deploykit.errors import (
     ProofError,
     StaleTableError,
 )
-from deploykit.quantization.arithmetic import (
+from deploykit.files import artifacts, onnxfile
+from deploykit.precision import lint, placement, quantization
+from deploykit.precision.quantization.arithmetic import (
     MIN_SCALE,
     MIN_WEIGHT_SCALE,
     activation_scale,
     quantized,
     weight_scales,
 )
+from deploykit.proof import acceptance
 from deploykit.values import CalibrationTable, Precision, PrecisionPlan, Range
 
 if TYPE_CHECKING:

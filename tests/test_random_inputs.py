@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploykit import random_inputs
 from deploykit.errors import ModelError
+from deploykit.proof import random_inputs
 from deploykit.values import TensorSpec
 
 IMAGES = TensorSpec("images", "float32", ("batch", 3, 40, 24))

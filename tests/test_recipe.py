@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from deploykit.data.preprocess import Pixels, Preprocess
 from deploykit.errors import DataError, InputError
-from deploykit.recipe import Pixels, Preprocess
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CORNER = Preprocess((96, 160), resize="corner", mean=MEAN, std=STD, pad_value=None, antialias=False)

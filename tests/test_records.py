@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deploykit import records
 from deploykit.errors import InputError, OutputError
-from deploykit.records import AccuracyRecord, ArtifactRecord
+from deploykit.measuring import records
+from deploykit.measuring.records import AccuracyRecord, ArtifactRecord
 from deploykit.values import Artifact, BenchRecord, LayerPrecision
 
 BENCH = BenchRecord(

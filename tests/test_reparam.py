@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from deploykit.reparam import ConvNorm, Phases, RepVGGBlock, fold, fuse
+from deploykit.networks.reparam import ConvNorm, Phases, RepVGGBlock, fold, fuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploykit import conditions, reporting
+from deploykit import reporting
 from deploykit.errors import InputError, OptionError, OutputError
-from deploykit.records import AccuracyRecord, ArtifactRecord, Record
+from deploykit.measuring import conditions
+from deploykit.measuring.records import AccuracyRecord, ArtifactRecord, Record
 from deploykit.reporting import markdown, page
 from deploykit.values import BenchRecord
 

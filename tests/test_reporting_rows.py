@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploykit.records import AccuracyRecord, ArtifactRecord
+from deploykit.measuring.records import AccuracyRecord, ArtifactRecord
 from deploykit.reporting import Row, join, tables
 from deploykit.values import BenchRecord
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from deploykit import files
-from deploykit.recipe import Geometry
+from deploykit.data.preprocess import Geometry
+from deploykit.recipes.recipe import RECIPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import nn
 
-RECIPE = files.recipe("repvgg")
+RECIPE = RECIPES.load("repvgg")
 FAMILY: Any = sys.modules[RECIPE.family.build.__module__]
 
 

@@ -14,13 +14,13 @@ from torchvision.models.detection import (
     retinanet_resnet50_fpn_v2,
 )
 
-from deploykit import files
-from deploykit.detectors import dense_family
+from deploykit.networks.detectors import dense_family
+from deploykit.recipes.recipe import RECIPES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-RECIPE = files.recipe("retinanet")
+RECIPE = RECIPES.load("retinanet")
 CLASSES, SIZE = 7, (128, 192)
 OFFICIAL = {
     "resnet50_fpn": (retinanet_resnet50_fpn, RetinaNet_ResNet50_FPN_Weights.COCO_V1),

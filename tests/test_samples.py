@@ -12,14 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploykit import samples
+from deploykit.data import samples
+from deploykit.data.preprocess import Preprocess
+from deploykit.data.sources import Dataset, Sample
 from deploykit.errors import DataError, OptionError
-from deploykit.recipe import Dataset, Preprocess, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from deploykit.recipe import Pixels
+    from deploykit.data.preprocess import Pixels
     from deploykit.values import T
 
 SIZE = (8, 8)

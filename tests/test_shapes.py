@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploykit import files
+from deploykit.data import sources
+from deploykit.data.sources import SOURCES
 from deploykit.errors import DataError, OptionError
 
 if TYPE_CHECKING:
@@ -20,16 +21,16 @@ pytest.importorskip("skimage", reason="pip install 'deploykit[shapes]'")
 
 @pytest.fixture(scope="module")
 def shapes() -> Any:
-    files.source("shapes")
+    SOURCES.load("shapes")
     return sys.modules["_deploykit_source_shapes"]
 
 
 def test_a_set_is_what_its_spec_says(shapes: Any) -> None:
-    data = files.dataset("shapes: count=3 , split=train,seed=9,size=160")
+    data = sources.dataset("shapes: count=3 , split=train,seed=9,size=160")
     assert data.name == "shapes:seed=9,count=3,size=160,split=train"
     assert [s.name for s in data.samples] == [f"train-9-00000{i}" for i in range(3)]
     assert data.samples[0].read().dtype == np.uint8
-    default = files.dataset("shapes:")
+    default = sources.dataset("shapes:")
     assert default.name == f"shapes:{shapes.Spec()}"
     assert len(default.samples) == 500
 
@@ -65,7 +66,7 @@ def test_a_spec_prints_as_the_text_it_is_parsed_from(
 )
 def test_a_wrong_spec_is_an_error_that_says_why(text: str, message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        files.dataset(f"shapes:{text}")
+        sources.dataset(f"shapes:{text}")
 
 
 def test_images_follow_from_split_seed_and_index_alone(shapes: Any) -> None:
@@ -88,7 +89,7 @@ def test_train_and_val_share_no_photograph_and_no_texture_pixels(shapes: Any) ->
 
 def test_the_truth_describes_the_pictures_that_are_read(shapes: Any) -> None:
     spec = shapes.parse("count=12,seed=4")
-    data = files.dataset(f"shapes:{spec}")
+    data = sources.dataset(f"shapes:{spec}")
     assert data.truth is not None
     truth = json.loads(json.dumps(data.truth()))
     assert [c["name"] for c in truth["categories"]] == list(shapes.CLASSES)
@@ -184,7 +185,7 @@ def test_without_scikit_image_the_extra_is_named(
     monkeypatch.setattr(shapes.importlib.util, "find_spec", lambda _: None)
     shapes._materials.cache_clear()
     with pytest.raises(DataError, match=r"pip install 'deploykit\[shapes\]'"):
-        files.dataset("shapes:")
+        sources.dataset("shapes:")
 
 
 def test_a_scikit_image_without_its_pictures_is_an_error(
@@ -196,4 +197,4 @@ def test_a_scikit_image_without_its_pictures_is_an_error(
     monkeypatch.setattr(shapes.importlib.util, "find_spec", lambda _: Spec)
     shapes._materials.cache_clear()
     with pytest.raises(DataError, match=r"chelsea\.png.*\n?to fix: install scikit-image again"):
-        files.dataset("shapes:")
+        sources.dataset("shapes:")

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from deploykit import files, training
-from deploykit.detectors.light import light_mask_rcnn
-from deploykit.recipe import Preprocess
+from deploykit.data import sources
+from deploykit.data.preprocess import Preprocess
+from deploykit.networks.detectors.light import light_mask_rcnn
+from deploykit.training import loops
 
 FOLDER = Path(__file__).parent.parent / "examples" / "shapes_masks"
 
@@ -33,8 +34,8 @@ def train() -> Any:
 
 @pytest.fixture(scope="module")
 def shapes() -> Any:
-    data = files.dataset("shapes:split=train,seed=5,count=4,size=320")
-    return training.load(data, Preprocess((320, 320)), masks=True)
+    data = sources.dataset("shapes:split=train,seed=5,count=4,size=320")
+    return loops.load(data, Preprocess((320, 320)), masks=True)
 
 
 def test_the_network_has_the_size_that_the_readme_states() -> None:
@@ -69,7 +70,7 @@ def test_training_steps_lower_every_loss(train: Any, shapes: Any) -> None:
     images, objects = shapes
     batch, targets = next(iter(train.batches(images, objects, 2, np.random.default_rng(2))))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "average_gradients", lambda _: None)
+        patch.setattr(loops, "average_gradients", lambda _: None)
         patch.setattr(train, "WARMUP_STEPS", 1)
         found = [run.learn(batch, targets, half=True) for _ in range(12)]
     assert set(found[0]) == {"objectness", "rpn_box_reg", "classifier", "box_reg", "mask"}

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torchvision.models import detection as zoo
 
-from deploykit import files
 from deploykit.errors import OptionError
+from deploykit.recipes.recipe import RECIPES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-RECIPE = files.recipe("ssd")
+RECIPE = RECIPES.load("ssd")
 LITE, VGG = "ssdlite320_mobilenet_v3_large", "ssd300_vgg16"
 CLASSES = 7
 WEIGHTS = {

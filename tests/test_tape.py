@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from deploykit.tape import Tape
+from deploykit.ops.tape import Tape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

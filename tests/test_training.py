@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from deploykit import files, training
+from deploykit.data import sources
+from deploykit.data.preprocess import Preprocess
+from deploykit.data.sources import Dataset, Sample
 from deploykit.errors import DataError
-from deploykit.recipe import Dataset, Preprocess, Sample
+from deploykit.training import loops
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +53,7 @@ def test_boxes_and_masks_lie_where_the_preprocessing_puts_the_object(
     shape: tuple[int, int],
 ) -> None:
     data = marked((10, 20, 40, 44), *shape)
-    images, objects = training.load(data, Preprocess(SIZE, pad_value=0), masks=True)
+    images, objects = loops.load(data, Preprocess(SIZE, pad_value=0), masks=True)
     (found,) = objects
     assert found.classes.tolist() == [1]  # 30 is the second of the sorted categories
     lit = images[0, 0].numpy() >= 128
@@ -62,9 +64,9 @@ def test_boxes_and_masks_lie_where_the_preprocessing_puts_the_object(
 
 
 def test_images_are_kept_as_levels_whatever_the_network_is_fed() -> None:
-    data = files.dataset("shapes:split=train,seed=3,count=2,size=96")
-    plain, _ = training.load(data, Preprocess(SIZE))
-    fancy, _ = training.load(data, Preprocess(SIZE, mean=(0.5,) * 3, std=(0.2,) * 3))
+    data = sources.dataset("shapes:split=train,seed=3,count=2,size=96")
+    plain, _ = loops.load(data, Preprocess(SIZE))
+    fancy, _ = loops.load(data, Preprocess(SIZE, mean=(0.5,) * 3, std=(0.2,) * 3))
     assert plain.dtype == torch.uint8
     assert torch.equal(plain, fancy)
     pixels, _ = Preprocess(SIZE)(data.samples[1].read())
@@ -75,7 +77,7 @@ def test_an_image_without_objects_has_empty_ones() -> None:
     data = marked((10, 20, 40, 44), 96, 96)
     assert data.truth is not None
     truth = {**data.truth(), "annotations": []}
-    _, (found,) = training.load(
+    _, (found,) = loops.load(
         Dataset("none", data.samples, truth=lambda: truth), Preprocess(SIZE), masks=True
     )
     assert found.boxes.shape == (0, 4)
@@ -84,7 +86,7 @@ def test_an_image_without_objects_has_empty_ones() -> None:
 
 def test_a_set_without_truth_is_refused() -> None:
     with pytest.raises(DataError, match="no truth to learn from"):
-        training.load(Dataset("bare", []), Preprocess(SIZE))
+        loops.load(Dataset("bare", []), Preprocess(SIZE))
 
 
 def test_boxes_turn_with_their_planes() -> None:
@@ -94,7 +96,7 @@ def test_boxes_turn_with_their_planes() -> None:
         plane = torch.zeros(1, 32, 32)
         plane[0, 3:9, 5:20] = 1
         plane[0, 3, 5] = 2
-        turned, boxes = training.turned(plane, np.array([[5, 3, 20, 9]], np.float32), rng)
+        turned, boxes = loops.turned(plane, np.array([[5, 3, 20, 9]], np.float32), rng)
         x1, y1, x2, y2 = boxes[0].astype(int)
         assert (turned[0, y1:y2, x1:x2] > 0).all()
         assert int((turned > 0).sum()) == 6 * 15
@@ -104,14 +106,14 @@ def test_boxes_turn_with_their_planes() -> None:
 
 def test_relit_images_stay_within_zero_and_one() -> None:
     images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
-    lit = training.relit(images, np.random.default_rng(1))
+    lit = loops.relit(images, np.random.default_rng(1))
     assert lit.dtype == torch.float32
     assert 0 <= float(lit.min()) < float(lit.max()) <= 1
-    assert not torch.equal(lit, training.relit(images, np.random.default_rng(2)))
+    assert not torch.equal(lit, loops.relit(images, np.random.default_rng(2)))
 
 
 def test_the_rate_warms_up_and_ends_at_its_final_value() -> None:
-    rates = [training.rate(step, 100, warmup=10, final=0.01) for step in range(101)]
+    rates = [loops.rate(step, 100, warmup=10, final=0.01) for step in range(101)]
     assert rates[:10] == pytest.approx([k / 10 for k in range(1, 11)])
     assert rates[9] == max(rates) == 1
     assert all(a > b for a, b in itertools.pairwise(rates[10:]))
@@ -121,7 +123,7 @@ def test_the_rate_warms_up_and_ends_at_its_final_value() -> None:
 
 def test_only_kernels_decay() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(2, 2))
-    decayed, kept = training.optimizer(network, 1e-3, 0.05).param_groups
+    decayed, kept = loops.optimizer(network, 1e-3, 0.05).param_groups
     assert [p.ndim for p in decayed["params"]] == [4, 2]
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.05, 0.0)
     assert all(p.ndim == 1 for p in kept["params"])
@@ -134,14 +136,14 @@ def test_the_average_follows_weights_and_statistics() -> None:
     with torch.no_grad():
         network.weight.add_(1.0)
         network.running_mean.fill_(4.0)
-    training.follow(average, network, 0.75)
+    loops.follow(average, network, 0.75)
     assert average.weight.tolist() == [1.25, 1.25]
     assert average.running_mean is not None
     assert average.running_mean.tolist() == [1.0, 1.0]
 
 
 def test_stored_weights_are_half_and_without_counters() -> None:
-    state = training.half(nn.BatchNorm2d(2).state_dict())
+    state = loops.half(nn.BatchNorm2d(2).state_dict())
     assert set(state) == {"weight", "bias", "running_mean", "running_var"}
     assert {v.dtype for v in state.values()} == {torch.float16}
 
@@ -153,7 +155,7 @@ def _average(rank: int, folder: str) -> None:
     network = nn.Linear(2, 2)
     network.weight.grad = torch.full((2, 2), float(rank))
     network.bias.grad = torch.tensor([rank, 3.0])
-    training.average_gradients(network)
+    loops.average_gradients(network)
     assert network.weight.grad.tolist() == [[0.5, 0.5], [0.5, 0.5]]
     assert network.bias.grad.tolist() == [0.5, 3.0]
     torch.distributed.destroy_process_group()

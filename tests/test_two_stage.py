@@ -19,18 +19,22 @@ from two_stage_models import (
     settled,
 )
 
-from deploykit import backends, customops, exporting, files, onnxfile
-from deploykit.detectors import detectron2_layout, two_stage_family
-from deploykit.detectors.two_stage import NOTHING, Proposals, Rois, Sampling, TwoStage
+from deploykit import backends, ops
 from deploykit.errors import CheckpointError
-from deploykit.exporting import ExportOptions
+from deploykit.files import onnxfile
+from deploykit.networks import loading
+from deploykit.networks.detectors import detectron2_layout, two_stage_family
+from deploykit.networks.detectors.two_stage import NOTHING, Proposals, Rois, Sampling, TwoStage
+from deploykit.pipeline import exporting
+from deploykit.pipeline.exporting import ExportOptions
+from deploykit.recipes.recipe import RECIPES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 CLASSES = 5
 HEADS = {"boxes": assert_same, "masks": assert_same_masks, "keypoints": assert_same_keypoints}
-RECIPES = {"boxes": "faster_rcnn", "masks": "mask_rcnn", "keypoints": "keypoint_rcnn"}
+NAMES = {"boxes": "faster_rcnn", "masks": "mask_rcnn", "keypoints": "keypoint_rcnn"}
 OUTPUTS = ("boxes", "scores", "classes", "count")
 
 
@@ -108,7 +112,7 @@ def test_the_exported_graph_is_small_and_holds_nothing_that_tensorrt_refuses(
     assert not types & {"If", "Loop", "NonZero", "NonMaxSuppression", "RoiAlign"}
     assert "BatchNormalization" not in types
     poolers = 1 if model.head == "boxes" else 2
-    assert customops.counts(graph) == {"DKBatchedNms": 2, "DKMultiscaleRoiAlign": poolers}
+    assert ops.counts(graph) == {"DKBatchedNms": 2, "DKMultiscaleRoiAlign": poolers}
 
 
 def test_the_standard_ops_for_tensorrt_find_the_same(
@@ -117,7 +121,7 @@ def test_the_standard_ops_for_tensorrt_find_the_same(
     if model.head != "masks":
         pytest.skip("one kind shows it")
     graph = onnxfile.read_model(exported)
-    customops.inline(graph)
+    ops.inline(graph)
     onnxfile.write_model(graph, tmp_path / "standard.onnx")
     images = pictures(1)
     session = backends.load("onnxruntime").open_session(tmp_path / "standard.onnx")
@@ -127,7 +131,7 @@ def test_the_standard_ops_for_tensorrt_find_the_same(
 
 @pytest.mark.parametrize("head", HEADS)
 def test_every_variant_is_told_from_its_state_dict(head: Any) -> None:
-    recipe = files.recipe(RECIPES[head])
+    recipe = RECIPES.load(NAMES[head])
     alike = {two_stage_family.MOBILE_320: two_stage_family.MOBILE}
     for variant in recipe.variants:
         with torch.device("meta"):
@@ -154,7 +158,7 @@ def test_every_variant_is_told_from_its_state_dict(head: Any) -> None:
 def test_parameters_are_as_many_as_published(recipe: str, variant: str, published: int) -> None:
     classes = 1 if recipe == "keypoint_rcnn" else 90
     with torch.device("meta"):
-        network = files.recipe(recipe).family.build(variant, classes)
+        network = RECIPES.load(recipe).family.build(variant, classes)
     frozen = variant.endswith(("resnet50_fpn", "large_fpn"))  # its norms count no parameters
     norms = [
         parameter.numel()
@@ -167,7 +171,7 @@ def test_parameters_are_as_many_as_published(recipe: str, variant: str, publishe
 
 
 def test_older_names_of_torchvision_are_read() -> None:
-    network = files.recipe("mask_rcnn").family.build("resnet18_fpn", CLASSES)
+    network = RECIPES.load("mask_rcnn").family.build("resnet18_fpn", CLASSES)
     state = network.state_dict()
     old = {
         key.replace("rpn.head.conv.0.0", "rpn.head.conv")
@@ -239,7 +243,7 @@ def detectron2s(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def test_detectron2s_weights_come_to_their_places() -> None:
-    recipe = files.recipe("mask_rcnn")
+    recipe = RECIPES.load("mask_rcnn")
     network = recipe.family.build("detectron2_resnet50_fpn", CLASSES)
     state = network.state_dict()
     for key, value in state.items():
@@ -257,14 +261,14 @@ def test_detectron2s_weights_come_to_their_places() -> None:
 
 
 def test_detectron2s_conventions_are_kept() -> None:
-    network: Any = files.recipe("mask_rcnn").family.build("detectron2_resnet50_fpn", CLASSES)
+    network: Any = RECIPES.load("mask_rcnn").family.build("detectron2_resnet50_fpn", CLASSES)
     assert network.sampling == Sampling(1, 0, 1e-8, 1)
     block = network.backbone.body.layer2[0]
     assert (block.conv1.stride, block.conv2.stride) == ((2, 2), (1, 1))
     side = 32 / 2**0.5
     expected = np.array([[-side, -side / 2, side, side / 2]], np.float32)
     np.testing.assert_allclose(network.cells[0][:1], expected, rtol=1e-6)
-    prepared = files.recipe("mask_rcnn").preprocess("detectron2_resnet50_fpn", None)
+    prepared = RECIPES.load("mask_rcnn").preprocess("detectron2_resnet50_fpn", None)
     assert (prepared.channels, prepared.std, prepared.antialias) == ("BGR", (1.0, 1.0, 1.0), True)
 
 
@@ -281,14 +285,14 @@ def test_proposals_of_nothing_are_nothing() -> None:
 
 def test_a_mask_rcnn_is_not_taken_for_a_faster_rcnn(tmp_path: Path) -> None:
     torch.save(made("masks").state_dict(), tmp_path / "model.pth")
-    network = exporting.load_network(tmp_path / "model.pth", ExportOptions(input_size=SIZE))
+    network = loading.load_network(tmp_path / "model.pth", ExportOptions(input_size=SIZE))
     assert (network.recipe.name, network.card.variant) == ("mask_rcnn", "resnet18_fpn")
     with pytest.raises(CheckpointError, match="is not a checkpoint of faster_rcnn"):
-        exporting.load_network(tmp_path / "model.pth", ExportOptions("faster_rcnn"))
+        loading.load_network(tmp_path / "model.pth", ExportOptions("faster_rcnn"))
 
 
 def test_names_of_classes_follow_their_number() -> None:
-    names = files.recipe("mask_rcnn").class_names
+    names = RECIPES.load("mask_rcnn").class_names
     assert names(90)[:2] == ("person", "bicycle")
     assert names(80)[-1] == "toothbrush"
     assert "N/A" not in names(80)

@@ -12,8 +12,9 @@ from torchvision.models.detection import backbone_utils
 from torchvision.ops import FrozenBatchNorm2d
 from two_stage_models import SIZE, assert_same_masks, pictures, settled
 
-from deploykit import exporting, files
-from deploykit.exporting import ExportOptions
+from deploykit.networks import loading
+from deploykit.pipeline.exporting import ExportOptions
+from deploykit.recipes.recipe import RECIPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +48,7 @@ def loaded(state: Any, recipe: str, variant: str, folder: Path) -> Any:
     """Return the network that a saved state dict gives, its norms folded."""
     torch.save(state, folder / "model.pth")
     options = ExportOptions(recipe, variant=variant, input_size=SIZE)
-    network = exporting.load_network(folder / "model.pth", options)
+    network = loading.load_network(folder / "model.pth", options)
     return network.recipe.family.deploy(network.module).eval()
 
 
@@ -95,6 +96,6 @@ def test_published_weights_of_resnet50_are_taken_for_those_with_an_epsilon_of_0(
     with torch.device("meta"):
         state = zoo.FasterRCNN(body("resnet50", FrozenBatchNorm2d), CLASSES + 1).state_dict()
         other = zoo.FasterRCNN(body("resnet101", FrozenBatchNorm2d), CLASSES + 1).state_dict()
-    recipe = files.recipe("faster_rcnn")
+    recipe = RECIPES.load("faster_rcnn")
     assert recipe.family.identify(state) == ("resnet50_fpn_eps0", CLASSES)
     assert recipe.family.identify(other) == ("resnet101_fpn", CLASSES)

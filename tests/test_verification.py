@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from deploykit import verification
 from deploykit.errors import InputError, ModelError
+from deploykit.proof import verification
 from deploykit.values import TensorSpec
 
 if TYPE_CHECKING:

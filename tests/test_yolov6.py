@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deploykit import files
-from deploykit.recipe import Geometry
+from deploykit.data.preprocess import Geometry
+from deploykit.recipes.recipe import RECIPES
 from deploykit.values import Precision
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Randomised = Callable[[nn.Module], nn.Module]
 
-RECIPE = files.recipe("yolov6")
+RECIPE = RECIPES.load("yolov6")
 FAMILY: Any = sys.modules[RECIPE.family.build.__module__]
 
 

@@ -44,7 +44,7 @@ def assert_same_masks(
     found: Sequence[NDArray[Any]], expected: Sequence[Mapping[str, torch.Tensor]]
 ) -> None:
     """Compare the boxes, and the masks after they were pasted, with torchvision's."""
-    from deploykit import masks
+    from deploykit.tasks import masks
 
     assert_same(found, expected, 1)
     boxes, _, classes, counts, values = found
@@ -61,7 +61,7 @@ def assert_same_keypoints(
     found: Sequence[NDArray[Any]], expected: Sequence[Mapping[str, torch.Tensor]]
 ) -> None:
     """Compare the boxes and the located keypoints with torchvision's."""
-    from deploykit import keypoints
+    from deploykit.tasks import keypoints
 
     assert_same(found, expected, 1)
     boxes, _, classes, counts, heatmaps = found

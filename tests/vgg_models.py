@@ -14,7 +14,7 @@ from dense_models import sane, tame
 from torch import nn
 from torchvision.ops import roi_pool
 
-from deploykit.detectors import vgg
+from deploykit.networks.detectors import vgg
 
 CLASSES = 4
 SIZE = (112, 160)

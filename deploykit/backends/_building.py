@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from deploykit import artifacts, onnxfile
 from deploykit.backends import Built, _builder_process, _layers, _profiles
 from deploykit.errors import OutputError
+from deploykit.files import artifacts, onnxfile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -11,15 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from deploykit.backends import Session
-
-_RUNTIME = "cuda.bindings.runtime"
+RUNTIME = "cuda.bindings.runtime"
 
 
 def absence() -> str:
     """Return why no GPU can be used here, empty where one can."""
     try:
-        runtime = importlib.import_module(_RUNTIME)
+        runtime = importlib.import_module(RUNTIME)
     except ImportError:
         return "cuda-python is not installed"
     status, count = runtime.cudaGetDeviceCount()
@@ -41,7 +39,7 @@ def call(runtime: Any, name: str, *args: Any) -> Any:  # noqa: ANN401 - native h
 
 def compute_capability() -> str:
     """Return the first GPU's, such as `86`. Raises: BackendError. Not run in CI: needs a GPU."""
-    runtime = importlib.import_module(_RUNTIME)
+    runtime = importlib.import_module(RUNTIME)
     properties = call(runtime, "cudaGetDeviceProperties", 0)
     return f"{properties.major}{properties.minor}"
 
@@ -53,18 +51,3 @@ def unloadable(path: Path, log: Sequence[str]) -> BackendError:
         expected="an engine built with this version for this GPU",
         fix="build it again on this machine, or for its --sm",
     )
-
-
-def open_engine(module: str, path: Path) -> Session:
-    """Return a session of an engine file. Raises: BackendError where there is no GPU."""
-    absent = absence()
-    if absent:
-        raise BackendError(
-            f"cannot run {path.name} here: {absent}",
-            expected="a GPU that the engine was built for, and its driver",
-            fix="copy the engine to such a machine; here, run the ONNX file: --backend onnxruntime",
-        )
-    from deploykit.backends import _engine_session  # noqa: PLC0415 - only where a GPU is
-
-    runtime = importlib.import_module(_RUNTIME)
-    return _engine_session.load(importlib.import_module(module), runtime, path)

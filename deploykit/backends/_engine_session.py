@@ -7,6 +7,7 @@ no GPU: there it is tested with stand-ins for both native modules that keep memo
 from __future__ import annotations
 
 import ctypes
+import importlib
 import math
 import weakref
 from dataclasses import dataclass
@@ -36,6 +37,19 @@ _DTYPES = {
     "BOOL": "bool",
 }
 _MILLI = 1e-3
+
+
+def open_engine(module: str, path: Path) -> EngineSession:
+    """Return a session of an engine file. Raises: BackendError where there is no GPU."""
+    absent = _cuda.absence()
+    if absent:
+        raise BackendError(
+            f"cannot run {path.name} here: {absent}",
+            expected="a GPU that the engine was built for, and its driver",
+            fix="copy the engine to such a machine; here, run the ONNX file: --backend onnxruntime",
+        )
+    runtime = importlib.import_module(_cuda.RUNTIME)
+    return load(importlib.import_module(module), runtime, path)
 
 
 def load(trt: Any, cuda: Any, path: Path) -> EngineSession:  # noqa: ANN401 - native modules

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from deploykit import artifacts, cost, onnxfile
 from deploykit.errors import DeployError, ModelError, ProofError
+from deploykit.files import artifacts, onnxfile
+from deploykit.graph import cost
 from deploykit.values import LayerPrecision, Precision
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from deploykit import artifacts, customops, files, onnxfile
+from deploykit import ops
 from deploykit.errors import BackendError, DeployError, InputError, OptionError
-from deploykit.plugin import NAMESPACE
+from deploykit.files import artifacts, onnxfile
+from deploykit.ops.plugin import NAMESPACE, OPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -62,14 +63,14 @@ def prepared(graph: ir.Model, model: Path, choice: str) -> Iterator[Prepared]:
 
     Raises: OptionError, ModelError, InputError.
     """
-    counts = customops.counts(graph)
+    counts = ops.counts(graph)
     use = _use(choice, counts)
-    if not any(customops.calls(graph)):
+    if not any(ops.calls(graph)):
         yield Prepared(model.resolve(), None)
         return
-    customops.check(graph)
-    customops.fill(graph)
-    customops.inline(graph, kernels=use.how == "none")
+    ops.check(graph)
+    ops.fill(graph)
+    ops.inline(graph, kernels=use.how == "none")
     with tempfile.TemporaryDirectory(prefix="deploykit-graph-") as folder:
         path = Path(folder) / model.name
         onnxfile.write_model(graph, path)
@@ -77,7 +78,7 @@ def prepared(graph: ir.Model, model: Path, choice: str) -> Iterator[Prepared]:
 
 
 def _use(choice: str, counts: Mapping[str, int]) -> Use:
-    versions = {name: customops.shipped()[name].version for name in counts}
+    versions = {name: ops.shipped()[name].version for name in counts}
     if choice == NONE:
         return Use("none", dict(counts), versions)
     if choice == AUTO:
@@ -99,7 +100,7 @@ def _use(choice: str, counts: Mapping[str, int]) -> Use:
 def sources_sha256() -> str:
     """Return the sha256 of the kernels' sources, which Python plugins are compiled from."""
     hasher = hashlib.sha256()
-    folder = files.folder("plugin")
+    folder = OPS.folder()
     for path in sorted(path for pattern in _SOURCES for path in folder.glob(pattern)):
         hasher.update(path.name.encode() + b"\0" + path.read_bytes())
     return hasher.hexdigest()

@@ -18,17 +18,18 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from deploykit import customops, files, launchers
+from deploykit import ops
 from deploykit.backends import _cuda
 from deploykit.errors import BackendError, DeployError, OptionError
-from deploykit.launchers import LAUNCHERS, Buffers
-from deploykit.plugin import NAMESPACE
+from deploykit.ops import launchers
+from deploykit.ops.launchers import LAUNCHERS, Buffers
+from deploykit.ops.plugin import NAMESPACE, OPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from deploykit.launchers import Size
-    from deploykit.plugin import Plugin
+    from deploykit.ops.launchers import Size
+    from deploykit.ops.plugin import Plugin
 
 Trt: TypeAlias = Any
 """The tensorrt or tensorrt_rtx module, or one of its objects: neither ships types."""
@@ -59,18 +60,18 @@ def kernels() -> ctypes.CDLL:
 
 def command_line(compiler: str, architecture: str, target: Path) -> list[str]:
     """Return the command that makes a shared library of every kernel source."""
-    sources = sorted(str(path) for path in files.folder("plugin").glob("*.cu"))
+    sources = sorted(str(path) for path in OPS.folder().glob("*.cu"))
     options = ["-O3", "-std=c++17", "-shared", "-Xcompiler", "-fPIC", f"-arch={architecture}"]
     return [compiler, *options, *sources, "-o", str(target)]
 
 
-def register(trt: Trt, ops: Sequence[str], say: Say) -> None:
+def register(trt: Trt, names: Sequence[str], say: Say) -> None:
     """Register a creator for each op type; say: takes what a creator refuses."""
     registry = trt.get_plugin_registry()
     known = {(c.name, c.plugin_namespace) for c in registry.all_creators}
-    for name in ops:
+    for name in names:
         if (name, NAMESPACE) not in known:
-            creator = make_creator(trt, customops.shipped()[name], say)
+            creator = make_creator(trt, ops.shipped()[name], say)
             registry.register_creator(creator, NAMESPACE)
             _registered.append(creator)
 
@@ -107,7 +108,7 @@ def make_creator(trt: Trt, plugin: Plugin, say: Say) -> Trt:
         def create_plugin(self, name: str, given: Trt, phase: Trt) -> Trt:
             del phase
             try:
-                values = customops.complete(plugin, _values(plugin, given), f"node {name!r}")
+                values = ops.complete(plugin, _values(plugin, given), f"node {name!r}")
             except DeployError as error:
                 say(f"[E] {plugin.name}: {error}")
                 return None

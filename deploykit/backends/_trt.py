@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit import artifacts
 from deploykit.backends import _plugins
 from deploykit.errors import BackendError, OptionError
+from deploykit.files import artifacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 
-from deploykit import artifacts, onnxfile
 from deploykit.backends import Availability, Built, _feeds, _layers
 from deploykit.errors import BackendError, ModelError, OptionError
+from deploykit.files import artifacts, onnxfile
 from deploykit.values import LayerPrecision, TensorSpec
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from deploykit import onnxfile
 from deploykit.backends import (
     Availability,
     _building,
     _cuda,
+    _engine_session,
     _inspector,
     _layers,
     _plugins,
@@ -24,6 +24,7 @@ from deploykit.backends import (
 )
 from deploykit.backends._building import Builder
 from deploykit.errors import BackendError, InputError, OptionError
+from deploykit.files import onnxfile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -126,7 +127,7 @@ def open_session(path: Path, *, threads: int = 0) -> Session:
     """
     del threads
     _check_available()
-    return _cuda.open_engine(MODULE, _existing(path))
+    return _engine_session.open_engine(MODULE, _existing(path))
 
 
 def inspect(path: Path) -> tuple[LayerPrecision, ...]:

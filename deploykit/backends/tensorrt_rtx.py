@@ -7,11 +7,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit import onnxfile
 from deploykit.backends import (
     Availability,
     _building,
     _cuda,
+    _engine_session,
     _layers,
     _plan_text,
     _plugins,
@@ -20,6 +20,7 @@ from deploykit.backends import (
 )
 from deploykit.backends._building import Builder
 from deploykit.errors import BackendError, InputError, OptionError
+from deploykit.files import onnxfile
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -112,7 +113,7 @@ def open_session(path: Path, *, threads: int = 0) -> Session:
     _check_available()
     if not path.is_file():
         raise InputError(f"no such file: {path}")
-    return _cuda.open_engine(MODULE, path)
+    return _engine_session.open_engine(MODULE, path)
 
 
 def inspect(path: Path) -> tuple[LayerPrecision, ...]:

@@ -120,7 +120,7 @@ def bench(
 ) -> None:
     """FPS and latency, with raw samples, every switch and the machine on record."""
     from deploykit import pipeline  # noqa: PLC0415
-    from deploykit.benchmarking import BenchOptions  # noqa: PLC0415
+    from deploykit.measuring.benchmarking import BenchOptions  # noqa: PLC0415
 
     base = BenchOptions(
         warmup_seconds=warmup,
@@ -156,7 +156,7 @@ def report(
 
 def doctor(*, as_json: AsJson = False) -> None:
     """What is on this machine, which precisions are possible, and what to install."""
-    from deploykit import environment  # noqa: PLC0415
+    from deploykit.measuring import environment  # noqa: PLC0415
 
     rows = environment.doctor()
     printing.emit({"rows": [vars(row) for row in rows]}, printing.findings(rows), as_json=as_json)

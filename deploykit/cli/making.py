@@ -51,7 +51,7 @@ def export(
 ) -> None:
     """Checkpoint to ONNX: fold the branches and prove the result against PyTorch."""
     from deploykit import pipeline  # noqa: PLC0415 - `--help` must not pay for it
-    from deploykit.exporting import ExportOptions  # noqa: PLC0415
+    from deploykit.pipeline.exporting import ExportOptions  # noqa: PLC0415
 
     wanted = ExportOptions(
         recipe=recipe,
@@ -66,9 +66,9 @@ def export(
 
 def fuse(model: Model, output: Output, *, as_json: AsJson = False) -> None:
     """ONNX to ONNX: fold batch norms and constants, remove what does nothing."""
-    from deploykit import fusion  # noqa: PLC0415
+    from deploykit.pipeline import fusing  # noqa: PLC0415
 
-    printing.artifact(fusion.fuse_file(model, output), as_json=as_json)
+    printing.artifact(fusing.fuse(model, output), as_json=as_json)
 
 
 def quantize(
@@ -101,7 +101,7 @@ def quantize(
 ) -> None:
     """ONNX to INT8 ONNX: calibrate, place Q/DQ by TensorRT's rules, lint the result."""
     from deploykit import pipeline  # noqa: PLC0415
-    from deploykit.calibration import CalibrationOptions  # noqa: PLC0415
+    from deploykit.precision.calibration import CalibrationOptions  # noqa: PLC0415
 
     wanted = pipeline.QuantizeOptions(
         source=options.calibration(calib_dir, calib_source, needed=not _exists(table)),

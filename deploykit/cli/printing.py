@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from deploykit.environment import Row
     from deploykit.errors import DeployError
+    from deploykit.measuring.environment import Row
+    from deploykit.measuring.records import AccuracyRecord
     from deploykit.pipeline import Inspection
-    from deploykit.records import AccuracyRecord
     from deploykit.values import Artifact, BenchRecord, Json
 
 T = TypeVar("T")

@@ -8,24 +8,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deploykit import (
-    backends,
-    benchmarking,
-    environment,
-    evaluation,
-    files,
-    lint,
-    onnxfile,
-    random_inputs,
-    records,
-    reporting,
-    samples,
-    verification,
-)
-from deploykit.benchmarking import BenchOptions, EndToEnd, Instruments, Subject
+from deploykit import backends, reporting
+from deploykit.data import samples, sources
 from deploykit.errors import OptionError
+from deploykit.files import onnxfile
+from deploykit.measuring import benchmarking, environment, records
+from deploykit.measuring.benchmarking import BenchOptions, EndToEnd, Instruments, Subject
+from deploykit.measuring.records import AccuracyRecord
 from deploykit.pipeline.opening import CHECKPOINTS, PYTORCH, made_by, open_model
-from deploykit.records import AccuracyRecord
+from deploykit.precision import lint
+from deploykit.proof import random_inputs, verification
+from deploykit.tasks import evaluation
+from deploykit.tasks.evaluation import Contract
 from deploykit.values import digest, silent
 
 if TYPE_CHECKING:
@@ -33,9 +27,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deploykit.backends import Arrays
-    from deploykit.lint import Finding
+    from deploykit.data.preprocess import Geometry
     from deploykit.pipeline.opening import Opened
-    from deploykit.recipe import Geometry
+    from deploykit.precision.lint import Finding
     from deploykit.values import Agreement, BenchRecord, Json, LayerPrecision, Progress
 
 _BENCH_IMAGES = 64
@@ -129,7 +123,7 @@ def _feeds(opened: Opened, options: VerifyOptions, progress: Progress) -> Iterat
         )
         yield from progress(feeds, "compare", options.count)
         return
-    data = files.dataset(options.source)
+    data = sources.dataset(options.source)
     preprocess, name = opened.contract().preprocess, opened.images()
     for batch in samples.batches(data, preprocess, 1, limit=options.count, progress=progress):
         yield {name: batch.images}
@@ -157,7 +151,7 @@ def evaluate(
     """
     if record is not None:
         records.check_appendable(record)
-    data = files.dataset(options.source)
+    data = sources.dataset(options.source)
     opened = open_model(
         path, backend=options.backend, recipe=options.recipe, threads=options.threads
     )
@@ -167,8 +161,7 @@ def evaluate(
     scores = evaluation.evaluate(
         opened.forward,
         data,
-        opened.contract(),
-        opened.decode(),
+        Contract(opened.contract().preprocess, opened.contract().class_names, opened.decode()),
         batch_size=batch_size,
         limit=options.limit,
         progress=progress,
@@ -236,7 +229,7 @@ def _work(model: Opened, options: BenchOptions, source: str | None) -> Arrays | 
     if model.backend == PYTORCH:
         raise OptionError("end-to-end timing of a checkpoint", fix="export it first")
     preprocess, name = model.contract().preprocess, model.images()
-    chosen = samples.choose(files.dataset(source).samples, _BENCH_IMAGES)
+    chosen = samples.choose(sources.dataset(source).samples, _BENCH_IMAGES)
     turn = itertools.cycle(chosen)
 
     def prepare() -> tuple[Arrays, list[Geometry]]:

@@ -6,21 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from deploykit import (
-    artifacts,
-    backends,
-    calibration,
-    files,
-    float16,
-    lint,
-    metadata,
-    onnxfile,
-    placement,
-    quantization,
-    records,
-)
-from deploykit.calibration import CalibrationOptions
+from deploykit import backends
+from deploykit.data import sources
 from deploykit.errors import ModelError, OptionError
+from deploykit.files import artifacts, onnxfile
+from deploykit.measuring import records
+from deploykit.precision import calibration, float16, lint, placement, quantization
+from deploykit.precision.calibration import CalibrationOptions
+from deploykit.recipes import metadata
 from deploykit.values import Precision, silent
 
 if TYPE_CHECKING:
@@ -30,8 +23,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from deploykit.backends import BuildOptions
-    from deploykit.exporting import ExportOptions
-    from deploykit.metadata import ModelCard
+    from deploykit.pipeline.exporting import ExportOptions
+    from deploykit.recipes.metadata import ModelCard
     from deploykit.values import (
         Artifact,
         CalibrationTable,
@@ -86,7 +79,7 @@ def export(
 
     Raises: as `exporting.export`.
     """
-    from deploykit import exporting  # noqa: PLC0415 - torch, which nothing else here needs
+    from deploykit.pipeline import exporting  # noqa: PLC0415 - torch, which nothing else here needs
 
     _ready(output, record)
     artifact, agreements = exporting.export(checkpoint, output, options, progress=progress)
@@ -181,7 +174,7 @@ def _table(
         artifacts.check_writable(options.table)
     table = calibration.calibrate(
         model,
-        files.dataset(options.source),
+        sources.dataset(options.source),
         card.preprocess,
         tensors,
         options=options.calibration,

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deploykit import artifacts, backends, files, metadata, onnxfile
+from deploykit import backends
 from deploykit.errors import InputError, ModelError, OptionError
-from deploykit.metadata import ModelCard
+from deploykit.files import artifacts, onnxfile
+from deploykit.recipes import metadata
+from deploykit.recipes.metadata import ModelCard
+from deploykit.recipes.recipe import RECIPES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from deploykit.backends import Session
-    from deploykit.recipe import Decode, Floats
+    from deploykit.data.preprocess import Floats
+    from deploykit.tasks.detections import Decode
 
 CHECKPOINTS = (".pth", ".pt", ".safetensors")
 PYTORCH = "pytorch"
@@ -40,7 +44,7 @@ class Opened:
 
     def decode(self) -> Decode:
         """Return the function that turns outputs into detections. Raises: OptionError."""
-        recipe = files.recipe(self.contract().recipe)
+        recipe = RECIPES.load(self.contract().recipe)
         if recipe.decode is None:
             raise OptionError(
                 f"{self.path} is a classifier: {recipe.name} has no detections",
@@ -98,11 +102,12 @@ def open_model(
 
 
 def _open_checkpoint(path: Path, recipe: str | None, input_size: tuple[int, int] | None) -> Opened:
-    from deploykit import exporting  # noqa: PLC0415 - torch, which nothing else here needs
+    from deploykit.backends.pytorch import TorchSession  # noqa: PLC0415 - torch, as below
+    from deploykit.networks import loading  # noqa: PLC0415 - torch, which nothing else here needs
 
-    options = exporting.ExportOptions(recipe=recipe, input_size=input_size)
-    network = exporting.load_network(path, options)
-    session = exporting.TorchSession(network)
+    options = loading.NetworkOptions(recipe=recipe, input_size=input_size)
+    network = loading.load_network(path, options)
+    session = TorchSession(network)
     return Opened(path, network.card.checkpoint_sha256, PYTORCH, session, network.card)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deploykit import artifacts
 from deploykit.errors import InputError, OptionError
+from deploykit.files import artifacts
 from deploykit.reporting import markdown, page, sections, text
 from deploykit.reporting.rows import Joined, Machine, Row, join
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from deploykit.records import Record
+    from deploykit.measuring.records import Record
 
 __all__ = ["Joined", "Machine", "Row", "join", "report", "summary"]
 _FORMATS = {".html": page.render, ".md": markdown.render}

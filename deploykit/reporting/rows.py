@@ -7,14 +7,14 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from deploykit import conditions
-from deploykit.records import AccuracyRecord, ArtifactRecord
+from deploykit.measuring import conditions
+from deploykit.measuring.records import AccuracyRecord, ArtifactRecord
 from deploykit.values import BenchRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from deploykit.records import Record
+    from deploykit.measuring.records import Record
 
 MIN_SHARE = 0.005
 """Share of the multiply-accumulates below which a precision does not name a model."""

@@ -6,13 +6,13 @@ import string
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from deploykit import conditions
+from deploykit.measuring import conditions
 from deploykit.reporting.rows import data_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
-    from deploykit.records import AccuracyRecord
+    from deploykit.measuring.records import AccuracyRecord
     from deploykit.reporting.rows import Joined, Machine, Row
     from deploykit.values import BenchRecord
 

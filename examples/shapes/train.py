@@ -21,15 +21,18 @@ import torch
 from losses import Truth, loss
 from torch import Tensor, nn
 
-from deploykit import files, training
+from deploykit.data import sources
+from deploykit.recipes.recipe import RECIPES
+from deploykit.training import loops
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from deploykit.recipe import Floats, Recipe
-    from deploykit.training import Objects
+    from deploykit.data.preprocess import Floats
+    from deploykit.recipes.recipe import Recipe
+    from deploykit.training.loops import Objects
 
 VARIANT, SIZE = "pico", (320, 320)
 HELD_OUT = "shapes:split=val,seed=1,count=500"
@@ -60,10 +63,10 @@ def batches(
     for start in range(0, len(order) - size + 1, size):
         chosen = order[start : start + size]
         pixels, boxes = zip(
-            *(training.turned(images[k], objects[k].boxes, rng) for k in chosen), strict=True
+            *(loops.turned(images[k], objects[k].boxes, rng) for k in chosen), strict=True
         )
         classes = [objects[k].classes for k in chosen]
-        yield training.relit(torch.stack(pixels), rng), pad(classes, boxes)
+        yield loops.relit(torch.stack(pixels), rng), pad(classes, boxes)
 
 
 def pad(classes: Sequence[NDArray[np.int64]], boxes: Sequence[Floats]) -> Truth:
@@ -92,17 +95,17 @@ def train(recipe: Recipe, options: argparse.Namespace) -> nn.Module:
     average = copy.deepcopy(network).eval()
     started = time.perf_counter()
     spec = f"shapes:split=train,seed={options.seed},count={options.images},size={SIZE[0]}"
-    images, objects = training.load(files.dataset(spec), recipe.preprocess(VARIANT, SIZE))
+    images, objects = loops.load(sources.dataset(spec), recipe.preprocess(VARIANT, SIZE))
     print(f"{len(images)} images in {time.perf_counter() - started:.0f} s", flush=True)
 
-    optimizer = training.optimizer(network, LEARNING_RATE, WEIGHT_DECAY)
+    optimizer = loops.optimizer(network, LEARNING_RATE, WEIGHT_DECAY)
     per_epoch = len(images) // options.batch_size
     steps, step = per_epoch * options.epochs, 0
     for epoch in range(options.epochs):
         sums: dict[str, float] = {}
         for batch, truth in batches(images, objects, options.batch_size, rng):
             for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * training.rate(
+                group["lr"] = LEARNING_RATE * loops.rate(
                     step, steps, warmup=WARMUP_STEPS, final=FINAL_RATE
                 )
             with torch.autocast("cpu", torch.bfloat16, enabled=not options.float32):
@@ -113,7 +116,7 @@ def train(recipe: Recipe, options: argparse.Namespace) -> nn.Module:
             nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_LIMIT)
             optimizer.step()
             decay = AVERAGE_DECAY * (1 - math.exp(-(step + 1) / AVERAGE_RAMP))
-            training.follow(average, network, decay)
+            loops.follow(average, network, decay)
             sums = {k: sums.get(k, 0.0) + v / per_epoch for k, v in parts.items()}
             step += 1
         save(average, options.output)
@@ -128,7 +131,7 @@ def train(recipe: Recipe, options: argparse.Namespace) -> nn.Module:
 def save(network: nn.Module, path: Path) -> None:
     """Write the weights in half precision, with the class names, branches unfolded."""
     torch.save(
-        {"model": None, "ema": training.half(network.state_dict()), "names": list(CLASS_NAMES)},
+        {"model": None, "ema": loops.half(network.state_dict()), "names": list(CLASS_NAMES)},
         path,
     )
 
@@ -146,13 +149,13 @@ def main() -> None:
     parser.add_argument("--float32", action="store_true", help="no bfloat16 in the forward pass")
     options = parser.parse_args()
     started = time.perf_counter()
-    recipe = files.recipe("yolov6")
+    recipe = RECIPES.load("yolov6")
     network = train(recipe, options)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     print(
         json.dumps(
             {
-                **training.scores(network, recipe, VARIANT, files.dataset(HELD_OUT), CLASS_NAMES),
+                **loops.scores(network, recipe, VARIANT, sources.dataset(HELD_OUT), CLASS_NAMES),
                 "epochs": options.epochs,
                 "wall_seconds": round(time.perf_counter() - started),
                 "cpu_seconds": round(usage.ru_utime + usage.ru_stime),

@@ -23,15 +23,17 @@ import torch
 from torch import Tensor, distributed, multiprocessing, nn
 from torchvision.models.detection.image_list import ImageList
 
-from deploykit import files, training
-from deploykit.detectors.light import light_mask_rcnn
+from deploykit.data import sources
+from deploykit.networks.detectors.light import light_mask_rcnn
+from deploykit.recipes.recipe import RECIPES
+from deploykit.training import loops
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torchvision.models.detection import MaskRCNN
 
-    from deploykit.training import Objects
+    from deploykit.training.loops import Objects
 
     Targets = list[dict[str, Tensor]]
 
@@ -51,20 +53,20 @@ def batches(
     images: Tensor, objects: list[Objects], size: int, rng: np.random.Generator
 ) -> Iterator[tuple[Tensor, Targets]]:
     """Yield one epoch of shuffled batches, each image flipped, turned and relit at random."""
-    preprocess = files.recipe("mask_rcnn").preprocess(VARIANT, SIZE)
+    preprocess = RECIPES.load("mask_rcnn").preprocess(VARIANT, SIZE)
     mean, std = (torch.tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
     order = rng.permutation([k for k, found in enumerate(objects) if len(found.boxes)])
     for start in range(0, len(order) - size + 1, size):
         pixels, targets = [], []
         for k in order[start : start + size]:
             planes = torch.cat([images[k], torch.from_numpy(objects[k].masks())])
-            planes, boxes = training.turned(planes, objects[k].boxes, rng)
+            planes, boxes = loops.turned(planes, objects[k].boxes, rng)
             pixels.append(planes[:3])
             labels = torch.from_numpy(objects[k].classes) + 1
             targets.append(
                 {"boxes": torch.from_numpy(boxes), "labels": labels, "masks": planes[3:]}
             )
-        yield (training.relit(torch.stack(pixels), rng) - mean) / std, targets
+        yield (loops.relit(torch.stack(pixels), rng) - mean) / std, targets
 
 
 def losses(network: MaskRCNN, images: Tensor, targets: Targets) -> dict[str, Tensor]:
@@ -89,18 +91,18 @@ class Run:
 
     def learn(self, images: Tensor, targets: Targets, *, half: bool) -> dict[str, float]:
         """Take one step with the other processes; return the losses of this one."""
-        factor = training.rate(self.step, self.steps, warmup=WARMUP_STEPS, final=FINAL_RATE)
+        factor = loops.rate(self.step, self.steps, warmup=WARMUP_STEPS, final=FINAL_RATE)
         for group in self.optimizer.param_groups:
             group["lr"] = LEARNING_RATE * factor
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             parts = losses(self.network, images, targets)
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack([*parts.values()]).sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it bare
-        training.average_gradients(self.network)
+        loops.average_gradients(self.network)
         nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_LIMIT)
         self.optimizer.step()
         decay = AVERAGE_DECAY * (1 - math.exp(-(self.step + 1) / AVERAGE_RAMP))
-        training.follow(self.average, self.network, decay)
+        loops.follow(self.average, self.network, decay)
         self.step += 1
         return {name.removeprefix("loss_"): loss.item() for name, loss in parts.items()}
 
@@ -115,7 +117,7 @@ def begin(options: argparse.Namespace) -> Run:
     network.roi_heads.fg_bg_sampler.batch_size_per_image = BOXES
     network.train().to(memory_format=torch.channels_last)
     average = copy.deepcopy(network).eval()
-    optimizer = training.optimizer(network, LEARNING_RATE, WEIGHT_DECAY)
+    optimizer = loops.optimizer(network, LEARNING_RATE, WEIGHT_DECAY)
     return Run(network, average, optimizer, options.epochs * epoch_steps(options))
 
 
@@ -134,10 +136,10 @@ def train(rank: int, options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed + rank)
     rng = np.random.default_rng([options.seed, rank])
     started = time.perf_counter()
-    data = files.dataset(f"shapes:split=train,seed={options.seed},count={options.images}")
+    data = sources.dataset(f"shapes:split=train,seed={options.seed},count={options.images}")
     mine = replace(data, samples=data.samples[rank :: options.processes])
-    preprocess = files.recipe("mask_rcnn").preprocess(VARIANT, SIZE)
-    images, objects = training.load(mine, preprocess, masks=True)
+    preprocess = RECIPES.load("mask_rcnn").preprocess(VARIANT, SIZE)
+    images, objects = loops.load(mine, preprocess, masks=True)
 
     def tell(line: str) -> None:
         if rank == 0:
@@ -164,12 +166,12 @@ def meeting(options: argparse.Namespace) -> Path:
 
 def save(network: nn.Module, path: Path) -> None:
     """Write the weights in half precision, with the class names."""
-    torch.save({"model": training.half(network.state_dict()), "names": list(CLASS_NAMES)}, path)
+    torch.save({"model": loops.half(network.state_dict()), "names": list(CLASS_NAMES)}, path)
 
 
 def stored(path: Path) -> nn.Module:
     """Return the recipe's network with the weights that `save` wrote."""
-    recipe = files.recipe("mask_rcnn")
+    recipe = RECIPES.load("mask_rcnn")
     network = recipe.family.build(VARIANT, len(CLASS_NAMES))
     state = torch.load(path, weights_only=True)["model"]
     network.load_state_dict(state, strict=False)  # without the norms' counters
@@ -196,12 +198,12 @@ def main() -> None:
     meeting(options).unlink(missing_ok=True)
     taken = time.perf_counter() - started
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    recipe = files.recipe("mask_rcnn")
+    recipe = RECIPES.load("mask_rcnn")
     network = stored(options.output)
     print(
         json.dumps(
             {
-                **training.scores(network, recipe, VARIANT, files.dataset(HELD_OUT), CLASS_NAMES),
+                **loops.scores(network, recipe, VARIANT, sources.dataset(HELD_OUT), CLASS_NAMES),
                 "epochs": options.epochs,
                 "wall_seconds": round(taken),
                 "cpu_seconds": round(usage.ru_utime + usage.ru_stime),

@@ -1,0 +1,51 @@
+"""Networks run by PyTorch on the CPU: the reference of every proof."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from deploykit.errors import OptionError
+from deploykit.values import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from deploykit.backends import Arrays
+    from deploykit.networks.loading import Network
+
+
+class TorchSession:
+    """A network run by PyTorch on the CPU: the reference of every proof."""
+
+    def __init__(self, network: Network) -> None:
+        """Keep the network and describe its interface."""
+        self._module = network.module
+        self.inputs = network.inputs
+        self.outputs = tuple(TensorSpec(name, "float32", ()) for name in network.recipe.outputs)
+
+    def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
+        """Return output name -> array for one batch."""
+        with torch.inference_mode():
+            result = self._module(
+                *(torch.from_numpy(np.ascontiguousarray(feeds[s.name])) for s in self.inputs)
+            )
+        values = result if isinstance(result, tuple) else (result,)
+        return {s.name: v.numpy() for s, v in zip(self.outputs, values, strict=True)}
+
+    def stepper(
+        self, feeds: Arrays, *, transfers: bool, cuda_graph: bool
+    ) -> Callable[[], float | None]:
+        """Return a function that runs the batch once; a CPU has no device clock."""
+        if cuda_graph:
+            raise OptionError("PyTorch on the CPU has no CUDA graphs", fix="use --no-cuda-graph")
+        del transfers  # there is no device to copy to
+
+        def step() -> None:
+            self.run(feeds)
+
+        return step

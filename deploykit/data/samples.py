@@ -1,0 +1,187 @@
+"""Stream a data set as preprocessed batches, in memory that does not grow with its size."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deploykit.errors import DataError, OptionError
+from deploykit.values import digest, silent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from concurrent.futures import Future
+    from typing import TypeAlias
+
+    from deploykit.data.preprocess import Floats, Geometry, Preprocess
+    from deploykit.data.sources import Dataset, Sample
+    from deploykit.values import Progress
+
+    _Result: TypeAlias = "tuple[str, _Prepared | DataError]"
+
+_MOST_THREADS = 8
+_AHEAD = 2
+"""Images in preparation or waiting, per thread."""
+
+MOST, PIXELS = 8, 1 << 20
+"""Images in one forward pass, and their pixels together, where nobody says how many."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive images of a data set, ready for the model."""
+
+    names: tuple[str, ...]
+    images: Floats
+    """float32[batch, 3, H, W]."""
+    geometries: tuple[Geometry, ...]
+    pixel_sha256s: tuple[str, ...]
+    """Of each decoded image: its shape and its pixels, before preprocessing."""
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    name: str
+    image: Floats
+    geometry: Geometry
+    pixel_sha256: str
+
+
+def choose(samples: Sequence[Sample], limit: int | None) -> Sequence[Sample]:
+    """Return at most `limit` samples: every n/limit-th, in order, so that each part is covered.
+
+    Raises: DataError for an empty set; OptionError for a limit below 1.
+    """
+    if not samples:
+        raise DataError("the data set has no images")
+    if limit is not None and limit < 1:
+        raise OptionError(f"{limit} images asked for", expected="at least 1")
+    if limit is None or limit >= len(samples):
+        return samples
+    return [samples[i * len(samples) // limit] for i in range(limit)]
+
+
+def batch_size(wanted: int | None, given: int | str, size: tuple[int, int]) -> int:
+    """Return the images per forward pass: `wanted`, or what suits a model where that is None.
+
+    given: the batch of the model's input; a number is kept to. size: the images' H and W: memory
+    for activations grows with the pixels, and on a CPU more than PIXELS at once gain no time.
+    """
+    if wanted is not None:
+        _check(wanted)
+        return wanted
+    return given if isinstance(given, int) else max(1, min(MOST, PIXELS // (size[0] * size[1])))
+
+
+def batches(  # noqa: PLR0913 - three nouns and three independent switches
+    dataset: Dataset,
+    preprocess: Preprocess,
+    batch_size: int,
+    *,
+    limit: int | None = None,
+    skipped: list[str] | None = None,
+    progress: Progress = silent,
+) -> Iterator[Batch]:
+    """Return an iterator over the data set's images in order; the last batch may be smaller.
+
+    A few threads decode ahead, so at most a batch and a few images are in memory.
+
+    Args:
+        dataset: Where the images come from.
+        preprocess: How an image becomes a model input.
+        batch_size: Images per batch.
+        limit: Use only this many images, see `choose`.
+        skipped: None: an unreadable image is an error. A list: it is left out and its name
+            is appended here.
+        progress: Told of every image.
+
+    Raises: OptionError at once for a bad limit or batch size; DataError, while iterating, naming
+        an unreadable image, or where every image was skipped.
+    """
+    _check(batch_size)
+    chosen = choose(dataset.samples, limit)
+    results = progress(_results(chosen, preprocess), "images", len(chosen))
+    return _batched(results, batch_size, skipped)
+
+
+def _check(batch_size: int) -> None:
+    if batch_size < 1:
+        raise OptionError(f"a batch size of {batch_size}", expected="at least 1")
+
+
+def fingerprint(names: Sequence[str], pixel_sha256s: Sequence[str]) -> str:
+    """Return the sha256 (hex) that binds the images' names, contents and order."""
+    return digest(f"{sha} {name}" for name, sha in zip(names, pixel_sha256s, strict=True))
+
+
+def _batched(
+    results: Iterator[_Result], batch_size: int, skipped: list[str] | None
+) -> Iterator[Batch]:
+    waiting: list[_Prepared] = []
+    failure, read = None, 0
+    for name, result in results:
+        if isinstance(result, DataError):
+            if skipped is None:
+                raise result
+            skipped.append(name)
+            failure = result
+            continue
+        read += 1
+        waiting.append(result)
+        if len(waiting) == batch_size:
+            yield _stacked(waiting)
+            waiting = []
+    if waiting:
+        yield _stacked(waiting)
+    if failure is not None and not read:
+        raise DataError(f"none of the images could be read; the last one: {failure.found}")
+
+
+def _stacked(prepared: Sequence[_Prepared]) -> Batch:
+    return Batch(
+        names=tuple(item.name for item in prepared),
+        images=np.stack([item.image for item in prepared]),
+        geometries=tuple(item.geometry for item in prepared),
+        pixel_sha256s=tuple(item.pixel_sha256 for item in prepared),
+    )
+
+
+def _results(samples: Sequence[Sample], preprocess: Preprocess) -> Iterator[_Result]:
+    """Yield each sample's name with what became of it, in order, decoding a few ahead."""
+    threads = min(_MOST_THREADS, os.cpu_count() or 1, len(samples))
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
+    pending: deque[tuple[str, Future[_Prepared | DataError]]] = deque()
+    try:
+        for sample in samples:
+            pending.append((sample.name, pool.submit(_prepare, sample, preprocess)))
+            if len(pending) >= threads * _AHEAD:
+                yield _finished(pending)
+        while pending:
+            yield _finished(pending)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _finished(pending: deque[tuple[str, Future[_Prepared | DataError]]]) -> _Result:
+    name, future = pending.popleft()
+    return name, future.result()
+
+
+def _prepare(sample: Sample, preprocess: Preprocess) -> _Prepared | DataError:
+    try:
+        pixels = sample.read()
+    except DataError as error:
+        return error
+    try:
+        image, geometry = preprocess(pixels)
+    except DataError as error:
+        return DataError(f"{sample.name}: {error.found}", expected=error.expected, fix=error.fix)
+    hasher = hashlib.sha256(repr(pixels.shape).encode())
+    hasher.update(np.ascontiguousarray(pixels).data)
+    return _Prepared(sample.name, image, geometry, hasher.hexdigest())

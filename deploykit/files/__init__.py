@@ -1,0 +1,1 @@
+"""Files as they are read, recognised and atomically written, and extension files."""

@@ -1,0 +1,171 @@
+"""Read and write ONNX files: one file, checked on the way in, atomic on the way out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import (  # type: ignore[import-untyped]  # protobuf ships no types
+    DecodeError,
+    EncodeError,
+)
+
+from deploykit.errors import ModelError, OutputError
+from deploykit.files import artifacts, contents
+from deploykit.values import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+LIMIT = (1 << 31) - 1
+"""Bytes that one protobuf message can hold, and so the largest ONNX file."""
+_WHAT = "an ONNX model"
+_REDO = "export the model again"
+_OPEN = "?"
+"""How a dimension without size or name is written."""
+
+
+def read_model(path: Path) -> ir.Model:
+    """Return the model in `path`; weights beside it (external data) are mapped, not read.
+
+    Raises: ModelError where the file is missing, not ONNX, damaged, newer than the installed
+    onnx, or refers to data that is absent.
+    """
+    first = contents.head(path, ModelError, _WHAT)
+    _check_size(path)
+    try:
+        proto = onnx.ModelProto.FromString(path.read_bytes())
+    except DecodeError as error:
+        raise contents.foreign(path, first, ModelError, _WHAT) from error
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+    _check_proto(path, proto)
+    try:
+        model: ir.Model = ir.from_proto(proto)
+    except (ir.serde.SerdeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(f"{path} is a damaged ONNX model: {error}", fix=_REDO) from error
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    _check_graph(path, model)
+    return model
+
+
+def _check_size(path: Path) -> None:
+    size = path.stat().st_size
+    if size > LIMIT:
+        raise ModelError(
+            f"{path} has {size} bytes",
+            expected=f"at most {LIMIT}: a larger file cannot be one protobuf message",
+            fix="save the weights beside the model, as external data",
+        )
+
+
+def _check_proto(path: Path, proto: onnx.ModelProto) -> None:
+    """Check what a cut or foreign file lacks even where it parses. Raises: ModelError."""
+    if proto.ir_version > onnx.IR_VERSION:
+        raise ModelError(
+            f"{path} has ONNX IR version {proto.ir_version}",
+            expected=f"at most {onnx.IR_VERSION}: the newest that onnx {onnx.__version__} knows",
+            fix="upgrade onnx, or export with an older opset",
+        )
+    absent = [
+        part
+        for part, present in (
+            ("an IR version", proto.ir_version),
+            ("an opset", proto.opset_import),
+            ("outputs", proto.graph.output),
+        )
+        if not present
+    ]
+    if absent:
+        raise ModelError(f"{path} has no {' and no '.join(absent)}", expected=_WHAT, fix=_REDO)
+
+
+def _check_graph(path: Path, model: ir.Model) -> None:
+    """Check that every value comes from somewhere. Raises: ModelError."""
+    for user, value in _used(model.graph):
+        if value.producer() is None and not value.is_graph_input() and value.const_value is None:
+            raise ModelError(
+                f"{path} is damaged: {user} needs {value.name!r}, which nothing makes", fix=_REDO
+            )
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            _check_external(path, value.const_value)
+
+
+def _used(graph: ir.Graph) -> Iterator[tuple[str, ir.Value]]:
+    """Yield each value that is used, with a name for its user."""
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        for value in node.inputs:
+            if value is not None:
+                yield f"node {node.name!r} ({node.op_type})", value
+    for value in graph.outputs:
+        yield "the model's output", value
+
+
+def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:
+    """Check that the data of `tensor` is in a file beside `path`. Raises: ModelError."""
+    data = (path.parent / tensor.location).resolve()
+    if path.parent.resolve() not in data.parents:
+        raise ModelError(
+            f"{path} keeps the data of {tensor.name!r} outside its folder: {tensor.location}",
+            fix="put the model and its data files into one folder, and save it again",
+        )
+    end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
+    if not data.is_file() or data.stat().st_size < end:
+        state = "cut short" if data.is_file() else "missing"
+        raise ModelError(
+            f"the data file {data.name} of {path} is {state}: weight {tensor.name!r} is not there",
+            expected=f"a file of at least {end} bytes beside the model",
+            fix="copy every file of the model together",
+        )
+
+
+def write_model(model: ir.Model, path: Path) -> None:
+    """Write `model` with all its weights to `path`, atomically.
+
+    Raises: OutputError where it cannot be written, or would exceed LIMIT bytes.
+    """
+    size = sum(
+        value.const_value.nbytes
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+    )
+    if size > LIMIT:
+        raise _too_large(path, size)
+    ir.external_data.load_to_model(model)
+    try:
+        data = ir.to_proto(model).SerializeToString(deterministic=True)
+    except (EncodeError, ValueError) as error:
+        raise _too_large(path, size) from error
+    with artifacts.replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _too_large(path: Path, size: int) -> OutputError:
+    return OutputError(
+        f"cannot write {path}: the weights have {size} bytes",
+        expected=f"at most {LIMIT} in one ONNX file",
+        fix="store the model in half precision",
+    )
+
+
+def interface(model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return the inputs (those that are not weights) and the outputs of `model`."""
+    inputs = [value for value in model.graph.inputs if not value.is_initializer()]
+    return _specs(inputs), _specs(model.graph.outputs)
+
+
+def _specs(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(value.name or "", _dtype(value), _shape(value)) for value in values)
+
+
+def _dtype(value: ir.Value) -> str:
+    return "unknown" if value.dtype is None else value.dtype.numpy().name
+
+
+def _shape(value: ir.Value) -> tuple[int | str, ...]:
+    if value.shape is None:
+        return ()
+    return tuple(dim if isinstance(dim, int) else dim.value or _OPEN for dim in value.shape)

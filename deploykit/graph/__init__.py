@@ -1,0 +1,1 @@
+"""ONNX graphs in memory: rewrites, and what a graph costs."""

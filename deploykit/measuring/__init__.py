@@ -1,0 +1,1 @@
+"""Measurements: frames per second, the machine they were taken on, and their records."""

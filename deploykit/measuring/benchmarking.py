@@ -1,0 +1,203 @@
+"""How fast is a model here? Warm-up, a stop rule, raw samples -> BenchRecord."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from deploykit.data.preprocess import Floats
+from deploykit.errors import BackendError, OptionError
+from deploykit.measuring import conditions
+from deploykit.values import BenchRecord, silent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
+
+    from deploykit.backends import Arrays, Session
+    from deploykit.data.preprocess import Geometry
+    from deploykit.values import Progress
+
+    Step = Callable[[], float | None]
+
+_STOP_RULE = "iterations until they last duration_seconds together and number min_iterations"
+_MIN_WARMUP = 3
+"""Iterations: the first may compile, allocate or capture a graph."""
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Every switch of a measurement; all of them are recorded."""
+
+    batch_size: int = 1
+    warmup_seconds: float = 1.0
+    duration_seconds: float = 5.0
+    min_iterations: int = 50
+    transfers: bool = True
+    """Copy inputs to the device and outputs back in every iteration."""
+    cuda_graph: bool = False
+    threads: int = 0
+    """Of the runtime, recorded as it was asked for; 0: the runtime's own choice."""
+
+    def __post_init__(self) -> None:
+        """Check every value. Raises: OptionError."""
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if not least <= value < float("inf"):
+                raise OptionError(f"{name} is {value}", expected=f"a number, at least {least}")
+
+
+_LEAST: Mapping[str, float] = {
+    "batch_size": 1,
+    "warmup_seconds": 0,
+    "duration_seconds": 0,
+    "min_iterations": 1,
+    "threads": 0,
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured, as the record names it."""
+
+    model: str
+    model_sha256: str
+    backend: str
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """The work from a batch of images to results, apart from the model itself."""
+
+    prepare: Callable[[], tuple[Arrays, Sequence[Geometry]]]
+    """Reads and preprocesses the next batch."""
+    decode: Callable[[Mapping[str, Floats], Sequence[Geometry]], object]
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What a measurement looks at besides the model."""
+
+    environment: Callable[[], Mapping[str, Any]]
+    """Returns what the machine is and how it fares; asked before and after."""
+    progress: Progress = silent
+    """Hears once a second, between two iterations, never within one."""
+    clock: Callable[[], float] = field(default=time.perf_counter)
+    """Returns seconds, monotonic."""
+
+
+def bench(
+    session: Session,
+    work: Arrays | EndToEnd,
+    options: BenchOptions,
+    *,
+    subject: Subject,
+    instruments: Instruments,
+) -> BenchRecord:
+    """Return the timings of `session` on `work`: model inputs, or the whole way from images.
+
+    Given inputs (one batch), the scope is `device`: `session.stepper` alone, again and again.
+    Given an EndToEnd, it is `end-to-end`: prepare, run and decode in every iteration. Warm-up
+    iterations are not kept. Then iterations are timed one by one until together they last
+    `duration_seconds` AND number `min_iterations`.
+
+    Raises: OptionError where the inputs are not `batch_size` images.
+    """
+    step = _step(session, work, options)
+    before = dict(instruments.environment())
+    run = _Run(options, instruments.clock)
+    seconds = max(1, round(options.warmup_seconds + options.duration_seconds))
+    for _ in instruments.progress(run.measure(step), f"bench {subject.model}", seconds):
+        pass
+    environment = {"before": before, "after": dict(instruments.environment())}
+    record = BenchRecord(
+        **asdict(subject),
+        scope="end-to-end" if isinstance(work, EndToEnd) else "device",
+        batch_size=options.batch_size,
+        seconds=tuple(run.seconds),
+        device_seconds=run.all_device_seconds(),
+        protocol={
+            **asdict(options),
+            "stop_rule": _STOP_RULE,
+            "iterations": len(run.seconds),
+            "warmup_iterations": run.warmups,
+        },
+        environment=environment,
+    )
+    return conditions.with_warnings(record)
+
+
+def _step(session: Session, work: Arrays | EndToEnd, options: BenchOptions) -> Step:
+    if isinstance(work, EndToEnd):
+        return _end_to_end(session, work, options)
+    for name, array in work.items():
+        if array.ndim and array.shape[0] != options.batch_size:
+            raise OptionError(
+                f"the input {name!r} holds {array.shape[0]} images",
+                expected=f"a batch of {options.batch_size}, as the options say",
+            )
+    return session.stepper(work, transfers=options.transfers, cuda_graph=options.cuda_graph)
+
+
+def _end_to_end(session: Session, work: EndToEnd, options: BenchOptions) -> Step:
+    if options.cuda_graph or not options.transfers:
+        raise OptionError(
+            "end-to-end runs copy inputs and outputs, and use no CUDA graph",
+            expected="--transfers and --no-cuda-graph",
+            fix="leave both as they are, or measure the model alone",
+        )
+
+    def step() -> None:
+        feeds, geometries = work.prepare()
+        outputs = cast(Mapping[str, Floats], session.run(feeds))
+        work.decode(outputs, geometries)
+
+    return step
+
+
+@dataclass
+class _Run:
+    """The samples of one measurement so far."""
+
+    options: BenchOptions
+    clock: Callable[[], float]
+    warmups: int = 0
+    seconds: list[float] = field(default_factory=list)
+    device_seconds: list[float | None] = field(default_factory=list)
+
+    def measure(self, step: Step) -> Generator[None, None, None]:
+        """Warm up, then time `step` until the stop rule holds; yields once a second."""
+        yield from self._warm_up(step)
+        elapsed, told = 0.0, 1.0
+        options = self.options
+        while elapsed < options.duration_seconds or len(self.seconds) < options.min_iterations:
+            started = self.clock()
+            device = step()
+            taken = self.clock() - started
+            self.seconds.append(taken)
+            self.device_seconds.append(device)
+            elapsed += taken
+            if elapsed >= told:
+                told = elapsed + 1.0
+                yield
+
+    def _warm_up(self, step: Step) -> Generator[None, None, None]:
+        started = told = self.clock()
+        while (now := self.clock()) - started < self.options.warmup_seconds or (
+            self.warmups < _MIN_WARMUP
+        ):
+            step()
+            self.warmups += 1
+            if now - told >= 1.0:
+                told = now
+                yield
+
+    def all_device_seconds(self) -> tuple[float, ...]:
+        """Return the device times; none where the backend has no device clock."""
+        known = tuple(value for value in self.device_seconds if value is not None)
+        if known and len(known) < len(self.seconds):
+            raise BackendError(
+                f"the device clock gave a time for {len(known)} of {len(self.seconds)} iterations"
+            )
+        return known

@@ -1,0 +1,279 @@
+"""Measurements as JSON lines: one record a line, appended and never rewritten."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections import Counter
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+from deploykit.errors import InputError
+from deploykit.files.artifacts import unwritable
+from deploykit.values import SCHEMA_VERSION, BenchRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from deploykit.values import Artifact, Json, LayerPrecision
+
+
+@dataclass(frozen=True)
+class AccuracyRecord:
+    """How well one file does its task on one data set."""
+
+    kind: ClassVar[str] = "accuracy"
+    model: str
+    model_sha256: str
+    metrics: Mapping[str, float | None]
+    """Metric name (`ap`, `ap50`, `ap_small`, ...) -> 0 to 1; None where it is undefined."""
+    images: int
+    """How many images were run."""
+    dataset: str
+    dataset_sha256: str
+    backend: str = ""
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    per_class: Mapping[str, float | None] = field(default_factory=dict)
+    """Class name -> its `ap`; None where it is undefined."""
+
+    def to_json(self) -> Json:
+        """Return the record as plain JSON values."""
+        return {"schema_version": SCHEMA_VERSION, "kind": self.kind, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class ArtifactRecord:
+    """One file that was made: how large, in which precision, from what and for what."""
+
+    kind: ClassVar[str] = "artifact"
+    path: str
+    """The file's name, without folders."""
+    sha256: str
+    bytes: int
+    precision: Mapping[str, float] = field(default_factory=dict)
+    """int8, fp16, fp32 or unknown -> its share of the multiply-accumulates, 0 to 1."""
+    target: str = ""
+    """What an engine was built for, such as `TensorRT-RTX SM86`; empty for a portable file."""
+    parents: Mapping[str, str] = field(default_factory=dict)
+    """File name -> sha256 of each file this one was made from."""
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> Json:
+        """Return the record as plain JSON values."""
+        return {"schema_version": SCHEMA_VERSION, "kind": self.kind, **asdict(self)}
+
+
+Record: TypeAlias = "BenchRecord | AccuracyRecord | ArtifactRecord"
+
+
+def artifact_record(
+    artifact: Artifact,
+    layers: Iterable[LayerPrecision],
+    *,
+    target: str = "",
+    notes: tuple[str, ...] = (),
+) -> ArtifactRecord:
+    """Return the record of a file and its layers. Raises: InputError where it is not there."""
+    try:
+        size = artifact.path.stat().st_size
+    except OSError as error:
+        raise InputError(f"cannot read {artifact.path}: {error.strerror}") from error
+    return ArtifactRecord(
+        path=artifact.path.name,
+        sha256=artifact.sha256,
+        bytes=size,
+        precision=shares(layers),
+        target=target,
+        parents=dict(artifact.parents),
+        notes=notes,
+    )
+
+
+def shares(layers: Iterable[LayerPrecision]) -> dict[str, float]:
+    """Return precision -> its share of all multiply-accumulates; empty where there are none."""
+    macs: Counter[str] = Counter()
+    for layer in layers:
+        macs[layer.precision] += layer.macs
+    total = sum(macs.values())
+    return {name: count / total for name, count in sorted(macs.items()) if count}
+
+
+def append(path: Path, record: Record) -> None:
+    """Add `record` to the file as one line, at once; a full disk leaves the file as it was.
+
+    Raises: OutputError.
+    """
+    text = json.dumps(record.to_json(), sort_keys=True, allow_nan=False) + "\n"
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        _append(handle, text.encode())
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        os.close(handle)
+
+
+def _append(handle: int, line: bytes) -> None:
+    """Write `line` whole, or not at all; a torn last line before it stays a line of its own."""
+    size = os.fstat(handle).st_size
+    regular = stat.S_ISREG(os.fstat(handle).st_mode)
+    if regular and size and os.pread(handle, 1, size - 1) != b"\n":
+        line = b"\n" + line
+    try:
+        while line:
+            line = line[os.write(handle, line) :]
+        if regular:
+            os.fsync(handle)
+    except OSError:
+        if regular:
+            os.ftruncate(handle, size)
+        raise
+
+
+def check_appendable(path: Path) -> None:
+    """Fail before the slow step rather than after it; leaves no file. Raises: OutputError."""
+    fresh = not path.exists()
+    try:
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise unwritable(path, error) from error
+    if fresh:
+        path.unlink()
+
+
+def read(paths: Iterable[Path]) -> tuple[Record, ...]:
+    """Return every record in the files, in order.
+
+    Raises: InputError naming the file and the line of a record that is torn or not one.
+    """
+    return tuple(record for path in paths for record in _read(path))
+
+
+def _read(path: Path) -> Iterator[Record]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _parse(line, f"{path} line {number}")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text: {error.reason}", expected=_EXPECTED) from error
+
+
+_EXPECTED = "records as JSON lines, as bench, eval and build write them"
+_LARGEST = 2**63
+_SHORTEST = 1e-9
+"""Seconds: no clock resolves less, so a mean below it was not measured."""
+_KINDS: Mapping[str, type[Any]] = {
+    "bench": BenchRecord,
+    "accuracy": AccuracyRecord,
+    "artifact": ArtifactRecord,
+}
+
+
+def _parse(line: str, where: str) -> Record:
+    try:
+        data = json.loads(line, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        torn = "" if line.endswith("\n") else ": its end is missing, writing was interrupted"
+        raise InputError(
+            f"{where} is not JSON{torn or f': {error}'}",
+            expected=_EXPECTED,
+            fix="delete that line" if torn else "",
+        ) from error
+    if not isinstance(data, dict) or not isinstance(data.get("kind"), str):
+        raise InputError(f"{where} is not a record: it has no kind", expected=_EXPECTED)
+    return _decode(data, where)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _decode(data: Json, where: str) -> Record:
+    kind = _KINDS.get(data.pop("kind"))
+    version = data.pop("schema_version", None)
+    if kind is None or version != SCHEMA_VERSION:
+        raise InputError(
+            f"{where} is of a kind or schema_version ({version}) that is not known",
+            expected=f"schema_version {SCHEMA_VERSION}, and as kind {', '.join(_KINDS)}",
+            fix="read it with the version of deploykit that wrote it",
+        )
+    wanted = {item.name for item in fields(kind)}
+    wrong = sorted(wanted ^ set(data)) + sorted(
+        name for name in wanted & set(data) if not _CHECKS[name](data[name])
+    )
+    if wrong:
+        raise InputError(
+            f"{where} is not a record: {', '.join(wrong)} missing, unknown or of the wrong form",
+            expected=_EXPECTED,
+        )
+    record: Record = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+    return record
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: object) -> bool:
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and -_LARGEST < value < _LARGEST  # neither NaN nor an infinity is
+    )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LARGEST
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _are_times(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and all(_is_number(item) and item >= 0 for item in value)
+        and sum(value) >= _SHORTEST * len(value)
+    )
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _are_scores(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        item is None or _is_number(item) for item in value.values()
+    )
+
+
+def _are_shares(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        _is_number(item) and 0 <= item <= 1 for item in value.values()
+    )
+
+
+_CHECKS: Mapping[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("model", "model_sha256", "backend", "scope", "dataset"), _is_text),
+    **dict.fromkeys(("dataset_sha256", "path", "sha256", "target"), _is_text),
+    **dict.fromkeys(("protocol", "environment"), _is_object),
+    **dict.fromkeys(("warnings", "notes"), _are_texts),
+    **dict.fromkeys(("bytes", "images"), _is_count),
+    "batch_size": lambda value: _is_count(value) and value > 0,
+    "seconds": lambda value: _are_times(value) and bool(value),
+    "device_seconds": _are_times,
+    **dict.fromkeys(("metrics", "per_class"), _are_scores),
+    "precision": _are_shares,
+    "parents": lambda value: _is_object(value) and all(map(_is_text, value.values())),
+}
+"""Name of a record's field -> what its JSON value must be."""

@@ -1,0 +1,1 @@
+"""A checkpoint to a PyTorch module: layouts, layers, re-parameterisation, tracing."""

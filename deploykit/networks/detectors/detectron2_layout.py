@@ -1,0 +1,120 @@
+"""Detectron2's R-CNN checkpoints under torchvision's names.
+
+Source: the names in detectron2's model zoo (R50-FPN and R101-FPN). What differs beside names: the
+background is the last class there and the first here, and boxes and masks have none for it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.models.resnet import Bottleneck
+
+from deploykit.networks.detectors import two_stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from deploykit.networks.detectors.grids import Array
+    from deploykit.recipes.recipe import StateDict
+
+MARK = "detectron2"
+"""An empty entry of the state dict: the weights themselves do not say how RoIs are sampled."""
+SAMPLING = two_stage.Sampling(aligned=1, sampling_ratio=0, level_epsilon=1e-8, epsilon_inside=1)
+MEAN_BGR = (103.53, 116.28, 123.675)
+"""0 to 255; the deviation is 1."""
+
+_NORM = r"(weight|bias|running_mean|running_var)$"
+_NAMES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    (re.compile(rf"^backbone\.bottom_up\.stem\.conv1\.norm\.{_NORM}"), r"backbone.body.bn1.\1"),
+    (re.compile(r"^backbone\.bottom_up\.stem\.conv1\."), "backbone.body.conv1."),
+    (
+        re.compile(r"^backbone\.bottom_up\.res(\d)\."),
+        lambda m: f"backbone.body.layer{int(m[1]) - 1}.",
+    ),
+    (re.compile(rf"\.conv(\d)\.norm\.{_NORM}"), r".bn\1.\2"),
+    (re.compile(r"\.shortcut\.norm\."), ".downsample.1."),
+    (re.compile(r"\.shortcut\."), ".downsample.0."),
+    (
+        re.compile(r"^backbone\.fpn_(lateral|output)(\d)\."),
+        lambda m: (
+            f"backbone.fpn.{'inner' if m[1] == 'lateral' else 'layer'}_blocks.{int(m[2]) - 2}.0."
+        ),
+    ),
+    (re.compile(r"^proposal_generator\.rpn_head\.conv\."), "rpn.head.conv.0.0."),
+    (re.compile(r"^proposal_generator\.rpn_head\.objectness_logits\."), "rpn.head.cls_logits."),
+    (re.compile(r"^proposal_generator\.rpn_head\.anchor_deltas\."), "rpn.head.bbox_pred."),
+    (re.compile(r"\.box_head\.fc([12])\."), lambda m: f".box_head.fc{int(m[1]) + 5}."),
+    (re.compile(r"\.mask_head\.mask_fcn(\d)\."), lambda m: f".mask_head.{int(m[1]) - 1}.0."),
+    (re.compile(r"\.mask_head\.deconv\."), ".mask_predictor.conv5_mask."),
+    (re.compile(r"\.mask_head\.predictor\."), ".mask_predictor.mask_fcn_logits."),
+    (
+        re.compile(r"\.keypoint_head\.conv_fcn(\d)\."),
+        lambda m: f".keypoint_head.{2 * int(m[1]) - 2}.",
+    ),
+    (re.compile(r"\.keypoint_head\.score_lowres\."), ".keypoint_predictor.kps_score_lowres."),
+)
+_EXTRAS = re.compile(r"^(pixel_(mean|std)|proposal_generator\.anchor_generator\..*)$")
+_LAST_TO_FIRST = re.compile(r"\.box_predictor\.cls_score\.(weight|bias)$")
+_NO_BACKGROUND = re.compile(r"\.(box_predictor\.bbox_pred|mask_predictor\.mask_fcn_logits)\.")
+
+
+def is_own(state: StateDict) -> bool:
+    """Return whether a state dict has detectron2's names."""
+    return "proposal_generator.rpn_head.conv.weight" in state
+
+
+def adapt(state: StateDict) -> dict[str, Tensor]:
+    """Return a state dict of detectron2 under torchvision's names, with `MARK`."""
+    renamed = {_renamed(key): value for key, value in state.items() if not _EXTRAS.match(key)}
+    return {key: _reordered(key, value) for key, value in renamed.items()} | {MARK: torch.empty(0)}
+
+
+def _renamed(key: str) -> str:
+    for pattern, name in _NAMES:
+        key = pattern.sub(name, key)
+    return key
+
+
+def _reordered(key: str, value: Tensor) -> Tensor:
+    """Return a head's weights with the background first."""
+    if _LAST_TO_FIRST.search(key):
+        return torch.cat([value[-1:], value[:-1]])
+    if _NO_BACKGROUND.search(key):
+        rows = 4 if "bbox_pred" in key else 1
+        return torch.cat([value.new_zeros(rows, *value.shape[1:]), value])
+    return value
+
+
+def configure(model: Any) -> two_stage.TwoStage:  # noqa: ANN401 - torchvision ships no types
+    """Return the network of torchvision's model, with detectron2's conventions.
+
+    Strides are in the first convolution of a block, as in the ResNets it starts from; anchors are
+    not rounded.
+    """
+    for block in model.modules():
+        if isinstance(block, Bottleneck):
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+    model.rpn.min_size = two_stage.LEAST
+    network = two_stage.TwoStage(model, SAMPLING)
+    generator = model.rpn.anchor_generator
+    network.cells = [
+        _cell(sizes, ratios)
+        for sizes, ratios in zip(generator.sizes, generator.aspect_ratios, strict=True)
+    ]
+    network.register_buffer(MARK, torch.empty(0))
+    return network
+
+
+def _cell(sizes: tuple[int, ...], ratios: tuple[float, ...]) -> Array:
+    """Return the anchors around the origin, float32[A, 4]: areas size², ratios height / width."""
+    area = np.array(sizes, np.float64)[:, None] ** 2
+    width = np.sqrt(area / np.array(ratios, np.float64)).ravel()
+    height = np.broadcast_to(area, (len(sizes), len(ratios))).ravel() / width
+    half = np.stack([width, height], 1) / 2
+    found: Array = np.concatenate([-half, half], 1).astype(np.float32)
+    return found

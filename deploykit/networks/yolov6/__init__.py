@@ -1,0 +1,1 @@
+"""YOLOv6: its layers and its network."""

@@ -1,0 +1,199 @@
+"""The networks of YOLOv6: releases 0.2 (RepPAN neck), 0.3 and 0.4 (RepBiFPAN neck), and `pico`.
+
+Source: the YOLOv6 reports (arXiv 2209.02976 and 2301.05586) for the architecture, and the names
+and shapes in the official checkpoints; the code is written from those descriptions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from deploykit.networks.reparam import RepVGGBlock
+from deploykit.networks.yolov6 import layers
+from deploykit.networks.yolov6.layers import conv
+
+if TYPE_CHECKING:
+    from deploykit.networks.yolov6.layers import Pair, Raw
+
+STRIDES = (8, 16, 32)
+"""Input pixels per cell of the three prediction levels."""
+BN_EPS, BN_MOMENTUM = 1e-3, 0.03
+"""Not PyTorch's defaults: with 1e-5 the official weights load and give wrong results."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that tells one variant from another."""
+
+    depth: float
+    """Multiplies `repeats`, rounded, at least 1."""
+    width: float
+    """Multiplies `channels`, rounded up to a multiple of 8."""
+    neck: Literal["RepPAN", "RepBiFPAN"]
+    pooling: Literal["sppf", "cspsppf"]
+    block: Literal["repvgg", "conv_silu"] = "repvgg"
+    csp: float | None = None
+    """Share of the channels inside a CSPStackRep stage; None: plain RepVGG stages."""
+    reg_max: Literal[0, 16] = 0
+    """Box sides are the mean of a distribution over 0 to reg_max cells; 0: a plain number."""
+    channels: tuple[int, ...] = (64, 128, 256, 512, 1024, 256, 128, 128, 256, 256, 512)
+    """Stem, four stages, then p4, p3, down to n3, n3, down to n4, n4 of the neck."""
+    repeats: tuple[int, ...] = (6, 12, 18, 6, 12, 12, 12, 12)
+    """Blocks in the four stages, then in p4, p3, n3, n4."""
+
+    def scaled(self) -> tuple[list[int], list[int]]:
+        """Return the channels and the repeats after scaling."""
+        channels = [math.ceil(c * self.width / 8) * 8 for c in self.channels]
+        return channels, [max(round(n * self.depth), 1) for n in self.repeats]
+
+
+_M2 = Architecture(0.60, 0.75, "RepPAN", "sppf", csp=2 / 3, reg_max=16)
+_L2 = Architecture(1.0, 1.0, "RepPAN", "sppf", "conv_silu", csp=1 / 2, reg_max=16)
+VARIANTS = {
+    "v2n": Architecture(0.33, 0.25, "RepPAN", "sppf"),
+    "v2t": Architecture(0.25, 0.50, "RepPAN", "sppf"),
+    "v2s": Architecture(0.33, 0.50, "RepPAN", "sppf"),
+    "v2m": _M2,
+    "v2l": _L2,
+    "v2l_relu": replace(_L2, block="repvgg"),
+    "v3n": Architecture(0.33, 0.25, "RepBiFPAN", "cspsppf"),
+    "v3s": Architecture(0.33, 0.50, "RepBiFPAN", "cspsppf"),
+    "v3m": replace(_M2, neck="RepBiFPAN"),
+    "v3l": replace(_L2, neck="RepBiFPAN"),
+    "pico": Architecture(
+        1.0,
+        1.0,
+        "RepBiFPAN",
+        "cspsppf",
+        reg_max=16,
+        channels=(16, 16, 32, 64, 112, 40, 32, 32, 48, 48, 80),
+        repeats=(1, 2, 2, 1, 1, 1, 1, 1),
+    ),
+}
+
+
+class Builder:
+    """Makes the stages that one architecture is composed of."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        """Keep what every stage needs."""
+        self.architecture = architecture
+        self.channels, self.repeats = architecture.scaled()
+        silu = architecture.block == "conv_silu"
+        self.act: type[nn.Module] = nn.SiLU if silu else nn.ReLU
+
+    def block(self, channels: Pair, stride: int = 1) -> nn.Module:
+        """Return the basic 3x3 block."""
+        if self.architecture.block == "repvgg":
+            return RepVGGBlock(channels, stride=stride)
+        return conv(channels, 3, stride, nn.SiLU)
+
+    def stage(self, channels: Pair, index: int) -> nn.Module:
+        """Return stage `index` of the repeats."""
+        count, csp = self.repeats[index], self.architecture.csp
+        if csp is None:
+            return layers.Stage(self.block, channels, count)
+        return layers.BepC3(self.block, channels, count, csp, self.act)
+
+    def pooling(self, channels: int) -> nn.Module:
+        """Return the last layer of the backbone."""
+        kind = self.architecture.pooling
+        made = (
+            layers.SPPF(channels, self.act)
+            if kind == "sppf"
+            else layers.CSPSPPF(channels, self.act)
+        )
+        return nn.Sequential(OrderedDict({kind: made}))
+
+
+class Backbone(nn.Module):
+    """EfficientRep, or CSPBep where the stages are CSPStackRep."""
+
+    def __init__(self, make: Builder) -> None:
+        """Make the stem and four stages, each at half the size of the one before."""
+        super().__init__()
+        c = make.channels
+        self.stem = make.block((3, c[0]), 2)
+        stages = [
+            nn.Sequential(make.block((c[i], c[i + 1]), 2), make.stage((c[i + 1], c[i + 1]), i))
+            for i in range(4)
+        ]
+        stages[-1].append(make.pooling(c[4]))
+        self.ERBlock_2, self.ERBlock_3, self.ERBlock_4, self.ERBlock_5 = stages
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the features at strides 4, 8, 16 and 32."""
+        features, x = [], self.stem(images)
+        for stage in (self.ERBlock_2, self.ERBlock_3, self.ERBlock_4, self.ERBlock_5):
+            x = stage(x)
+            features.append(x)
+        return features
+
+
+class Neck(nn.Module):
+    """RepPAN or RepBiFPAN: down the pyramid and up again."""
+
+    def __init__(self, make: Builder) -> None:
+        """Make the layers; the two necks differ in how a level meets its neighbours."""
+        super().__init__()
+        _, c2, c3, c4, c5, p4, p3, d3, n3, d4, n4 = make.channels
+        self.fuses = make.architecture.neck == "RepBiFPAN"
+        self.reduce_layer0, self.reduce_layer1 = conv((c5, p4)), conv((p4, p3))
+        if self.fuses:
+            self.Bifusion0, self.Bifusion1 = (
+                layers.BiFusion(c4, c3, p4),
+                layers.BiFusion(c3, c2, p3),
+            )
+        else:
+            self.upsample0, self.upsample1 = layers.Transpose(p4), layers.Transpose(p3)
+        self.Rep_p4 = make.stage((p4 if self.fuses else c4 + p4, p4), 4)
+        self.Rep_p3 = make.stage((p3 if self.fuses else c3 + p3, p3), 5)
+        self.downsample2, self.downsample1 = conv((p3, d3), 3, 2), conv((n3, d4), 3, 2)
+        self.Rep_n3 = make.stage((p3 + d3, n3), 6)
+        self.Rep_n4 = make.stage((p4 + d4, n4), 7)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Return the features at strides 8, 16 and 32 that the head reads."""
+        x2, x3, x4, x5 = features
+        top = self.reduce_layer0(x5)
+        if self.fuses:
+            middle = self.reduce_layer1(self.Rep_p4(self.Bifusion0(top, x4, x3)))
+            fine = self.Rep_p3(self.Bifusion1(middle, x3, x2))
+        else:
+            joined = torch.cat([self.upsample0(top), x4], 1)
+            middle = self.reduce_layer1(self.Rep_p4(joined))
+            fine = self.Rep_p3(torch.cat([self.upsample1(middle), x3], 1))
+        down = self.Rep_n3(torch.cat([self.downsample2(fine), middle], 1))
+        return [fine, down, self.Rep_n4(torch.cat([self.downsample1(down), top], 1))]
+
+
+class Network(nn.Module):
+    """Backbone, neck and head."""
+
+    def __init__(self, architecture: Architecture, classes: int) -> None:
+        """Make the network as it is trained."""
+        super().__init__()
+        make = Builder(architecture)
+        self.backbone, self.neck = Backbone(make), Neck(make)
+        levels = tuple(make.channels[i] for i in (6, 8, 10))
+        self.detect = layers.Detect(levels, classes, architecture.reg_max, STRIDES)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps, module.momentum = BN_EPS, BN_MOMENTUM
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return float32[batch, anchors, 5 + classes]: cx, cy, w, h in pixels, 1, scores.
+
+        images: float32[batch, 3, H, W] from 0 to 1, H and W multiples of 32.
+        """
+        return cast(Tensor, self.detect(self.neck(self.backbone(images))))
+
+    def raw(self, images: Tensor) -> Raw:
+        """Return class logits, box distances, cell centres and strides: see `layers.Detect.raw`."""
+        return self.detect.raw(self.neck(self.backbone(images)))

@@ -1,0 +1,196 @@
+"""The Casts of an FP16 graph: a node's inputs get the type it computes in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from deploykit import ops
+from deploykit.errors import ModelError, OptionError
+from deploykit.files import artifacts, onnxfile
+from deploykit.graph.editing import is_op, unique, value_names
+from deploykit.precision.float16.rules import HALF, SINGLE, dtype, is_float, only_single, wide_nodes
+from deploykit.precision.placement import default_plan
+from deploykit.precision.placement.rules import constant
+from deploykit.proof import acceptance
+from deploykit.recipes import metadata
+from deploykit.values import Precision
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from deploykit.precision.float16.rules import Wide
+    from deploykit.values import Artifact, PrecisionPlan
+
+_INDIFFERENT = ("Cast", "Constant", "Shape", "Size")
+"""Ops that take any type as it is, and whose output's type is not their input's."""
+
+
+def cast(model: Path, output: Path, *, float_type: Precision) -> Artifact:
+    """Return the artifact of the FP16 version of an ONNX file.
+
+    What the recipe marks as FP32 stays so. Raises: ModelError, OptionError, OutputError;
+    ProofError where the result does not run in ONNX Runtime or overflows.
+    """
+    if float_type is not Precision.FP16:
+        raise OptionError(f"cannot cast to {float_type}", expected="fp16")
+    artifacts.check_writable(output)
+    graph = onnxfile.read_model(model)
+    if any(is_op(node, "QuantizeLinear") for node in graph.graph):
+        raise ModelError(
+            "the model is quantised, and FP16 scales would change its INT8 weights",
+            fix="quantize the float model with --float-type fp16, which casts the rest",
+        )
+    plan = default_plan(graph, metadata.read(graph.metadata_props))
+    wide = wide_nodes(graph, plan)
+    _rewrite(graph, wide)
+    ops.attach(graph)
+    inputs, outputs = onnxfile.interface(graph)
+    with artifacts.replacing(output) as temporary:
+        onnxfile.write_model(graph, temporary)
+        agreements = acceptance.accept(temporary, model)
+    return artifacts.describe(
+        output,
+        made_by={
+            "verb": "cast",
+            "float_type": float_type.value,
+            "fp32_nodes": wide,
+            "max_relative_error": max(agreement.relative for agreement in agreements),
+        },
+        parents=(model,),
+        inputs=inputs,
+        outputs=outputs,
+    )
+
+
+def to_float16(model: ir.Model, plan: PrecisionPlan) -> ir.Model:
+    """Return `model`, changed in place: FP16 inside, FP32 where `wide_nodes` says so.
+
+    Names of nodes and tensors stay; a Cast is called after the tensor it casts.
+
+    Raises: ModelError where a tensor has no known type.
+    """
+    _rewrite(model, wide_nodes(model, plan))
+    return model
+
+
+def _rewrite(model: ir.Model, wide: Wide) -> None:
+    _check_types(model)
+    casts = _Casts(model.graph, value_names(model.graph))
+    for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+        if node.op_type not in _INDIFFERENT:
+            _set_types(node, casts, model, half=_computes_half(node, wide, model))
+    casts.finish()
+
+
+def _computes_half(node: ir.Node, wide: Wide, model: ir.Model) -> bool:
+    """Return whether a node computes in FP16. A QuantizeLinear takes what is there."""
+    if node.graph is not model.graph or str(node.name) in wide:
+        return False
+    if is_op(node, "QuantizeLinear"):
+        return dtype(node.inputs[0]) is HALF
+    return is_float(*node.inputs)
+
+
+def _set_types(node: ir.Node, casts: _Casts, model: ir.Model, *, half: bool) -> None:
+    """Give `node` its float inputs in the type it computes in, and its outputs that type."""
+    for index, value in enumerate(node.inputs):
+        if is_float(value):
+            single = not half or only_single(node, index, model)
+            casts.feed(node, index, SINGLE if single else HALF)
+    for value in node.outputs:
+        if half and value.dtype is SINGLE:
+            value.dtype = HALF
+
+
+def _check_types(model: ir.Model) -> None:
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name and value.type is None and value.uses():
+                raise ModelError(
+                    f"the type of {value.name!r}, which node {node.name!r} computes, is unknown",
+                    expected="a model whose tensors' types ONNX can infer",
+                    fix="write value_info for the outputs of custom ops",
+                )
+
+
+@dataclass
+class _Casts:
+    """Gives nodes their inputs in the wanted type; no tensor is cast twice."""
+
+    graph: ir.Graph
+    taken: set[str]
+    made: dict[tuple[ir.Value, ir.DataType], ir.Value] = field(default_factory=dict)
+    halved: dict[ir.Value, list[tuple[ir.Node, int]]] = field(default_factory=dict)
+    """Constant -> its readers that want FP16."""
+
+    def feed(self, node: ir.Node, index: int, wanted: ir.DataType) -> None:
+        """Make input `index` of `node` have the type `wanted`."""
+        value = node.inputs[index]
+        assert value is not None  # the caller looked
+        if dtype(value) is wanted:
+            return
+        if constant(value) is not None and wanted is HALF:
+            self.halved.setdefault(value, []).append((node, index))
+        elif self._local(value):
+            node.replace_input_with(index, self._cast(value, wanted))
+
+    def finish(self) -> None:
+        """Convert the constants, and cast the model's outputs back to FP32."""
+        for value, readers in self.halved.items():
+            self._convert(value, readers)
+        for index, value in enumerate(self.graph.outputs):
+            if value.dtype is HALF:
+                self._widen_output(index, value)
+
+    def _local(self, value: ir.Value) -> bool:
+        """Return whether the main graph computes `value`; subgraphs stay FP32 throughout."""
+        node = value.producer()
+        return node is None or node.graph is self.graph
+
+    def _cast(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
+        if (value, wanted) not in self.made:
+            name = unique(f"{value.name}.{'fp16' if wanted is HALF else 'fp32'}", self.taken)
+            self.made[value, wanted] = self._add_cast(value, wanted, name)
+        return self.made[value, wanted]
+
+    def _add_cast(self, value: ir.Value, wanted: ir.DataType, name: str) -> ir.Value:
+        result = ir.Value(name=name, shape=value.shape, type=ir.TensorType(wanted))
+        node = ir.node("Cast", [value], {"to": wanted.value}, outputs=[result], name=f"{name}.Cast")
+        producer = value.producer()
+        if producer is not None:
+            self.graph.insert_after(producer, node)
+        elif len(self.graph):
+            self.graph.insert_before(self.graph[0], node)
+        return result
+
+    def _convert(self, value: ir.Value, readers: list[tuple[ir.Node, int]]) -> None:
+        """Turn a constant into FP16: in place, or as a copy where others read it in FP32."""
+        tensor = constant(value)
+        assert tensor is not None  # only constants are collected
+        half = _half(tensor)
+        if value.is_initializer() and len(readers) == len(value.uses()):
+            half.name, value.const_value, value.dtype = value.name, half, HALF
+            return
+        name = unique(f"{value.name}.fp16", self.taken)
+        half.name = name
+        copy = ir.Value(name=name, shape=value.shape, type=ir.TensorType(HALF), const_value=half)
+        self.graph.register_initializer(copy)
+        for node, index in readers:
+            node.replace_input_with(index, copy)
+
+    def _widen_output(self, index: int, value: ir.Value) -> None:
+        """Cast output `index` back to FP32, under the name it had."""
+        name = str(value.name)
+        value.name = unique(f"{name}.fp16", self.taken)
+        self.graph.outputs[index] = self._add_cast(value, SINGLE, name)
+
+
+def _half(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    array: NDArray[np.float16] = tensor.numpy().astype(np.float16)
+    return ir.tensor(array)

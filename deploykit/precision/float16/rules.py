@@ -1,0 +1,183 @@
+"""Which nodes must compute in FP32, and why: the others can take FP16."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from deploykit import ops
+from deploykit.graph.editing import is_op
+from deploykit.ops.plugin import NAMESPACE
+from deploykit.precision.placement.rules import WEIGHTED, constant
+from deploykit.values import Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from deploykit.values import PrecisionPlan
+
+Wide: TypeAlias = dict[str, str]
+"""Node that computes in FP32 -> reason."""
+HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
+MAX_HALF = 65504.0
+"""Largest FP16 number."""
+_COORDINATE = 512
+"""From here on neighbouring FP16 numbers are 0.5 apart: too coarse for pixels."""
+_MAX_LOSS = 2.0**-9
+"""Largest relative L2 error of a constant in FP16; normal numbers stay below 2**-11."""
+_COORDINATES = "works on coordinates, and FP16 numbers above 512 are 0.5 apart"
+_SUM = "adds up many numbers, which may leave FP16's range"
+
+WIDE_OPS: Mapping[str, str] = {
+    "CumSum": _SUM,
+    "Exp": "leaves FP16's range for arguments above 11",
+    "GridSample": _COORDINATES,
+    "Log": "its argument loses all digits near 1 and underflows near 0",
+    "Mod": _COORDINATES,
+    "NonMaxSuppression": _COORDINATES,
+    "Pow": "leaves FP16's range for bases above 255",
+    "Range": _COORDINATES,
+    "ReduceL1": _SUM,
+    "ReduceL2": _SUM,
+    "ReduceLogSum": _SUM,
+    "ReduceLogSumExp": _SUM,
+    "ReduceProd": _SUM,
+    "ReduceSum": _SUM,
+    "ReduceSumSquare": _SUM,
+    "RoiAlign": _COORDINATES,
+}
+"""Op -> why it stays in FP32."""
+
+
+def wide_nodes(model: ir.Model, plan: PrecisionPlan) -> Wide:
+    """Return every node that must compute in FP32, with its reason; the model is not changed.
+
+    What an FP32 node computes stays FP32 through every following node without weights: a wide
+    result is never narrowed just to be moved or shifted.
+    """
+    ShapeInferencePass()(model)
+    found: Wide = {}
+    source: dict[ir.Value, str] = {}
+    for node in model.graph:
+        reason = _reason(node, plan, model)
+        if reason is None and not is_op(node, *WEIGHTED, "DequantizeLinear", "Cast"):
+            origins = (
+                source[value]
+                for index, value in enumerate(node.inputs)
+                if value in source and not only_single(node, index, model)
+            )
+            reason = next((f"follows {name}, which is FP32" for name in origins), None)
+        if reason is not None and is_float(*node.inputs, *node.outputs):
+            found[str(node.name)] = reason
+            source.update((value, str(node.name)) for value in node.outputs if is_float(value))
+    return found
+
+
+def _reason(node: ir.Node, plan: PrecisionPlan, model: ir.Model) -> str | None:
+    """Return why a node itself needs FP32, None where it does not."""
+    name = node.name or ""
+    if plan.layers.get(name, plan.default) is Precision.FP32:
+        return plan.reasons.get(name, "the plan says fp32")
+    losses = (_loss(node, value) for value in node.inputs)
+    return next(filter(None, (_foreign(node), _unable(node, model), *losses)), None)
+
+
+def _foreign(node: ir.Node) -> str | None:
+    """Return why the types of a node are not ours to choose, None where they are."""
+    if node.domain == NAMESPACE and node.op_type in ops.shipped():
+        follows = _following(node)
+        return None if follows else f"{node.op_type} works on scores and coordinates"
+    if not is_op(node, node.op_type):
+        return f"is the custom op {node.domain}::{node.op_type}, whose types are its own"
+    graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    if any(attribute.type in graphs for attribute in node.attributes.values()):
+        return "is control flow: its subgraphs stay FP32"
+    return None
+
+
+def _unable(node: ir.Node, model: ir.Model) -> str | None:
+    """Return why an op cannot take FP16, or not without loss; None where it can."""
+    if node.op_type == "Cast":
+        widens = is_float(*node.outputs) and not is_float(*node.inputs)
+        return "casts integers, and FP16 holds those above 2048 inexactly" if widens else None
+    if node.op_type in WIDE_OPS:
+        return WIDE_OPS[node.op_type]
+    return None if _has_half(node, model) else f"ONNX defines this {node.op_type} without FP16"
+
+
+def _loss(node: ir.Node, value: ir.Value | None) -> str | None:
+    """Return what FP16 would do to a constant input, None where that is harmless."""
+    tensor = constant(value)
+    if value is None or tensor is None or tensor.dtype is not SINGLE:
+        return None
+    array = tensor.numpy()
+    array = array[np.isfinite(array)].astype(np.float64)
+    largest = float(np.abs(array).max(initial=0.0))
+    if largest > MAX_HALF:
+        return f"{value.name} reaches {largest:.3g}, beyond FP16's {MAX_HALF:g}"
+    if array.size > 1 and largest > _COORDINATE and is_op(node, "Add", "Sub"):
+        return f"{value.name} reaches {largest:.4g}: a grid of coordinates"
+    lost = float(np.linalg.norm(array.astype(np.float16) - array))
+    if lost > _MAX_LOSS * float(np.linalg.norm(array)):
+        return f"{value.name} is too small for FP16: values up to {largest:.3g}"
+    return None
+
+
+def is_float(*values: ir.Value | None) -> bool:
+    """Return whether one of the values is FP32, or was before the rewrite."""
+    return any(dtype(value) in (SINGLE, HALF) for value in values)
+
+
+def dtype(value: ir.Value | None) -> ir.DataType | None:
+    """Return the element type of a tensor, None where there is none or it is unknown."""
+    if value is None:
+        return None
+    return value.const_value.dtype if value.const_value is not None else value.dtype
+
+
+def _has_half(node: ir.Node, model: ir.Model) -> bool:
+    """Return whether ONNX defines the op for FP16 wherever its float inputs may vary in type."""
+    schema = _schema(node.op_type, model.opset_imports.get("", 1))
+    return schema is None or all(
+        "tensor(float16)" in types or "tensor(float)" not in types
+        for index, value in enumerate(node.inputs)
+        if is_float(value) and len(types := _types(schema, index)) > 1
+    )
+
+
+def _following(node: ir.Node) -> range:
+    """Return which inputs of one of our ops give an output its type; the others have their own."""
+    plugin = ops.shipped()[node.op_type]
+    names = [name.removesuffix("...") for name in plugin.inputs]
+    followed = {output.dtype for output in plugin.outputs} & set(names)
+    if not followed:
+        return range(0)
+    first = names.index(followed.pop())
+    return range(first, len(node.inputs) if first == len(names) - 1 else first + 1)
+
+
+def only_single(node: ir.Node, index: int, model: ir.Model) -> bool:
+    """Return whether an input is FP32 by definition, such as the scales of Resize."""
+    if node.domain == NAMESPACE and node.op_type in ops.shipped():
+        return index not in _following(node)
+    schema = _schema(node.op_type, model.opset_imports.get("", 1))
+    return schema is not None and _types(schema, index) == {"tensor(float)"}
+
+
+@functools.cache
+def _schema(op_type: str, opset: int) -> onnx.defs.OpSchema | None:
+    try:
+        return onnx.defs.get_schema(op_type, opset)
+    except onnx.defs.SchemaError:
+        return None
+
+
+def _types(schema: onnx.defs.OpSchema, index: int) -> set[str]:
+    """Return the element types that an input may have."""
+    formal = schema.inputs[min(index, len(schema.inputs) - 1)]
+    return set(formal.types)

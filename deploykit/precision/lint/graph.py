@@ -1,0 +1,156 @@
+"""A Q/DQ graph as its rules see it: what is quantised, with which scale, and who reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from deploykit.graph.editing import dims, integer, is_op
+from deploykit.precision.placement.rules import (
+    WEIGHTED,
+    Layer,
+    constant,
+    moved_inputs,
+    moves,
+    weight_axis,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.generic]
+
+INT8 = ir.DataType.INT8
+_STOPS = ("Resize",)
+"""Moving ops that TensorRT does not move a DQ across: they need a Q behind them."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A QuantizeLinear or DequantizeLinear node."""
+
+    node: ir.Node
+    scale: Array | None
+    """None where it is computed at run time."""
+    zero: Array | None
+    """None where it is left out or computed."""
+
+    @property
+    def per_tensor(self) -> bool:
+        """Return whether one scale serves the whole tensor."""
+        return self.scale is not None and self.scale.size == 1
+
+    @property
+    def axis(self) -> int:
+        """Return the axis that the scales belong to; ONNX's default is 1."""
+        return integer(self.node, "axis", 1)
+
+    @property
+    def dtype(self) -> ir.DataType | None:
+        """Return the integer type of the quantised side."""
+        value = (
+            self.node.inputs[0] if self.node.op_type == "DequantizeLinear" else self.node.outputs[0]
+        )
+        zero = self.node.inputs[2] if len(self.node.inputs) > 2 else None
+        for candidate in (value, zero):
+            if candidate is not None:
+                tensor = constant(candidate)
+                found = candidate.dtype if tensor is None else tensor.dtype
+                if found is not None:
+                    return found
+        return ir.DataType.UINT8 if self.node.op_type == "QuantizeLinear" else None
+
+    @property
+    def symmetric_int8(self) -> bool:
+        """Return whether it is int8 around 0."""
+        return self.dtype is INT8 and (self.zero is None or not self.zero.any())
+
+
+def step(node: ir.Node) -> Step:
+    """Return what is known of a Q or DQ node."""
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    return Step(node, _array(node.inputs[1]), _array(zero))
+
+
+def _array(value: ir.Value | None) -> Array | None:
+    tensor = constant(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def dequantized(value: ir.Value | None) -> Step | None:
+    """Return the DQ node that computes `value`, None where another node does."""
+    node = None if value is None else value.producer()
+    return step(node) if node is not None and is_op(node, "DequantizeLinear") else None
+
+
+def quantizer(dequantizer: Step) -> Step | None:
+    """Return the Q node before a DQ node, None where the int8 numbers are constant."""
+    value = dequantizer.node.inputs[0]
+    node = None if value is None else value.producer()
+    return step(node) if node is not None and is_op(node, "QuantizeLinear") else None
+
+
+def int8_source(value: ir.Value | None) -> Step | None:
+    """Return the DQ that `value` comes from, through nodes that a DQ may be moved across.
+
+    Behind a Concat: the DQ of one input, where all are quantised with the same scale.
+    """
+    found = dequantized(value)
+    node = None if value is None else value.producer()
+    if found is not None or node is None or not moves(node) or node.op_type in _STOPS:
+        return found
+    sources = [int8_source(node.inputs[index]) for index in moved_inputs(node)]
+    first = sources[0] if sources else None
+    return first if all(same_scale(first, source) for source in sources) else None
+
+
+def same_scale(one: Step | None, other: Step | None) -> bool:
+    """Return whether two steps are known and quantise alike."""
+    if one is None or other is None or one.scale is None or other.scale is None:
+        return False
+    return np.array_equal(one.scale, other.scale)
+
+
+def quantized_data(layer: ir.Node) -> Step | None:
+    """Return the Q/DQ behind a layer's data input, None where it reads float."""
+    return int8_source(layer.inputs[0]) if layer.inputs else None
+
+
+def quantized_weights(layer: ir.Node) -> Step | None:
+    """Return the DQ behind a layer's weights, None where they are float."""
+    return dequantized(layer.inputs[1]) if len(layer.inputs) > 1 else None
+
+
+def is_layer(node: ir.Node) -> bool:
+    """Return whether a node has weights or multiplies matrices."""
+    return is_op(node, *WEIGHTED)
+
+
+def as_layer(node: ir.Node) -> Layer:
+    """Return a weighted node with the shape of its weights, behind Q/DQ or not."""
+    value = node.inputs[1]
+    producer = None if value is None else value.producer()
+    while producer is not None and is_op(producer, "QuantizeLinear", "DequantizeLinear"):
+        value = producer.inputs[0]
+        producer = None if value is None else value.producer()
+    return Layer(node, dims(value), first=False)
+
+
+def right_axis(layer: ir.Node, weights: Step) -> bool:
+    """Return whether the scales of a layer's weights are one, or one per output channel."""
+    shape = as_layer(layer).weights
+    axis = weights.axis % len(shape) if shape else weights.axis
+    wanted = 1 if is_op(layer, "MatMul") else weight_axis(layer)
+    return weights.per_tensor or axis == wanted
+
+
+def runs_int8(layer: ir.Node) -> bool:
+    """Return whether TensorRT should run a weighted node in INT8."""
+    data, weights = quantized_data(layer), quantized_weights(layer)
+    if data is None or weights is None or layer.op_type == "ConvTranspose":
+        return False
+    symmetric = data.symmetric_int8 and weights.symmetric_int8
+    return symmetric and data.per_tensor and right_axis(layer, weights)

@@ -1,0 +1,14 @@
+"""Where Q/DQ go: rules for what TensorRT runs in INT8, plans of what shall not."""
+
+from deploykit.precision.placement.placing import Activation, Placement, Weight, activations, place
+from deploykit.precision.placement.plans import default_plan, read_plan
+
+__all__ = [
+    "Activation",
+    "Placement",
+    "Weight",
+    "activations",
+    "default_plan",
+    "place",
+    "read_plan",
+]

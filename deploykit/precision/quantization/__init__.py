@@ -1,0 +1,132 @@
+"""Float model, ranges and plan -> a model with Q/DQ, checked before it is accepted."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from deploykit import ops
+from deploykit.errors import ModelError, OptionError, ProofError
+from deploykit.files import artifacts, onnxfile
+from deploykit.precision import calibration, float16, lint, placement
+from deploykit.precision.float16.rules import MAX_HALF
+from deploykit.precision.quantization.writing import insert
+from deploykit.proof import acceptance
+from deploykit.values import Precision, digest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import onnx_ir as ir
+
+    from deploykit.precision.placement import Placement
+    from deploykit.values import Artifact, CalibrationTable, Json, PrecisionPlan
+
+MIN_OPSET: Mapping[Precision, int] = {Precision.FP32: 13, Precision.FP16: 19}
+"""Float type -> first opset with it as a scale: 13 has scales per channel, 19 has FP16 ones."""
+METADATA_KEY = "deploykit.quantization"
+
+
+def quantize(
+    model: Path,
+    table: CalibrationTable,
+    plan: PrecisionPlan,
+    output: Path,
+    *,
+    float_type: Precision,
+) -> Artifact:
+    """Return the artifact of the quantised model: Q/DQ by the rules of placement, FP16 elsewhere.
+
+    With `float_type` FP16 the other nodes compute in FP16, save those that `float16` or the plan
+    keeps in FP32. Node and tensor names stay.
+
+    Raises: StaleTableError where `table` was made for another model; InputError where it lacks a
+    range; ModelError, OptionError for a model or plan that cannot be quantised; OutputError;
+    ProofError where the result is not accepted by ONNX, ONNX Runtime and the lint.
+    """
+    artifacts.check_writable(output)
+    graph = onnxfile.read_model(model)
+    calibration.check_fresh(table, model)
+    placed = placement.place(graph, plan)
+    check(graph, placed, float_type)
+    _check_ranges(table, float_type)
+    insert(graph, placed, table, float_type)
+    if float_type is Precision.FP16:
+        float16.to_float16(graph, plan)
+    summary = _summary(table, plan, placed, float_type)
+    graph.metadata_props[METADATA_KEY] = json.dumps(summary, sort_keys=True)
+    _check_lint(graph)
+    ops.attach(graph)
+    inputs, outputs = onnxfile.interface(graph)
+    with artifacts.replacing(output) as temporary:
+        onnxfile.write_model(graph, temporary)
+        acceptance.accept(temporary, model)
+    return artifacts.describe(
+        output,
+        made_by={"verb": "quantize", **summary},
+        parents=(model,),
+        inputs=inputs,
+        outputs=outputs,
+    )
+
+
+def check(model: ir.Model, placed: Placement, float_type: Precision) -> None:
+    """Fail now rather than after the calibration. Raises: OptionError, ModelError."""
+    if float_type not in MIN_OPSET:
+        raise OptionError(f"float type {float_type}", expected="fp16 or fp32")
+    opset = model.opset_imports.get("", 0)
+    if opset < MIN_OPSET[float_type]:
+        raise OptionError(
+            f"the model has opset {opset}",
+            expected=f"at least {MIN_OPSET[float_type]} for Q/DQ with {float_type} scales",
+            fix="export with --opset 19, or quantize with --float-type fp32"
+            if float_type is Precision.FP16
+            else "export with --opset 17 or higher",
+        )
+    if any(node.op_type == "QuantizeLinear" for node in model.graph):
+        raise ModelError("the model is quantised already", fix="quantise the float model")
+    if not placed.weights:
+        kept = "; ".join(f"{name}: {why}" for name, why in list(placed.kept.items())[:3])
+        raise ModelError(
+            "no layer of the model can be quantised" + (f" ({kept})" if kept else ""),
+            expected="at least one Conv, Gemm or MatMul with constant weights",
+        )
+
+
+def _check_ranges(table: CalibrationTable, float_type: Precision) -> None:
+    for name, found in table.ranges.items():
+        reached = max(abs(found.minimum), abs(found.maximum))
+        if float_type is Precision.FP16 and reached > MAX_HALF:
+            raise ModelError(
+                f"{name!r} reaches {reached:.4g} on the calibration images",
+                expected=f"at most {MAX_HALF:g}, the largest FP16 number",
+                fix="quantize with --float-type fp32",
+            )
+
+
+def _check_lint(model: ir.Model) -> None:
+    errors = [finding for finding in lint.lint(model) if finding.severity == "error"]
+    if errors:
+        first = errors[0]
+        raise ProofError(
+            f"the lint rejects the quantised graph ({len(errors)} errors): "
+            f"{first.node}: {first.message}",
+            expected="Q/DQ that TensorRT runs in INT8",
+            fix=first.fix,
+        )
+
+
+def _summary(
+    table: CalibrationTable, plan: PrecisionPlan, placed: Placement, float_type: Precision
+) -> Json:
+    """Return what the file says about its own making."""
+    return {
+        "float_type": float_type.value,
+        "observer": table.observer,
+        "samples_sha256": table.samples_sha256,
+        "table_sha256": digest([json.dumps(table.to_json(), sort_keys=True)]),
+        "default": plan.default.value,
+        "plan": {name: precision.value for name, precision in sorted(plan.layers.items())},
+        "kept_float": dict(sorted(placed.kept.items())),
+    }

@@ -1,0 +1,1 @@
+"""A candidate is compared with its reference, and accepted or refused."""

@@ -1,0 +1,82 @@
+"""What an exported ONNX file says about itself, so that later stages never guess."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from deploykit.data.preprocess import Preprocess
+from deploykit.errors import InputError, ModelError
+from deploykit.recipes.recipe import KeepFloat
+from deploykit.values import SCHEMA_VERSION, Json, Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, MutableMapping
+
+_KEY = "deploykit"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """The contract of a model: how to feed it and how to read what it returns."""
+
+    recipe: str
+    variant: str
+    task: str
+    preprocess: Preprocess
+    class_names: tuple[str, ...]
+    checkpoint_sha256: str
+    keep_float: tuple[KeepFloat, ...] = ()
+
+    def to_json(self) -> Json:
+        """Return the card as plain JSON values."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "recipe": self.recipe,
+            "variant": self.variant,
+            "task": self.task,
+            "preprocess": self.preprocess.to_json(),
+            "class_names": list(self.class_names),
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "keep_float": [[k.pattern, k.reason, k.precision.value] for k in self.keep_float],
+        }
+
+    @classmethod
+    def from_json(cls, data: Json) -> ModelCard:
+        """Return the card that `to_json` wrote. Raises: ModelError."""
+        try:
+            return cls(
+                recipe=data["recipe"],
+                variant=data["variant"],
+                task=data["task"],
+                preprocess=Preprocess.from_json(data["preprocess"]),
+                class_names=tuple(data["class_names"]),
+                checkpoint_sha256=data["checkpoint_sha256"],
+                keep_float=tuple(
+                    KeepFloat(pattern, reason, Precision(precision))
+                    for pattern, reason, precision in data["keep_float"]
+                ),
+            )
+        except (KeyError, TypeError, ValueError, InputError) as error:
+            raise ModelError(f"the model's deploykit metadata is damaged: {error}") from error
+
+
+def write(properties: MutableMapping[str, str], card: ModelCard) -> None:
+    """Store `card` in a model's `metadata_props`."""
+    properties[_KEY] = json.dumps(card.to_json(), sort_keys=True)
+
+
+def read(properties: Mapping[str, str]) -> ModelCard | None:
+    """Return the card in a model's `metadata_props`, None where there is none.
+
+    Raises: ModelError where it is damaged.
+    """
+    text = properties.get(_KEY)
+    if text is None:
+        return None
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise ModelError(f"the model's deploykit metadata is not JSON: {error}") from error
+    return ModelCard.from_json(data)

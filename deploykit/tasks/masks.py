@@ -1,0 +1,119 @@
+"""From a mask over a box to pixels of the image, one object at a time.
+
+Source: torchvision's `paste_masks_in_image`, whose rounding this keeps: the mask gets a border of
+one zero, the box grows with it and is cut to whole pixels, both ends included.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from deploykit.data.preprocess import Floats
+
+    Bools: TypeAlias = NDArray[np.bool_]
+    Doubles: TypeAlias = NDArray[np.float64]
+
+BORDER = 1
+THRESHOLD = 0.5
+"""A pixel belongs to an object where its mask is above it."""
+
+
+class Patch(NamedTuple):
+    """The part of the image that one mask covers."""
+
+    top: int
+    left: int
+    values: Floats
+    """float32[h, w], 0 to 1; empty where the box lies outside the image."""
+
+
+def paste(
+    masks: Floats, boxes: Floats, height: int, width: int, *, threshold: float = THRESHOLD
+) -> Bools:
+    """Return bool[N, height, width]: the pixels of each object.
+
+    Args:
+        masks: float32[N, S, S], 0 to 1, on an even grid over each box.
+        boxes: float32[N, 4]: x1, y1, x2, y2 in pixels.
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
+        threshold: A pixel is the object's where its mask is above it.
+    """
+    pixels = np.zeros((len(masks), height, width), bool)
+    for whole, (top, left, values) in zip(
+        pixels, patches(masks, boxes, height, width), strict=True
+    ):
+        whole[top : top + values.shape[0], left : left + values.shape[1]] = values > threshold
+    return pixels
+
+
+def patches(masks: Floats, boxes: Floats, height: int, width: int) -> Iterator[Patch]:
+    """Yield the part of the image that each mask covers; memory is that of one box.
+
+    Arguments are those of `paste`. A box with a coordinate that is no finite number covers nothing.
+    """
+    bordered = np.pad(masks, ((0, 0), (BORDER, BORDER), (BORDER, BORDER)))
+    grown = _grown(np.asarray(boxes, np.float32).reshape(-1, 4), masks.shape[-1])
+    for mask, box in zip(bordered, grown, strict=True):
+        left, rows_x = _axis(box[0], box[2], mask.shape[1], width)
+        top, rows_y = _axis(box[1], box[3], mask.shape[0], height)
+        yield Patch(top, left, (rows_y @ mask @ rows_x.T).astype(np.float32))
+
+
+def run_lengths(
+    masks: Floats, boxes: Floats, height: int, width: int, *, threshold: float = THRESHOLD
+) -> Iterator[list[int]]:
+    """Yield COCO's uncompressed run lengths of what `paste` returns, one object at a time.
+
+    Pixels are counted down the columns; the first run is one of background. Arguments are those
+    of `paste`.
+    """
+    for top, left, values in patches(masks, boxes, height, width):
+        yield _runs(values > threshold, (top, left), height, height * width)
+
+
+def _runs(inside: Bools, corner: tuple[int, int], height: int, pixels: int) -> list[int]:
+    """Return the runs of an image that has `inside` at `corner` (row, column) and nothing else."""
+    columns = np.pad(inside.T, ((0, 0), (1, 1))).astype(np.int8)
+    edges = np.diff(columns, axis=1)
+    column, row = np.nonzero(edges)
+    place = (corner[1] + column) * height + corner[0] + row
+    # A run that reaches the bottom goes on at the top of the next column.
+    joined = np.flatnonzero(place[1:] == place[:-1])
+    place = np.delete(place, [*joined, *(joined + 1)])
+    runs: list[int] = np.diff([0, *place.tolist(), pixels]).tolist()
+    return runs if runs[-1] or len(runs) == 1 else runs[:-1]
+
+
+def _grown(boxes: Floats, side: int) -> Floats:
+    """Return boxes with the border of a mask of `side` pixels."""
+    with np.errstate(invalid="ignore", over="ignore"):  # such boxes cover nothing
+        half = (boxes[:, 2:] - boxes[:, :2]) * np.float32(0.5)
+        centre = (boxes[:, 2:] + boxes[:, :2]) * np.float32(0.5)
+        half = half * np.float32((side + 2 * BORDER) / side)
+        grown: Floats = np.concatenate([centre - half, centre + half], 1)
+    return grown
+
+
+def _axis(low: float, high: float, samples: int, limit: int) -> tuple[int, Doubles]:
+    """Return the first pixel in the image, and each pixel's weights of bilinear interpolation."""
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return 0, np.zeros((0, samples))
+    first, last = int(low), int(high)
+    size = max(last - first + 1, 1)
+    start, end = max(first, 0), min(last + 1, limit)
+    place = (np.arange(start, max(start, end)) - first + 0.5) * (samples / size) - 0.5
+    place = place.clip(0, samples - 1)
+    near = place.astype(np.int64)
+    weights = np.zeros((len(place), samples))
+    index = np.arange(len(place))
+    weights[index, near] = 1 - (place - near)
+    weights[index, np.minimum(near + 1, samples - 1)] += place - near
+    return min(start, limit), weights
