@@ -35,9 +35,8 @@ from deploykit.networks import loading
 from deploykit.networks.detectors import light
 from deploykit.pipeline import exporting
 from deploykit.pipeline.exporting import ExportOptions
-from deploykit.proof import matching
-from deploykit.proof.matching import Rows
-from deploykit.tasks import keypoints, masks
+from deploykit.tasks import keypoints, masks, matching
+from deploykit.tasks.matching import Rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from deploykit.proof import matching, verification
-from deploykit.proof.matching import Selection
+from deploykit.proof import verification
+from deploykit.tasks import agreement, matching
+from deploykit.tasks.agreement import PaddedRows
+from deploykit.tasks.matching import Selection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +69,7 @@ def compared(
         atol=1e-5,
         rtol=rtol,
         columns=columns,
-        selection=selection,
+        pairing=PaddedRows(selection),
     )
     return {agreement.output: agreement for agreement in agreements}
 
@@ -169,7 +171,7 @@ def empty(found: Outputs) -> None:
         (relabelled, {"classes"}),
         (missing, {"count"}),
         (invented, {"count"}),
-        (unsorted, {verification.ORDER}),
+        (unsorted, {agreement.ORDER}),
         (scored, {"scores"}),
         (masked, {"masks"}),
         (exchanged, {"masks"}),

@@ -14,8 +14,9 @@ from deploykit.graph import fusion
 from deploykit.networks import loading, tracing
 from deploykit.networks.loading import Network, NetworkOptions
 from deploykit.proof import acceptance, random_inputs, verification
-from deploykit.proof.matching import Selection
 from deploykit.recipes import metadata
+from deploykit.tasks.agreement import PaddedRows
+from deploykit.tasks.matching import Selection
 from deploykit.values import silent
 
 if TYPE_CHECKING:
@@ -110,7 +111,13 @@ def _prove(
         random_inputs.feeds(reference.inputs, seed=seed, batch=seed + 1) for seed in range(_TRIALS)
     ]
     agreements = verification.verify(
-        candidate, reference, feeds, atol=NOISE, rtol=TOLERANCE, columns=True, selection=selection
+        candidate,
+        reference,
+        feeds,
+        atol=NOISE,
+        rtol=TOLERANCE,
+        columns=True,
+        pairing=PaddedRows(selection),
     )
     for agreement in agreements:
         if not agreement.passed:

@@ -10,6 +10,7 @@ from deploykit.files import artifacts, onnxfile
 from deploykit.graph import fusion
 from deploykit.graph.passes import DEFAULT, Pass
 from deploykit.proof import acceptance, random_inputs, verification
+from deploykit.tasks.agreement import PaddedRows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +62,9 @@ def _compare(candidate: Path, reference: Path) -> tuple[Agreement, ...]:
     theirs, chosen = acceptance.open_filled(reference)
     feeds = random_inputs.feeds(theirs.inputs, seed=_SEED, batch=_BATCH)
     ours, _ = acceptance.open_filled(candidate)
-    return verification.verify(ours, theirs, [feeds], atol=0.0, rtol=TOLERANCE, selection=chosen)
+    return verification.verify(
+        ours, theirs, [feeds], atol=0.0, rtol=TOLERANCE, pairing=PaddedRows(chosen)
+    )
 
 
 def _blame(model: Path, scratch: Path, passes: Sequence[Pass], rounds: int) -> ProofError:

@@ -19,7 +19,8 @@ from deploykit.errors import DeployError, ProofError
 from deploykit.files import onnxfile
 from deploykit.ops.plugin import NAMESPACE
 from deploykit.proof import random_inputs, verification
-from deploykit.proof.matching import KEYS, Selection
+from deploykit.tasks.agreement import PaddedRows
+from deploykit.tasks.matching import KEYS, Selection
 
 if TYPE_CHECKING:
     from deploykit.backends import Session
@@ -110,7 +111,7 @@ def _compare(candidate: Path, reference: Path) -> tuple[Agreement, ...]:
     try:
         ours, _ = open_filled(candidate)
         return verification.verify(
-            ours, theirs, [feeds], atol=math.inf, rtol=math.inf, selection=chosen
+            ours, theirs, [feeds], atol=math.inf, rtol=math.inf, pairing=PaddedRows(chosen)
         )
     except DeployError as error:
         raise ProofError(

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from deploykit.errors import InputError, ModelError
-from deploykit.proof import matching
-from deploykit.proof.matching import KEYS, Matching, Selection
+from deploykit.tasks.agreement import PaddedRows, span
 from deploykit.values import Agreement
 
 if TYPE_CHECKING:
@@ -19,16 +18,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.backends import Arrays, Session
-    from deploykit.proof.matching import Account
+    from deploykit.tasks.task import Pairing
 
     Array: TypeAlias = NDArray[np.generic]
     Doubles: TypeAlias = NDArray[np.float64]
 
-ORDER = "scores[order]"
-"""Name under which it is compared that the scores of a candidate's detections fall."""
-DEPENDENT = 10
-"""Masks and keypoints are computed from features inside boxes that differ already."""
-_UNKNOWN = Selection()
 _ROWS = (2, 3)
 """Ranks of outputs whose last axis tells quantities apart: [batch, C] and [batch, anchors, C]."""
 
@@ -41,7 +35,7 @@ def verify(  # noqa: PLR0913 - two sessions, their inputs and three independent 
     atol: float,
     rtol: float,
     columns: bool = False,
-    selection: Selection = _UNKNOWN,
+    pairing: Pairing | None = None,
 ) -> tuple[Agreement, ...]:
     """Return how each output of `candidate` compares with `reference` over all `feeds`.
 
@@ -49,10 +43,9 @@ def verify(  # noqa: PLR0913 - two sessions, their inputs and three independent 
     `name[..., i]`: where boxes in pixels and scores share an output, errors of the scores would
     vanish in the range of the boxes.
 
-    Where the outputs are padded detections, rows are paired first, see `matching`, and pairs are
-    compared; `count` then says how many rows have no partner, `classes` how many of them have
-    another class. `selection` says what the models keep. Masks and keypoints are allowed
-    `DEPENDENT` times the relative error.
+    `pairing` is the task's: it brings outputs into one order before they are compared, and has
+    findings of its own. By default rows of padded detections are paired, see `tasks.matching`:
+    `count` then says how many rows have no partner, `classes` how many have another class.
 
     An output passes where, on every input, `max_abs <= atol + rtol * range`, with range the
     largest minus the smallest finite value of the reference (their magnitude, where that is 0).
@@ -65,90 +58,22 @@ def verify(  # noqa: PLR0913 - two sessions, their inputs and three independent 
         if not value >= 0:
             raise InputError(f"{name} is {value}", expected="a number, 0 or more")
     tallies: dict[str, _Tally] = {}
-    rows = Matching(selection)
+    pairing = pairing or PaddedRows()
     for feed in feeds:
         expected, found = reference.run(feed), candidate.run(feed)
         check_interface(found, expected)
-        detections = matching.applies(expected)
-        if detections:
-            compared = _paired(found, expected, rows, atol, rtol)
-        else:
-            compared = {name: (found[name], array) for name, array in expected.items()}
-        for name, (ours, theirs) in compared.items():
-            wider = DEPENDENT if detections and name in expected and name not in KEYS else 1
-            tallies.setdefault(name, _Tally()).add(ours, theirs, atol, rtol * wider)
-            split = columns and theirs.ndim in _ROWS and not (detections and name != "boxes")
+        for name, pair in pairing.pairs(found, expected, atol, rtol).items():
+            ours, theirs = pair.found, pair.expected
+            tallies.setdefault(name, _Tally()).add(ours, theirs, atol, rtol * pair.factor)
+            split = columns and pair.columns and theirs.ndim in _ROWS
             for i in range(theirs.shape[-1] if split else 0):
                 column = tallies.setdefault(f"{name}[..., {i}]", _Tally())
                 column.add(ours[..., i], theirs[..., i], atol, rtol)
-    if not tallies:
-        raise InputError("there is nothing to compare: no inputs, or no outputs")
     agreements = tuple(tally.agreement(name) for name, tally in tallies.items())
-    return agreements + (_accounts(rows.account) if detections else ())
-
-
-def _paired(
-    found: Mapping[str, Array],
-    expected: Mapping[str, Array],
-    rows: Matching,
-    atol: float,
-    rtol: float,
-) -> dict[str, tuple[Array, Array]]:
-    """Return what is compared of detections: the pairs, and that the candidate's scores fall."""
-    margin = atol + rtol * _span(expected["scores"][matching.filled(expected)].astype(np.float64))
-    compared = rows.align(found, expected, margin)
-    ours_, theirs_ = (boxes.astype(np.float64) for boxes in compared["boxes"])
-    strays = _strays(ours_, theirs_, atol, rtol)
-    if 0 < strays.sum() <= matching.MOST_MISSING * len(strays):
-        # Partners in name only: each is alone, as a proposal that the other side had not found.
-        rows.account.part(int(strays.sum()))
-        compared = {name: (a[~strays], b[~strays]) for name, (a, b) in compared.items()}
-    filled = matching.filled(found)
-    scores = np.where(filled, found["scores"], 0).astype(np.float64)
-    compared[ORDER] = scores, -np.sort(-scores, 1)
-    for name, (ours, theirs) in compared.items():
-        numbers = found[name][filled] if name in found else ours
-        if np.isfinite(theirs).all() and not np.isfinite(numbers).all():
-            shape = (1, *theirs.shape[1:])
-            compared[name] = np.full(shape, np.nan), np.zeros(shape)
-    return compared
-
-
-def _strays(
-    ours: NDArray[np.float64], theirs: NDArray[np.float64], atol: float, rtol: float
-) -> NDArray[np.bool_]:
-    """Return which pairs have boxes further apart than allowed, bool[pairs]."""
-    with np.errstate(invalid="ignore"):
-        far: NDArray[np.bool_] = np.abs(ours - theirs).max(1, initial=0) > (
-            atol + rtol * _span(theirs)
-        )
-    return far
-
-
-def _accounts(account: Account) -> tuple[Agreement, Agreement]:
-    """Return what `classes` and `count` say of rows without a partner.
-
-    `max_abs` is how many there are, `mean_abs` their share; they have no range to be relative to.
-    """
-    total = max(account.rows, 1)
-    swapped = account.swapped + account.unpadded
-    note = account.note if account.rows else "neither found anything: nothing was compared"
-    shares = {"classes": swapped / total, "count": account.share}
-    counts = {"classes": swapped, "count": account.alone}
-    passed = {"classes": swapped == 0, "count": account.agrees}
-    classes, count = (
-        Agreement(
-            name,
-            max_abs=counts[name],
-            mean_abs=share,
-            relative=0.0,
-            cosine=1 - share,
-            passed=passed[name],
-            note="" if passed[name] else note,
-        )
-        for name, share in shares.items()
-    )
-    return classes, count
+    agreements += pairing.findings()
+    if not agreements:
+        raise InputError("there is nothing to compare: no inputs, or no outputs")
+    return agreements
 
 
 def check_interface(found: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
@@ -187,12 +112,12 @@ class _Tally:
     def add(self, found: Array, expected: Array, atol: float, rtol: float) -> None:
         """Take in the outputs of one run."""
         ours, theirs = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
-        errors, span = _errors(ours, theirs), _span(theirs)
+        errors, reach = _errors(ours, theirs), span(theirs)
         largest = float(errors.max(initial=0.0))
         self.max_abs = max(self.max_abs, largest)
-        self.relative = max(self.relative, _ratio(largest, span))
+        self.relative = max(self.relative, _ratio(largest, reach))
         self.cosine = min(self.cosine, _cosine(ours, theirs))
-        self.passed &= largest <= atol + rtol * span
+        self.passed &= largest <= atol + rtol * reach
         self.means.append(float(errors.mean()) if errors.size else 0.0)
         self.sizes.append(max(errors.size, 1))
 
@@ -212,15 +137,6 @@ def _errors(ours: Doubles, theirs: Doubles) -> Doubles:
     errors: Doubles = np.where(same, 0.0, np.inf)
     errors[finite] = np.abs(ours[finite] - theirs[finite])
     return errors
-
-
-def _span(values: Doubles) -> float:
-    """Return largest - smallest finite value; their magnitude where all are equal."""
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        return 0.0
-    low, high = float(finite.min()), float(finite.max())
-    return high - low if high > low else abs(high)
 
 
 def _ratio(error: float, span: float) -> float:

@@ -1,0 +1,138 @@
+"""How the outputs of two models of a task are brought together before their numbers are judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from deploykit.tasks import matching
+from deploykit.tasks.matching import KEYS, Matching, Selection
+from deploykit.tasks.task import Pair
+from deploykit.values import Agreement
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from deploykit.tasks.matching import Account
+    from deploykit.tasks.task import Array, Arrays
+
+    Doubles: TypeAlias = NDArray[np.float64]
+
+ORDER = "scores[order]"
+"""Name under which it is compared that the scores of a candidate's detections fall."""
+DEPENDENT = 10
+"""Masks and keypoints are computed from features inside boxes that differ already."""
+
+
+@dataclass(frozen=True)
+class InOrder:
+    """Outputs are compared element by element, in the order in which they stand."""
+
+    def pairs(self, found: Arrays, expected: Arrays, atol: float, rtol: float) -> dict[str, Pair]:
+        """Return every output of the reference with the candidate's."""
+        del atol, rtol
+        return {name: Pair(found[name], array) for name, array in expected.items()}
+
+    def findings(self) -> tuple[Agreement, ...]:
+        """Return nothing: pairs say it all."""
+        return ()
+
+
+class PaddedRows:
+    """Rows of padded detections are paired first, see `matching`; others are compared in order."""
+
+    def __init__(self, selection: Selection = Selection()) -> None:  # noqa: B008 - a frozen value
+        """Take what is known of how the models choose their rows."""
+        self._rows = Matching(selection)
+        self._paired = False
+
+    def pairs(self, found: Arrays, expected: Arrays, atol: float, rtol: float) -> dict[str, Pair]:
+        """Return the pairs of one run, and that the candidate's scores fall."""
+        self._paired = matching.applies(expected)
+        if not self._paired:
+            return InOrder().pairs(found, expected, atol, rtol)
+        compared = self._together(found, expected, atol, rtol)
+        return {
+            name: Pair(
+                ours,
+                theirs,
+                factor=DEPENDENT if name in expected and name not in KEYS else 1.0,
+                columns=name == "boxes",
+            )
+            for name, (ours, theirs) in compared.items()
+        }
+
+    def findings(self) -> tuple[Agreement, ...]:
+        """Return what `classes` and `count` say of rows without a partner."""
+        return _accounts(self._rows.account) if self._paired else ()
+
+    def _together(
+        self, found: Arrays, expected: Arrays, atol: float, rtol: float
+    ) -> dict[str, tuple[Array, Array]]:
+        """Return both sides of every comparison: the pairs, and that the scores found fall."""
+        scores = expected["scores"][matching.filled(expected)].astype(np.float64)
+        margin = atol + rtol * span(scores)
+        compared = self._rows.align(found, expected, margin)
+        ours_, theirs_ = (boxes.astype(np.float64) for boxes in compared["boxes"])
+        strays = _strays(ours_, theirs_, atol, rtol)
+        if 0 < strays.sum() <= matching.MOST_MISSING * len(strays):
+            # Partners in name only: each is alone, as a proposal that the other side had not found.
+            self._rows.account.part(int(strays.sum()))
+            compared = {name: (a[~strays], b[~strays]) for name, (a, b) in compared.items()}
+        filled = matching.filled(found)
+        scores = np.where(filled, found["scores"], 0).astype(np.float64)
+        compared[ORDER] = scores, -np.sort(-scores, 1)
+        for name, (ours, theirs) in compared.items():
+            numbers = found[name][filled] if name in found else ours
+            if np.isfinite(theirs).all() and not np.isfinite(numbers).all():
+                shape = (1, *theirs.shape[1:])
+                compared[name] = np.full(shape, np.nan), np.zeros(shape)
+        return compared
+
+
+def _strays(
+    ours: NDArray[np.float64], theirs: NDArray[np.float64], atol: float, rtol: float
+) -> NDArray[np.bool_]:
+    """Return which pairs have boxes further apart than allowed, bool[pairs]."""
+    with np.errstate(invalid="ignore"):
+        far: NDArray[np.bool_] = np.abs(ours - theirs).max(1, initial=0) > (
+            atol + rtol * span(theirs)
+        )
+    return far
+
+
+def _accounts(account: Account) -> tuple[Agreement, Agreement]:
+    """Return what `classes` and `count` say of rows without a partner.
+
+    `max_abs` is how many there are, `mean_abs` their share; they have no range to be relative to.
+    """
+    total = max(account.rows, 1)
+    swapped = account.swapped + account.unpadded
+    note = account.note if account.rows else "neither found anything: nothing was compared"
+    shares = {"classes": swapped / total, "count": account.share}
+    counts = {"classes": swapped, "count": account.alone}
+    passed = {"classes": swapped == 0, "count": account.agrees}
+    classes, count = (
+        Agreement(
+            name,
+            max_abs=counts[name],
+            mean_abs=share,
+            relative=0.0,
+            cosine=1 - share,
+            passed=passed[name],
+            note="" if passed[name] else note,
+        )
+        for name, share in shares.items()
+    )
+    return classes, count
+
+
+def span(values: Doubles) -> float:
+    """Return largest - smallest finite value; their magnitude where all are equal."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return 0.0
+    low, high = float(finite.min()), float(finite.max())
+    return high - low if high > low else abs(high)

@@ -1,0 +1,135 @@
+"""What a task is: how outputs become results, and how these are scored, compared and drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
+
+from deploykit.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from deploykit.data.preprocess import Floats, Geometry, Pixels
+    from deploykit.values import Agreement
+
+    Array: TypeAlias = NDArray[np.generic]
+    Arrays: TypeAlias = Mapping[str, Array]
+    Size: TypeAlias = tuple[int, int]
+
+R = TypeVar("R")
+"""What a task finds in one image: objects, a class, a label map."""
+R_contra = TypeVar("R_contra", contravariant=True)
+
+
+@dataclass(frozen=True)
+class Display:
+    """How the values of a metric are written and drawn."""
+
+    title: str
+    unit: str = ""
+    digits: int = 4
+    """After the point."""
+    scale: float = 1.0
+    """A value times this is what is shown: 100 for a share in per cent."""
+    higher_is_better: bool = True
+    summary: bool = False
+    """Whether summaries show it; the primary metric they always show."""
+    drop: bool = False
+    """Whether summaries also show what it lost against the model that it was made from."""
+
+    def text(self, value: float | None) -> str:
+        """Return a value as it is printed, with its unit; `-` where it is undefined."""
+        if value is None:
+            return "-"
+        return f"{value * self.scale:.{self.digits}f}" + (f" {self.unit}" if self.unit else "")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How well a model did its task on one set of images."""
+
+    metrics: Mapping[str, float | None]
+    """Name -> value; None where the truth leaves it undefined."""
+    primary: str
+    """The metric that models are ranked by, one of `metrics`."""
+    display: Mapping[str, Display] = field(default_factory=dict)
+    """Metric name -> how it is shown; others by their name, with the defaults."""
+    per_class: Mapping[str, float | None] = field(default_factory=dict)
+    """Class name -> the primary metric of that class alone."""
+
+    def __post_init__(self) -> None:
+        """Check that there is a primary metric. Raises: OptionError."""
+        if self.primary not in self.metrics:
+            raise OptionError(
+                f"the task's primary metric {self.primary!r} is not among its metrics",
+                expected="one of " + (", ".join(self.metrics) or "them, and there is none"),
+            )
+
+    @property
+    def value(self) -> float | None:
+        """Return the primary number."""
+        return self.metrics[self.primary]
+
+
+class Metric(Protocol[R_contra]):
+    """Takes results in, one image after the other."""
+
+    def add(self, name: str, result: R_contra, truth: Any, size: Size, /) -> None:  # noqa: ANN401 - each task has its own form of truth
+        """Take the result for the image `name`, of H and W pixels, and the truth about it."""
+        ...
+
+    def scores(self) -> Scores:
+        """Return the scores of all images taken in."""
+        ...
+
+
+class Pair(NamedTuple):
+    """Numbers of two models that must be alike: same shape, element by element."""
+
+    found: Array
+    expected: Array
+    factor: float = 1.0
+    """Of the tolerance: above 1 for what is computed from other outputs that differ already."""
+    columns: bool = True
+    """Whether the last axis may hold different quantities, which are then judged one by one."""
+
+
+class Pairing(Protocol):
+    """Brings the outputs of two models into one order, run after run."""
+
+    def pairs(self, found: Arrays, expected: Arrays, atol: float, rtol: float) -> dict[str, Pair]:
+        """Return what is compared of one run; scores may differ by `atol + rtol * their span`."""
+        ...
+
+    def findings(self) -> tuple[Agreement, ...]:
+        """Return what pairs cannot say of all runs, such as rows without a partner."""
+        ...
+
+
+class Task(Protocol[R]):
+    """What a model is for. R: what it finds in one image."""
+
+    def decode(
+        self, outputs: Mapping[str, Floats], geometries: Sequence[Geometry], /
+    ) -> Sequence[R]:
+        """Return one result per geometry, in pixels of the original image."""
+        ...
+
+    def metric(self, categories: Mapping[int, str], classes: Sequence[str], /) -> Metric[R]:
+        """Return a fresh metric. categories: id -> name in the truth; classes: the model's.
+
+        Raises: DataError where the two do not fit.
+        """
+        ...
+
+    def agreement(self) -> Pairing:
+        """Return a fresh pairing of the outputs of two models for this task."""
+        ...
+
+    def draw(self, image: Pixels, result: R, classes: Sequence[str], /) -> Pixels:
+        """Return the image uint8[H, W, 3] with the result drawn on it."""
+        ...
