@@ -142,7 +142,7 @@ def test_a_pass_that_fails_is_named(path: Path) -> None:
 
 def test_the_input_is_not_overwritten(path: Path) -> None:
     before = path.read_bytes()
-    with pytest.raises(OptionError, match="is the input itself"):
+    with pytest.raises(OptionError, match="-o is the model itself"):
         fusing.fuse(path, path)
     assert path.read_bytes() == before
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,10 +178,50 @@ def test_a_full_disk_leaves_the_file_as_it_was(
     assert path.read_bytes() == before
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_device_that_is_full_is_an_output_error() -> None:
-    with pytest.raises(OutputError, match="No space left"):
-        records.append(Path("/dev/full"), BENCH)
+def test_a_device_or_a_pipe_is_no_place_for_records(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in ((Path(os.devnull), "a device"), (tmp_path / "pipe", "a pipe")):
+        with pytest.raises(OutputError, match=f"it is {kind}"):
+            records.append(path, BENCH)
+        with pytest.raises(OutputError, match=f"it is {kind}"):
+            records.check_appendable(path)
+
+
+def test_a_file_that_holds_something_else_is_not_appended_to(tmp_path: Path) -> None:
+    for content in (b"\x08\x09\x12\x07pytorch", b"# Notes\n", b'{\n "sha256": "0"\n}\n', b"[]\n"):
+        path = tmp_path / "other"
+        path.write_bytes(content)
+        with pytest.raises(OutputError, match="other than records"):
+            records.check_appendable(path)
+        assert path.read_bytes() == content
+    for content in (b"", b"\n", b'{"backend": "onnxr'):  # new, blank, and torn by a crash
+        path.write_bytes(content)
+        records.check_appendable(path)
+
+
+WRITERS, LINES = 12, 40
+
+
+def test_many_processes_lose_and_tear_no_record_of_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    children = []
+    for number in range(WRITERS):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                for line in range(LINES):
+                    records.check_appendable(path)
+                    name = f"{number}-{line}"
+                    records.append(path, replace(BENCH, model=name, warnings=(name * 2000,)))
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    assert {os.waitpid(child, 0)[1] for child in children} == {0}
+    names = Counter(r.model for r in records.read([path]) if isinstance(r, BenchRecord))
+    wanted = [f"{number}-{line}" for number in range(WRITERS) for line in range(LINES)]
+    assert names == Counter(wanted)
 
 
 def test_an_unwritable_place_is_found_before_the_slow_step(tmp_path: Path) -> None:

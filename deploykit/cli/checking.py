@@ -114,6 +114,7 @@ def bench(
         str | None,
         typer.Option(help="SOURCE:LOCATION: time image to detections, not the model alone."),
     ] = None,
+    recipe: Recipe = None,
     threads: Threads = 0,
     record: Record = None,
     as_json: AsJson = False,
@@ -131,7 +132,7 @@ def bench(
         threads=threads,
     )
     wanted = pipeline.BenchPlan(
-        base, options.integers("--batch-sizes", batch_sizes), backend, end_to_end
+        base, options.integers("--batch-sizes", batch_sizes), backend, end_to_end, recipe
     )
     found = pipeline.bench(models, wanted, record=record, progress=printing.bar)
     data = {"records": [r.to_json() for r in found]}

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import sys
 import time
+import unicodedata
 from typing import TYPE_CHECKING, TypeVar
+
+from deploykit.errors import OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +23,10 @@ if TYPE_CHECKING:
     from deploykit.values import Artifact, BenchRecord, Json
 
 T = TypeVar("T")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+"""Why a system refuses to write."""
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode categories that steer a terminal, reorder the text around them, or are no characters."""
 _QUIET_SECONDS = 2.0
 """A step shorter than this shows no progress bar."""
 
@@ -58,27 +67,79 @@ def _lines(items: Iterable[T], label: str, total: int) -> Iterator[T]:
             shown = tenth
 
 
+class UnsaidError(OutputError):
+    """Standard output takes nothing more."""
+
+
+class ReaderGone(Exception):  # noqa: N818 - no error: nobody wants the rest
+    """What reads our output has stopped."""
+
+
+def legible(text: str, newline: str = "\n") -> str:
+    """Return `text` with all that steers a terminal spelt out; its lines are joined by `newline`.
+
+    Names come from files of anybody's.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        newline if c == "\n" else ascii(c)[1:-1] if unicodedata.category(c) in _UNSEEN else c
+        for c in text
+    )
+
+
 def emit(data: Json, text: str, *, as_json: bool) -> None:
-    """Print a result for machines or for people."""
-    print(json.dumps(data, sort_keys=True, default=str) if as_json else text)
+    """Print a result for machines or for people. Raises: UnsaidError, ReaderGone."""
+    _print(json.dumps(data, sort_keys=True, default=str) if as_json else legible(text))
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError as error:
+        _give_up_stdout()
+        raise ReaderGone from error
+    except OSError as error:
+        _give_up_stdout()
+        raise UnsaidError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def _give_up_stdout() -> None:
+    """Send what is still in the buffer nowhere: leaving the interpreter would try it again."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 def complain(error: DeployError, *, as_json: bool) -> None:
-    """Print an error: one message on stderr, or one JSON object on stdout."""
+    """Print an error: one message on stderr, or one JSON object on stdout.
+
+    A name with line breaks cannot pass for a part of the message: its other lines are indented.
+    Raises: UnsaidError, ReaderGone.
+    """
     if as_json:
         parts = {"message": error.found, "expected": error.expected, "fix": error.fix}
-        print(json.dumps({"error": {"type": type(error).__name__, **parts}}, sort_keys=True))
-    else:
-        print(f"deploykit: {error}", file=sys.stderr)
+        _print(json.dumps({"error": {"type": type(error).__name__, **parts}}, sort_keys=True))
+        return
+    labels = (("", error.found), ("expected: ", error.expected), ("to fix: ", error.fix))
+    said = "\n".join(label + legible(text, "\n    ") for label, text in labels if text)
+    with contextlib.suppress(OSError):
+        print(f"deploykit: {said}", file=sys.stderr)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return an aligned text table; numbers stand right, words left."""
-    cells = [list(map(str, row)) for row in rows]
+    cells = [[legible(str(cell), "\\n") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     lines = [_line(header, widths, header), "  ".join("-" * width for width in widths)]
     lines += [_line(row, widths, row) for row in cells]
     return "\n".join(lines)
+
+
+def _lined(lines: Iterable[str]) -> str:
+    """Return the lines, each of them one whatever the names in it hold."""
+    return "\n".join(legible(line, "\\n") for line in lines)
 
 
 def _line(row: Sequence[str], widths: Sequence[int], values: Sequence[str]) -> str:
@@ -120,10 +181,11 @@ def artifact(
         "made_by": dict(made.made_by),
         **(extra or {}),
     }
-    interface = [f"  in   {spec}" for spec in made.inputs]
-    interface += [f"  out  {spec}" for spec in made.outputs]
-    lines = [f"{made.path}  {size(bytes_)}", *interface, *(f"  {note}" for note in notes)]
-    emit(data, "\n".join(lines), as_json=as_json)
+    lines = [f"{made.path}  {size(bytes_)}"]
+    lines += [f"  in   {spec}" for spec in made.inputs]
+    lines += [f"  out  {spec}" for spec in made.outputs]
+    lines += [f"  {note}" for note in notes]
+    emit(data, _lined(lines), as_json=as_json)
 
 
 def inspection(found: Inspection) -> str:
@@ -134,11 +196,11 @@ def inspection(found: Inspection) -> str:
         for layer in found.layers
     ]
     shares = ", ".join(f"{share:.1%} {name}" for name, share in found.shares.items())
-    lines = [table(("layer", "op", "precision", "MACs"), rows), "", f"of all MACs: {shares}"]
+    lines = ["", f"of all MACs: {shares}"]
     for finding in found.findings:
         lines += [f"{finding.severity}: {finding.node}: {finding.message} [{finding.rule}]"]
         lines += [f"    to fix: {finding.fix}"] if finding.fix else []
-    return "\n".join(lines)
+    return "\n".join([table(("layer", "op", "precision", "MACs"), rows), _lined(lines)])
 
 
 def _first(name: str) -> str:
@@ -161,8 +223,8 @@ def accuracy(found: AccuracyRecord) -> str:
     header = ["", *dict.fromkeys(name for part in parts.values() for name in part)]
     rows = [[kind, *(part.get(n, "-") for n in header[1:])] for kind, part in parts.items()]
     classes = found.per_class.items()
-    lines = [f"{found.model} on {found.images} images of {found.dataset} ({found.backend})"]
-    lines += [table(header, rows), ""]
+    about = f"{found.model} on {found.images} images of {found.dataset} ({found.backend})"
+    lines = [_lined([about]), table(header, rows), ""]
     per_class = [(name, "-" if value is None else f"{value:.4f}") for name, value in classes]
     return "\n".join([*lines, table(("class", "box AP"), per_class)])
 
@@ -185,7 +247,7 @@ def measurements(found: Sequence[BenchRecord]) -> str:
             )
         )
     warned = [f"warning: {record.model}: {text}" for record in found for text in record.warnings]
-    return "\n".join([table(header, rows), *warned])
+    return "\n".join([table(header, rows), *([_lined(warned)] if warned else [])])
 
 
 def findings(rows: Sequence[Row]) -> str:

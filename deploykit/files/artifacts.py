@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import InputError, OutputError
+from deploykit.files import paths
 from deploykit.values import SCHEMA_VERSION, Artifact, Json, TensorSpec
 
 if TYPE_CHECKING:
@@ -25,8 +26,10 @@ _RECORDED = ("deploykit", "torch", "onnx", "onnxruntime", "numpy", "tensorrt-rtx
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it takes the name `path` only if the block succeeds.
 
-    Raises: OutputError where the folder is absent or not writable, or the disk is full.
+    A link stays, and what it points to is replaced. Raises: OutputError where the folder is absent
+    or not writable, something other than a plain file is there, or the disk is full.
     """
+    path = paths.target(path)
     try:
         handle, name = tempfile.mkstemp(
             prefix=f".{path.name}.", suffix=path.suffix or ".tmp", dir=path.parent
@@ -61,8 +64,6 @@ def _umask() -> int:
 
 def check_writable(path: Path) -> None:
     """Fail now rather than after the slow step. Raises: OutputError."""
-    if path.is_dir():
-        raise OutputError(f"cannot write {path}: it is a folder", fix="give a file name")
     with contextlib.suppress(_Undo), replacing(path):
         raise _Undo
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from deploykit.errors import InputError
-from deploykit.files.artifacts import unwritable
+from deploykit.errors import InputError, OutputError
+from deploykit.files import appending
 from deploykit.values import SCHEMA_VERSION, BenchRecord
 
 if TYPE_CHECKING:
@@ -105,46 +103,30 @@ def append(path: Path, record: Record) -> None:
 
     Raises: OutputError.
     """
-    text = json.dumps(record.to_json(), sort_keys=True, allow_nan=False) + "\n"
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    try:
-        _append(handle, text.encode())
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        os.close(handle)
-
-
-def _append(handle: int, line: bytes) -> None:
-    """Write `line` whole, or not at all; a torn last line before it stays a line of its own."""
-    size = os.fstat(handle).st_size
-    regular = stat.S_ISREG(os.fstat(handle).st_mode)
-    if regular and size and os.pread(handle, 1, size - 1) != b"\n":
-        line = b"\n" + line
-    try:
-        while line:
-            line = line[os.write(handle, line) :]
-        if regular:
-            os.fsync(handle)
-    except OSError:
-        if regular:
-            os.ftruncate(handle, size)
-        raise
+    appending.append(path, json.dumps(record.to_json(), sort_keys=True, allow_nan=False))
 
 
 def check_appendable(path: Path) -> None:
-    """Fail before the slow step rather than after it; leaves no file. Raises: OutputError."""
-    fresh = not path.exists()
+    """Fail before the slow step rather than after it; leaves no file, and takes none away.
+
+    Raises: OutputError where it cannot be written, or holds something other than records.
+    """
+    first = appending.check(path)
+    if first.strip() and not _begins(first):
+        raise OutputError(
+            f"{path} holds something other than records, which would be damaged",
+            expected=f"a new file, or {_EXPECTED}",
+            fix="give another file for the records",
+        )
+
+
+def _begins(line: bytes) -> bool:
+    """Return whether the first line of a file can be that of a file of records, torn or whole."""
     try:
-        with path.open("ab"):
-            pass
-    except OSError as error:
-        raise unwritable(path, error) from error
-    if fresh:
-        path.unlink()
+        data = json.loads(line)
+    except (ValueError, RecursionError):
+        return line.startswith(b'{"') and not line.endswith(b"\n")
+    return isinstance(data, dict) and isinstance(data.get("kind"), str)
 
 
 def read(paths: Iterable[Path]) -> tuple[Record, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from deploykit.errors import CheckpointError, OptionError, unknown_name
 from deploykit.networks import checkpoint
+from deploykit.recipes import metadata
 from deploykit.recipes.metadata import ModelCard
 from deploykit.recipes.recipe import RECIPES
 from deploykit.values import TensorSpec
@@ -68,7 +69,7 @@ def load_network(path: Path, options: NetworkOptions) -> Network:
             expected=f"two positive multiples of {recipe.size_multiple}, such as 640x640",
         )
     card = ModelCard(
-        recipe=options.recipe or recipe.name,
+        recipe=metadata.recipe_name(options.recipe, recipe),
         variant=variant,
         task=recipe.task,
         preprocess=preprocess,

@@ -15,6 +15,7 @@ from deploykit.files import onnxfile
 from deploykit.measuring import benchmarking, environment, records
 from deploykit.measuring.benchmarking import BenchOptions, EndToEnd, Instruments, Subject
 from deploykit.measuring.records import AccuracyRecord
+from deploykit.pipeline import places
 from deploykit.pipeline.opening import CHECKPOINTS, PYTORCH, made_by, open_model
 from deploykit.precision import lint
 from deploykit.proof import random_inputs, verification
@@ -149,8 +150,7 @@ def evaluate(
 
     Raises: InputError, OutputError, BackendError.
     """
-    if record is not None:
-        records.check_appendable(record)
+    places.check({"the model": path}, record=record)
     data = sources.dataset(options.source)
     opened = open_model(
         path, backend=options.backend, recipe=options.recipe, threads=options.threads
@@ -191,6 +191,8 @@ class BenchPlan:
     backend: str | None = None
     end_to_end: str | None = None
     """Data set of the images for the whole way from image to detections; None: device scope."""
+    recipe: str | None = None
+    """By name or as a file, over what a model's card says."""
 
 
 def bench(
@@ -204,9 +206,11 @@ def bench(
 
     Raises: InputError, OutputError, BackendError.
     """
-    if record is not None:
-        records.check_appendable(record)
-    opened = [open_model(p, backend=plan.backend, threads=plan.options.threads) for p in paths]
+    places.check({f"model {i}": p for i, p in enumerate(paths, start=1)}, record=record)
+    opened = [
+        open_model(path, backend=plan.backend, recipe=plan.recipe, threads=plan.options.threads)
+        for path in paths
+    ]
     found = []
     for model, batch_size in itertools.product(opened, plan.batch_sizes):
         options = replace(plan.options, batch_size=batch_size)
@@ -243,6 +247,9 @@ def report(
     paths: Sequence[Path], output: Path, *, title: str = "deploykit report"
 ) -> tuple[str, tuple[Path, ...]]:
     """Return the summary table as text and the files written. Raises: InputError, OutputError."""
+    reads = {f"file {i} of records": path for i, path in enumerate(paths, start=1)}
+    for page in reporting.pages(output):
+        places.check(reads, output=page)
     found = records.read(paths)
     written = reporting.report(found, output, title=title)
     return reporting.summary(found), written

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploykit import ops
-from deploykit.errors import OptionError, ProofError
+from deploykit.errors import ProofError
 from deploykit.files import artifacts, onnxfile
 from deploykit.graph import fusion
 from deploykit.graph.passes import DEFAULT, Pass
+from deploykit.pipeline import places
 from deploykit.proof import acceptance, random_inputs, verification
 from deploykit.tasks.agreement import PaddedRows
 
@@ -32,10 +33,8 @@ def fuse(model: Path, output: Path, passes: Sequence[Pass] = DEFAULT) -> Artifac
     Raises: ModelError, OptionError, OutputError; ProofError, with the pass that is to blame,
     where an output differs by more than TOLERANCE of its range.
     """
+    places.check({"the model": model}, output=output)
     rewritten = onnxfile.read_model(model)
-    if output.resolve() == model.resolve():
-        raise OptionError(f"{output} is the input itself", fix="give another name for the output")
-    artifacts.check_writable(output)
     report = fusion.fuse(rewritten, passes)
     ops.attach(rewritten)
     with artifacts.replacing(output) as temporary:

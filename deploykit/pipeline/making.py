@@ -11,6 +11,7 @@ from deploykit.data import sources
 from deploykit.errors import ModelError, OptionError
 from deploykit.files import artifacts, onnxfile
 from deploykit.measuring import records
+from deploykit.pipeline import places
 from deploykit.precision import calibration, float16, lint, placement, quantization
 from deploykit.precision.calibration import CalibrationOptions
 from deploykit.recipes import metadata
@@ -81,7 +82,7 @@ def export(
     """
     from deploykit.pipeline import exporting  # noqa: PLC0415 - torch, which nothing else here needs
 
-    _ready(output, record)
+    places.check({"the checkpoint": checkpoint}, output=output, record=record)
     artifact, agreements = exporting.export(checkpoint, output, options, progress=progress)
     worst = max(agreement.relative for agreement in agreements)
     made_by = artifact.made_by
@@ -94,7 +95,7 @@ def export(
 
 def cast(model: Path, output: Path, *, record: Path | None = None) -> Made:
     """Return the FP16 version of an ONNX file. Raises: InputError, OutputError, ProofError."""
-    _ready(output, record)
+    places.check({"the model": model}, output=output, record=record)
     artifact = float16.cast(model, output, float_type=Precision.FP16)
     layers = _layers(output)
     share = records.shares(layers).get(Precision.FP16.value, 0.0)
@@ -104,13 +105,6 @@ def cast(model: Path, output: Path, *, record: Path | None = None) -> Made:
 
 def _layers(path: Path) -> tuple[LayerPrecision, ...]:
     return lint.precision_table(onnxfile.read_model(path))
-
-
-def _ready(output: Path, record: Path | None) -> None:
-    """Fail before the slow step where a result could not be written. Raises: OutputError."""
-    artifacts.check_writable(output)
-    if record is not None:
-        records.check_appendable(record)
 
 
 def _recorded(made: Made, record: Path | None) -> Made:
@@ -133,7 +127,8 @@ def quantize(
 
     Raises: InputError, OutputError; ProofError where the quantised graph does not run or lint.
     """
-    _ready(output, record)
+    reads = {"the model": model, "--plan": options.plan}
+    places.check(reads, output=output, record=record, beside={"--table": options.table})
     graph = onnxfile.read_model(model)
     card = metadata.read(graph.metadata_props)
     plan = _plan(graph, card, options)
@@ -170,8 +165,6 @@ def _table(
             f"{model} does not say how its images are prepared",
             expected="an ONNX file from `deploykit export`",
         )
-    if options.table is not None:
-        artifacts.check_writable(options.table)
     table = calibration.calibrate(
         model,
         sources.dataset(options.source),
@@ -206,11 +199,16 @@ def build(
     Raises: InputError, OptionError, OutputError, BackendError; ProofError where a precision
     that the graph asks for was not honoured.
     """
-    _ready(output, record)
+    log = output.with_name(output.name + ".log")
+    places.check(
+        {"the model": model},
+        output=output,
+        record=record,
+        beside={"the log of -o": log, "--timing-cache": options.timing_cache},
+    )
     chosen = backends.load(backend)
     card = metadata.read(onnxfile.read_model(model).metadata_props)
     built = chosen.build(model, output, options)
-    log = output.with_name(output.name + ".log")
     artifacts.write_text(log, built.log)
     target = " ".join([backend, *(f"SM{sm}" for sm in options.sms)])
     artifact = artifacts.describe(

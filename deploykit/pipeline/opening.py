@@ -10,7 +10,6 @@ from deploykit.errors import InputError, ModelError, OptionError
 from deploykit.files import artifacts, onnxfile
 from deploykit.recipes import metadata
 from deploykit.recipes.metadata import ModelCard
-from deploykit.recipes.recipe import RECIPES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +31,8 @@ class Opened:
     backend: str
     session: Session
     card: ModelCard | None
+    recipe: str | None = None
+    """That the user named: a card's own word runs none but ours."""
 
     def contract(self) -> ModelCard:
         """Return the card. Raises: ModelError where the file has none."""
@@ -44,7 +45,7 @@ class Opened:
 
     def decode(self) -> Decode:
         """Return the function that turns outputs into detections. Raises: OptionError."""
-        recipe = RECIPES.load(self.contract().recipe)
+        recipe = metadata.recipe_of(self.contract(), self.recipe)
         if recipe.decode is None:
             raise OptionError(
                 f"{self.path} is a classifier: {recipe.name} has no detections",
@@ -79,7 +80,8 @@ def open_model(
 ) -> Opened:
     """Return the model in `path`; the suffix and the sidecar say what runs it.
 
-    `recipe` and `input_size` (H, W) are for checkpoints, which do not say them.
+    `recipe`: by name or as a file, over what the model's card says. `input_size` (H, W) is for
+    checkpoints, which do not say it.
 
     Raises: InputError, OptionError, BackendError.
     """
@@ -98,7 +100,8 @@ def open_model(
         said = made_by(path)
         name = backend or str(said.get("backend"))
         card = ModelCard.from_json(said["card"]) if said.get("card") else None
-    return Opened(path, sha256, name, backends.load(name).open_session(path, threads=threads), card)
+    session = backends.load(name).open_session(path, threads=threads)
+    return Opened(path, sha256, name, session, card, recipe)
 
 
 def _open_checkpoint(path: Path, recipe: str | None, input_size: tuple[int, int] | None) -> Opened:
@@ -108,7 +111,7 @@ def _open_checkpoint(path: Path, recipe: str | None, input_size: tuple[int, int]
     options = loading.NetworkOptions(recipe=recipe, input_size=input_size)
     network = loading.load_network(path, options)
     session = TorchSession(network)
-    return Opened(path, network.card.checkpoint_sha256, PYTORCH, session, network.card)
+    return Opened(path, network.card.checkpoint_sha256, PYTORCH, session, network.card, recipe)
 
 
 def made_by(path: Path) -> dict[str, Any]:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from deploykit.data.preprocess import Preprocess
-from deploykit.errors import InputError, ModelError
-from deploykit.recipes.recipe import KeepFloat
+from deploykit.errors import InputError, ModelError, unknown_name
+from deploykit.recipes.recipe import RECIPES, KeepFloat
 from deploykit.values import SCHEMA_VERSION, Json, Precision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
 
+    from deploykit.recipes.recipe import Recipe
+
 _KEY = "deploykit"
+_OWN = ".py"
+"""How the `recipe` of a card ends that names a user's file: the file's name, without folders."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,7 @@ class ModelCard:
     """The contract of a model: how to feed it and how to read what it returns."""
 
     recipe: str
+    """As `recipe_name` gives it: nothing that a file says is run, so a user's own is only named."""
     variant: str
     task: str
     preprocess: Preprocess
@@ -80,3 +86,27 @@ def read(properties: Mapping[str, str]) -> ModelCard | None:
     except ValueError as error:
         raise ModelError(f"the model's deploykit metadata is not JSON: {error}") from error
     return ModelCard.from_json(data)
+
+
+def recipe_name(given: str | None, recipe: Recipe) -> str:
+    """Return what a card calls `recipe`, which the user asked for as `given`."""
+    return PurePath(given).name if given is not None and given.endswith(_OWN) else recipe.name
+
+
+def recipe_of(card: ModelCard, given: str | None = None) -> Recipe:
+    """Return the recipe that the user names, else the shipped one that `card` names.
+
+    Raises: OptionError; ModelError where the card names none of ours.
+    """
+    if given is not None:
+        return RECIPES.load(given)
+    if card.recipe in RECIPES.shipped():
+        return RECIPES.load(card.recipe)
+    if card.recipe.endswith(_OWN):
+        name = PurePath(card.recipe).name
+        raise ModelError(
+            f"the model was exported with a recipe file of its own, {name}, which is code",
+            expected="the name of a shipped recipe, or that file named by you",
+            fix=f"if you trust it: --recipe path/to/{name}",
+        )
+    raise unknown_name("recipe in the model's card:", card.recipe, RECIPES.shipped())

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from deploykit.measuring.records import Record
 
-__all__ = ["Joined", "Machine", "Row", "join", "report", "summary"]
+__all__ = ["Joined", "Machine", "Row", "join", "pages", "report", "summary"]
 _FORMATS = {".html": page.render, ".md": markdown.render}
 
 
@@ -37,16 +37,21 @@ def report(
     Raises: InputError where there are no records; OptionError where `output` ends neither in
     .html nor in .md; OutputError.
     """
+    joined = _joined(records)
+    found = pages(output)
+    for path in found:
+        artifacts.write_text(path, _FORMATS[path.suffix](joined, title))
+    return found
+
+
+def pages(output: Path) -> tuple[Path, ...]:
+    """Return every file that a report called `output` consists of. Raises: OptionError."""
     if output.suffix not in _FORMATS:
         raise OptionError(
             f"a report cannot be written as {output.name!r}",
             expected=f"a name that ends in {' or '.join(_FORMATS)}",
         )
-    joined = _joined(records)
-    pages = {output.with_suffix(s): render(joined, title) for s, render in _FORMATS.items()}
-    for path, content in pages.items():
-        artifacts.write_text(path, content)
-    return tuple(pages)
+    return tuple(output.with_suffix(suffix) for suffix in _FORMATS)
 
 
 def _joined(records: Sequence[Record]) -> Joined:

@@ -1,0 +1,153 @@
+"""What stands between a command and the terminal: every failure is one message and a status."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from deploykit import __version__
+from deploykit.cli import printing
+from deploykit.errors import DeployError, InputError, OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+INTERRUPTED, CLOSED = 130, 141
+"""Exit statuses as a shell gives them: 128 + SIGINT, and 128 + SIGPIPE where nobody reads on."""
+_BESIDE = (".json", ".log")
+_SIBLINGS = (".html", ".md")
+
+
+class UnforeseenError(DeployError):
+    """A failure that no check of ours foresaw: a fault of deploykit."""
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command with every failure turned into one message and a status."""
+
+    @functools.wraps(command)
+    def run(**options: Any) -> None:  # noqa: ANN401 - typer passes what it parsed
+        before = _states(options)
+        try:
+            command(**options)
+        except KeyboardInterrupt:
+            _say(f"interrupted; {_written(before, _states(options))}")
+            sys.exit(INTERRUPTED)
+        except printing.ReaderGone:
+            sys.exit(CLOSED)
+        except (SystemExit, typer.Exit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - the last net; a panic in Rust is no Exception
+            sys.exit(_fail(error, as_json=bool(options.get("as_json"))))
+
+    return run
+
+
+def _fail(error: BaseException, *, as_json: bool) -> int:
+    """Print the one message about `error` and return the exit status."""
+    known = error if isinstance(error, DeployError) else _named(error)
+    try:
+        printing.complain(known, as_json=as_json and not isinstance(known, printing.UnsaidError))
+    except printing.ReaderGone:
+        return CLOSED
+    except printing.UnsaidError as unsaid:
+        _say(str(unsaid))
+    return known.exit_code
+
+
+def _named(error: BaseException) -> DeployError:
+    """Return a foreign error as one of ours: of a file, or unforeseen."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return InputError(f"cannot read or write {error.filename}: {error.strerror}")
+    if isinstance(error, OSError) and error.errno in printing.FULL:
+        return OutputError(f"cannot write a temporary file: {error.strerror}")
+    return UnforeseenError(
+        f"failed in a way that was not foreseen: {_line(error)}",
+        fix=f"report it with {_log(error)}",
+    )
+
+
+def _line(error: BaseException) -> str:
+    """Return the type and the first line of an error."""
+    first = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def _log(error: BaseException) -> str:
+    """Return the path of a new file that holds the traceback and what was run."""
+    import platform  # noqa: PLC0415 - as the others here, seldom needed
+    import tempfile  # noqa: PLC0415
+    import traceback  # noqa: PLC0415
+
+    text = "\n".join(
+        [
+            f"deploykit {__version__}, Python {platform.python_version()}, {platform.platform()}",
+            f"words: {sys.argv[1:]!r}",
+            "".join(traceback.format_exception(error)),
+        ]
+    )
+    try:
+        handle, name = tempfile.mkstemp(prefix="deploykit-crash-", suffix=".log")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError as reason:
+        return f"its traceback, which could not be kept: {reason.strerror}"
+    return name
+
+
+def _states(options: Mapping[str, Any]) -> dict[Path, tuple[int, int, int] | None]:
+    """Return what lies at every path that a command may write; None: nothing."""
+    given = [value for value in options.values() if isinstance(value, Path) and value.name]
+    paths = [path.with_name(path.name + end) for path in given for end in ("", *_BESIDE)]
+    paths += [path.with_suffix(end) for path in given for end in _SIBLINGS]
+    return {path: _state(path) for path in paths}
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    with contextlib.suppress(OSError, ValueError):
+        found = path.stat()
+        return found.st_ino, found.st_size, found.st_mtime_ns
+    return None
+
+
+def _written(
+    before: Mapping[Path, tuple[int, int, int] | None],
+    after: Mapping[Path, tuple[int, int, int] | None],
+) -> str:
+    """Return which files changed while a command ran."""
+    changed = [str(path) for path, state in after.items() if state != before[path]]
+    if not changed:
+        return "no output was written"
+    return f"written before that: {', '.join(changed)}"
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print(f"deploykit: {printing.legible(text)}", file=sys.stderr)
+
+
+def open_streams() -> None:
+    """Make stdin, stdout and stderr usable however the command was started.
+
+    A closed one becomes the null device: else the next file to be opened would get its number, and
+    what a library prints would go into that file. Text that a terminal cannot show is escaped.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - for good
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
