@@ -142,7 +142,14 @@ def _expected(a: Architecture) -> tuple[object, ...]:
 
 def preprocess(variant: str, size: tuple[int, int] | None) -> Preprocess:  # noqa: ARG001 - all variants alike
     """Return ImageNet's: the short side to size / 0.875, the centre, its mean and deviation."""
-    return Preprocess(size or (224, 224), resize="crop", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return Preprocess(
+        size or (224, 224),
+        resize="crop",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        rounding="down",
+        centre="even",
+    )
 
 
 recipe = Recipe(

@@ -41,10 +41,10 @@ INPUTS = {
         resize="stretch",
         mean=(0.48235, 0.45882, 0.40784),
         std=(1 / 255, 1 / 255, 1 / 255),
-        antialias=False,
+        resampler="torch",
     ),
     "ssdlite320_mobilenet_v3_large": Preprocess(
-        (320, 320), resize="stretch", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), antialias=False
+        (320, 320), resize="stretch", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), resampler="torch"
     ),
 }
 SCORES = {

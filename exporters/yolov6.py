@@ -93,9 +93,13 @@ def _expected(a: Architecture) -> tuple[object, ...]:
 
 
 def preprocess(variant: str, size: tuple[int, int] | None) -> Preprocess:
-    """Return the letterbox to `size`, by default 640x640 (pico: 320x320)."""
-    own = (320, 320) if variant == "pico" else (640, 640)
-    return Preprocess(size or own)
+    """Return how the official evaluation letterboxes to `size`, by default 640x640.
+
+    pico, by default 320x320, was trained on images that Pillow resized.
+    """
+    if variant == "pico":
+        return Preprocess(size or (320, 320))
+    return Preprocess(size or (640, 640), resampler="cv2-area", rounding="down")
 
 
 def decode(outputs: Mapping[str, Floats], geometries: Sequence[Geometry], /) -> list[Detections]:

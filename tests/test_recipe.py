@@ -16,7 +16,9 @@ from deploykit.data.preprocess import Pixels, Preprocess
 from deploykit.errors import DataError, InputError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CORNER = Preprocess((96, 160), resize="corner", mean=MEAN, std=STD, pad_value=None, antialias=False)
+CORNER = Preprocess(
+    (96, 160), resize="corner", mean=MEAN, std=STD, pad_value=None, resampler="torch"
+)
 """As the recipes of torchvision's detectors, smaller."""
 
 
@@ -67,7 +69,7 @@ def test_beside_the_corner_is_nothing(height: int, width: int) -> None:
 def test_bilinear_without_antialias_is_torchs_interpolate(height: int, width: int) -> None:
     image = noise(height, width)
     found, place = Preprocess(
-        (96, 160), resize="corner", scale=1.0, pad_value=None, antialias=False
+        (96, 160), resize="corner", scale=1.0, pad_value=None, resampler="torch"
     )(image)
     sides = round(height * place.scale_y), round(width * place.scale_x)
     expected = torch.nn.functional.interpolate(
@@ -121,14 +123,15 @@ def test_boxes_go_back_to_the_image_from_the_corner(height: int, width: int) -> 
 @pytest.mark.parametrize("pad_value", [None, 0, 114])
 def test_a_preprocessing_survives_its_description(pad_value: int | None) -> None:
     prepare = Preprocess(
-        (96, 160), resize="corner", channels="BGR", pad_value=pad_value, antialias=False
+        (96, 160), resize="corner", channels="BGR", pad_value=pad_value, resampler="torch"
     )
     assert Preprocess.from_json(json.loads(json.dumps(prepare.to_json()))) == prepare
 
 
 def test_a_description_from_before_the_corner_is_read() -> None:
     old = Preprocess((96, 160)).to_json()
-    del old["antialias"]
+    for later in ("resampler", "canvases", "limits", "rounding", "margin", "centre", "mapping"):
+        del old[later]
     assert Preprocess.from_json(old) == Preprocess((96, 160))
 
 

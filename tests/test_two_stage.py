@@ -269,7 +269,11 @@ def test_detectron2s_conventions_are_kept() -> None:
     expected = np.array([[-side, -side / 2, side, side / 2]], np.float32)
     np.testing.assert_allclose(network.cells[0][:1], expected, rtol=1e-6)
     prepared = RECIPES.load("mask_rcnn").preprocess("detectron2_resnet50_fpn", None)
-    assert (prepared.channels, prepared.std, prepared.antialias) == ("BGR", (1.0, 1.0, 1.0), True)
+    assert (prepared.channels, prepared.std, prepared.resampler) == (
+        "BGR",
+        (1.0, 1.0, 1.0),
+        "pillow",
+    )
 
 
 def test_proposals_of_nothing_are_nothing() -> None:

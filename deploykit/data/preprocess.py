@@ -1,16 +1,18 @@
-"""From an image to a model input, and back to the pixels of the image."""
+"""From an image to a model's input, pixel by pixel as the official pipelines of the families do."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
-from PIL import Image
 
+from deploykit.data.resizing import Interpolation, Resampler, resized
 from deploykit.errors import DataError, InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from numpy.typing import NDArray
 
     from deploykit.values import Json
@@ -18,12 +20,40 @@ if TYPE_CHECKING:
 Pixels: TypeAlias = "NDArray[np.uint8]"
 """An image: uint8[H, W, 3], RGB."""
 Floats: TypeAlias = "NDArray[np.float32]"
+Size: TypeAlias = tuple[int, int]
+"""Height and width, in pixels."""
 
 PROPOSALS = "proposals"
 """Name of an input of boxes, float32[batch, R, 4]: x1, y1, x2, y2 in input pixels, padded with
 boxes without area."""
 
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+Resize: TypeAlias = Literal["letterbox", "corner", "stretch", "crop"]
+Channels: TypeAlias = Literal["RGB", "BGR"]
+Rounding: TypeAlias = Literal["down", "even", "half-up"]
+"""Of the scaled sides: to the whole number below, to the nearest (a half to the even one), to the
+nearest (a half to the one above)."""
+Centre: TypeAlias = Literal["lower", "even"]
+"""The first pixel of what is centred, where an odd number is left: half of it less 0.1 rounded, so
+that the odd pixel follows the image, or half of it rounded to the even number."""
+Mapping: TypeAlias = Literal["sides", "ratio"]
+"""How boxes come back: by the rounded sides and the whole pixels beside them, or by the scale and
+the margins before any rounding."""
+
+_ROUNDED: dict[Rounding, Callable[[float], int]] = {
+    "down": int,
+    "even": round,
+    "half-up": lambda side: int(side + 0.5),
+}
+_LOWER = 0.1
+_CHOICES: dict[str, tuple[object, ...]] = {
+    "resize": get_args(Resize),
+    "channels": get_args(Channels),
+    "interpolation": get_args(Interpolation),
+    "resampler": get_args(Resampler),
+    "rounding": (*get_args(Rounding), None),
+    "centre": get_args(Centre),
+    "mapping": get_args(Mapping),
+}
 
 
 @dataclass(frozen=True)
@@ -53,24 +83,47 @@ class Geometry:
 
 
 @dataclass(frozen=True)
+class Fit:
+    """What becomes of an image of one size."""
+
+    canvas: Size
+    """Of the model's input."""
+    sides: Size
+    """Of the scaled image."""
+    ratio: float
+    """Its scale before the sides were rounded."""
+
+
+@dataclass(frozen=True)
 class Preprocess:
     """From an image to a model input: resize, channel order, (x * scale - mean) / std."""
 
-    size: tuple[int, int]
-    """Height and width of the model input, in pixels."""
-    resize: Literal["letterbox", "corner", "stretch", "crop"] = "letterbox"
+    size: Size
+    """Height and width of the model input, in pixels; the first of its canvases."""
+    resize: Resize = "letterbox"
     """letterbox: fit inside and pad both sides; corner: the same at the top left; stretch: ignore
     the aspect ratio; crop: short side to size / crop_fraction, then the centre."""
-    channels: Literal["RGB", "BGR"] = "RGB"
+    channels: Channels = "RGB"
     scale: float = 1 / 255
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     pad_value: int | None = 114
     """Of the pixels beside the image; None: zero after normalisation."""
     crop_fraction: float = 0.875
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    antialias: bool = True
-    """False: bilinear between the four nearest pixels, unrounded, as torch's `interpolate`."""
+    interpolation: Interpolation = "bilinear"
+    resampler: Resampler = "pillow"
+    canvases: tuple[Size, ...] = ()
+    """Further sizes of the input: an image takes the smallest that holds it (letterbox, corner)."""
+    limits: Size | None = None
+    """Short side and longest long side of the scaled image (letterbox, corner); None: as large as
+    a canvas holds."""
+    rounding: Rounding | None = None
+    """None: `down` at the corner, else `even`. A crop that is rounded down is torchvision's: its
+    short side exact, its long side cut off."""
+    margin: int = 0
+    """Pixels that a canvas has beside the image along each side, where one has."""
+    centre: Centre = "lower"
+    mapping: Mapping = "sides"
 
     def __call__(self, image: Pixels) -> tuple[Floats, Geometry]:
         """Return the input float32[3, H, W] and where the image lies in it.
@@ -79,49 +132,121 @@ class Preprocess:
         """
         if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise DataError(f"an image of shape {image.shape}", expected="uint8[H, W, 3], H, W > 0")
-        placed, geometry = self._place(image)
-        if self.channels == "BGR":
-            placed = placed[:, :, ::-1]
+        fit = self.fit(image.shape[0], image.shape[1])
+        top, left = self._first(fit)
+        scaled = resized(
+            image, fit.sides, self.resampler, ratio=fit.ratio, interpolation=self.interpolation
+        )
+        return self._normalised(scaled, fit, (top, left)), self._geometry(image, fit, (top, left))
+
+    def at_scale(self, short: int, long: int) -> Preprocess:
+        """Return one with these limits where a canvas holds every image within them, else itself.
+
+        What is smaller was chosen by the user: there an image is as large as the canvas holds.
+        """
+        holds = any(min(size) >= short and max(size) >= long for size in self.sizes)
+        return replace(self, limits=(short, long)) if holds else self
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """Return all sizes of the input, `size` first."""
+        return (self.size, *self.canvases)
+
+    def fit(self, height: int, width: int) -> Fit:
+        """Return the canvas and the scaled sides of an image of `height` x `width` pixels."""
+        if self.resize == "stretch":
+            return Fit(self.size, self.size, self.size[0] / height)
+        if self.resize == "crop":
+            return self._cropped(height, width)
+        ratio, sides = self._scaled(height, width)
+        if not any(_holds(size, sides) for size in self.sizes):  # limits above every canvas
+            ratio = self._largest(height, width)
+            sides = self._rounded(height * ratio), self._rounded(width * ratio)
+        wanted = [side * ratio + self.margin for side in (height, width)] if self.margin else sides
+        roomy = [size for size in self.sizes if _holds(size, wanted)]
+        holding = roomy or [size for size in self.sizes if _holds(size, sides)]
+        return Fit(min(holding, key=lambda size: size[0] * size[1]), sides, ratio)
+
+    def _largest(self, height: int, width: int) -> float:
+        return max(min(size[0] / height, size[1] / width) for size in self.sizes)
+
+    def _scaled(self, height: int, width: int) -> tuple[float, Size]:
+        """Return the scale of an image and its sides."""
+        if self.limits is None:
+            ratio = self._largest(height, width)
+        else:
+            short, long = self.limits
+            ratio = short / min(height, width)
+            if self.rounding == "half-up":  # detectron2 rounds what two factors give
+                least = min(height, width)
+                high, wide = (short if side == least else side * ratio for side in (height, width))
+                more = min(1.0, long / max(high, wide))
+                return ratio * more, (self._rounded(high * more), self._rounded(wide * more))
+            reach = max(height, width) * ratio  # the Caffe detectors compare the rounded side
+            if (round(reach) if self.rounding == "even" else reach) > long:
+                ratio = long / max(height, width)
+        return ratio, (self._rounded(height * ratio), self._rounded(width * ratio))
+
+    def _rounded(self, side: float) -> int:
+        rounding = self.rounding or ("down" if self.resize == "corner" else "even")
+        return max(1, _ROUNDED[rounding](side))
+
+    def _cropped(self, height: int, width: int) -> Fit:
+        out_h, out_w = self.size
+        if self.rounding != "down":
+            ratio = max(out_h / height, out_w / width) / self.crop_fraction
+            sides = self._rounded(height * ratio), self._rounded(width * ratio)
+            return Fit(self.size, sides, ratio)
+        if out_h / height >= out_w / width:
+            reach = int(out_h / self.crop_fraction)
+            return Fit(self.size, (reach, int(reach * width / height)), reach / height)
+        reach = int(out_w / self.crop_fraction)
+        return Fit(self.size, (int(reach * height / width), reach), reach / width)
+
+    def _first(self, fit: Fit) -> Size:
+        """Return the row and the column of the canvas where the image begins, below 0 in a crop."""
+        if self.resize == "corner":
+            return 0, 0
+        less = _LOWER if self.centre == "lower" else 0.0
+        top, left = (
+            round((room - side) / 2 - less)
+            for room, side in zip(fit.canvas, fit.sides, strict=True)
+        )
+        return top, left
+
+    def _normalised(self, scaled: Pixels | Floats, fit: Fit, first: Size) -> Floats:
+        """Return the canvas float32[3, H, W] with the image from row and column `first` on."""
         gain = np.float32(self.scale) / np.array(self.std, np.float32)
         shift = np.array(self.mean, np.float32) / np.array(self.std, np.float32)
-        chw = np.empty((3, *self.size), np.float32)
-        np.multiply(placed.transpose(2, 0, 1), gain[:, None, None], out=chw)
-        np.subtract(chw, shift[:, None, None], out=chw)
-        if self.pad_value is None:
-            _clear(chw, geometry)
-        return chw, geometry
+        beside = 0 * gain if self.pad_value is None else np.float32(self.pad_value) * gain - shift
+        chw = np.empty((3, *fit.canvas), np.float32)
+        there, here = zip(
+            *(
+                (slice(max(start, 0), start + side), slice(max(-start, 0), room - min(start, 0)))
+                for start, side, room in zip(first, fit.sides, fit.canvas, strict=True)
+            ),
+            strict=True,
+        )
+        if fit.sides != fit.canvas:
+            chw[:] = beside[:, None, None]
+        inside = scaled[here].transpose(2, 0, 1)[:: -1 if self.channels == "BGR" else 1]
+        part = chw[:, there[0], there[1]]
+        np.multiply(inside, gain[:, None, None], out=part)
+        np.subtract(part, shift[:, None, None], out=part)
+        return chw
 
-    def _place(self, image: Pixels) -> tuple[Pixels | Floats, Geometry]:
-        (height, width), (out_h, out_w) = image.shape[:2], self.size
-        if self.resize == "stretch":
-            return self._scaled(image, out_w, out_h), Geometry(
-                height, width, out_w / width, out_h / height
-            )
-        if self.resize == "crop":
-            ratio = max(out_h / height, out_w / width) / self.crop_fraction
-        else:
-            ratio = min(out_h / height, out_w / width)
-        if self.resize == "corner":  # rounded down, as torchvision does
-            new_w, new_h = max(1, int(width * ratio)), max(1, int(height * ratio))
-            left = top = 0
-        else:
-            new_w, new_h = max(1, round(width * ratio)), max(1, round(height * ratio))
-            # YOLOv6's rounding: an odd row of padding goes to the bottom and the right.
-            left, top = round((out_w - new_w) / 2 - 0.1), round((out_h - new_h) / 2 - 0.1)
-        scaled = self._scaled(image, new_w, new_h)
-        canvas = np.full((out_h, out_w, 3), self.pad_value or 0, scaled.dtype)
-        canvas[max(top, 0) : top + new_h, max(left, 0) : left + new_w] = scaled[
-            max(-top, 0) : max(-top, 0) + out_h, max(-left, 0) : max(-left, 0) + out_w
-        ]
-        return canvas, Geometry(height, width, new_w / width, new_h / height, left, top)
-
-    def _scaled(self, image: Pixels, width: int, height: int) -> Pixels | Floats:
-        if image.shape[:2] == (height, width):
-            return image
-        if not self.antialias:
-            return _sampled(_sampled(image.astype(np.float32), height, 0), width, 1)
-        resized = Image.fromarray(image).resize((width, height), _FILTERS[self.interpolation])
-        return np.asarray(resized)
+    def _geometry(self, image: Pixels, fit: Fit, first: Size) -> Geometry:
+        height, width = image.shape[:2]
+        if self.mapping == "sides" or self.resize == "stretch":
+            scale_y, scale_x = fit.sides[0] / height, fit.sides[1] / width
+            return Geometry(height, width, scale_x, scale_y, first[1], first[0])
+        margins = [0.0, 0.0]
+        if self.resize != "corner":
+            margins = [
+                (room - side * fit.ratio) / 2
+                for room, side in zip(fit.canvas, (height, width), strict=True)
+            ]
+        return Geometry(height, width, fit.ratio, fit.ratio, margins[1], margins[0])
 
     def to_json(self) -> Json:
         """Return the fields as plain JSON values."""
@@ -129,32 +254,25 @@ class Preprocess:
 
     @classmethod
     def from_json(cls, data: Json) -> Preprocess:
-        """Return what `to_json` wrote. Raises: InputError."""
+        """Return what `to_json` wrote, of a version with fewer fields too. Raises: InputError."""
+        fields = {name: _tuples(value) for name, value in data.items()}
+        if fields.pop("antialias", True) is False:
+            fields["resampler"] = "torch"
+        for name, known in _CHOICES.items():
+            if name in fields and fields[name] not in known:
+                raise InputError(
+                    f"not a preprocessing description: {name} {fields[name]!r}",
+                    expected="one of " + ", ".join(map(str, known)),
+                )
         try:
-            lists: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
-            }
-            return cls(**lists)
+            return cls(**fields)
         except TypeError as error:
             raise InputError(f"not a preprocessing description: {error}") from error
 
 
-def _sampled(image: Floats, size: int, axis: int) -> Floats:
-    """Return `image` with `size` samples along an axis, each between its two nearest pixels."""
-    length = image.shape[axis]
-    place = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(length / size)
-    place = np.clip(place - np.float32(0.5), 0, length - 1)
-    low = place.astype(np.int64)
-    part = (place - low).reshape([-1 if i == axis else 1 for i in range(image.ndim)])
-    near, far = image.take(low, axis), image.take(np.minimum(low + 1, length - 1), axis)
-    mixed: Floats = near + (far - near) * part
-    return mixed
+def _holds(canvas: Size, sides: Sequence[float]) -> bool:
+    return sides[0] <= canvas[0] and sides[1] <= canvas[1]
 
 
-def _clear(chw: Floats, geometry: Geometry) -> None:
-    """Set what lies beside the image to zero."""
-    top, left = max(0, round(geometry.offset_y)), max(0, round(geometry.offset_x))
-    bottom = round(geometry.offset_y + geometry.height * geometry.scale_y)
-    right = round(geometry.offset_x + geometry.width * geometry.scale_x)
-    chw[:, :top], chw[:, bottom:] = 0, 0
-    chw[:, :, :left], chw[:, :, right:] = 0, 0
+def _tuples(value: Any) -> Any:  # noqa: ANN401 - a JSON value
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 OUTPUTS = ("boxes", "scores", "classes", "count")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LIMITS, CANVAS = (800, 1333), (800, 1344)
+"""Short and longest long side of an image, and what holds it where it is wider than high."""
 STAGES = (2, 3, 4)
 """Stages of the body that the pyramid starts from: strides 8, 16 and 32."""
 BODIES = {
@@ -75,14 +77,20 @@ def adapt(state: StateDict) -> StateDict:
 
 
 def preprocess(variant: str, size: tuple[int, int] | None) -> Preprocess:  # noqa: ARG001 - all variants alike
-    """Return torchvision's: at most 800x1344 pixels, at the top left, mean and deviation."""
+    """Return torchvision's: sides of 800 to 1333 pixels, at the top left, mean and deviation."""
+    return torchvisions(size or CANVAS).at_scale(*LIMITS)
+
+
+def torchvisions(size: tuple[int, int]) -> Preprocess:
+    """Return how torchvision's detectors prepare an image for a canvas of `size` (H, W)."""
     return Preprocess(
-        size or (800, 1344),
+        size,
         resize="corner",
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         pad_value=None,
-        antialias=False,
+        resampler="torch",
+        rounding="down",
     )
 
 

@@ -188,16 +188,20 @@ def preprocess(variant: str, size: tuple[int, int] | None) -> Preprocess:
     if variant == LIGHT:
         mean, std = dense_family.IMAGENET_MEAN, dense_family.IMAGENET_STD
         return Preprocess(size or _SIZES[LIGHT], mean=mean, std=std)
+    if variant == MOBILE_320:
+        return dense_family.torchvisions(size or _SIZES[variant]).at_scale(*_SIZES[variant])
     if variant not in DETECTRON2:
-        return dense_family.preprocess(variant, size or _SIZES.get(variant))
-    return Preprocess(
-        size or (800, 1344),
+        return dense_family.preprocess(variant, size)
+    prepared = Preprocess(
+        size or dense_family.CANVAS,
         resize="corner",
         channels="BGR",
         scale=1.0,
         mean=detectron2_layout.MEAN_BGR,
         pad_value=None,
+        rounding="half-up",
     )
+    return prepared.at_scale(*dense_family.LIMITS)
 
 
 def decode(outputs: Mapping[str, Floats], geometries: Sequence[Geometry], /) -> list[Detections]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MEAN_BGR = (102.9801, 115.9465, 122.7717)
 """Of the images that the published VGG-16 was trained with, 0 to 255."""
+LIMITS = (600, 1000)
+"""Short and longest long side of an image."""
 OUTPUTS = ("boxes", "scores", "classes", "count")
 
 
@@ -61,14 +63,18 @@ def identify(state: StateDict, *, proposals: bool) -> tuple[str, int] | None:
 
 def preprocess(variant: str, size: tuple[int, int] | None) -> Preprocess:  # noqa: ARG001 - all variants alike
     """Return the Caffe detectors': BGR from 0 to 255 less a mean, at most 600x1000 pixels."""
-    return Preprocess(
-        size or (600, 1000),
+    prepared = Preprocess(
+        size or LIMITS,
         resize="corner",
         channels="BGR",
         scale=1.0,
         mean=MEAN_BGR,
         pad_value=None,
+        resampler="cv2-float",
+        rounding="even",
+        mapping="ratio",
     )
+    return prepared.at_scale(*LIMITS)
 
 
 KEEP_FLOAT = (
