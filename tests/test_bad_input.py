@@ -45,7 +45,7 @@ class Runner:
         before = {p: p.stat().st_mtime_ns for p in self.folder.rglob("*") if p.is_file()}
         self._capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
-            cli.app([str(word) for word in words])
+            cli.main([str(word) for word in words])
         text = self._capsys.readouterr()
         after = {p: p.stat().st_mtime_ns for p in self.folder.rglob("*") if p.is_file()}
         assert after == before, "a failed command left files"
@@ -56,7 +56,7 @@ class Runner:
         outcome = self(*words)
         assert outcome.code == 2, outcome
         assert outcome.out == ""
-        said = re.sub(r"^\w+: \d+/\d+, \d+ s left\n", "", outcome.err, flags=re.MULTILINE)
+        said = re.sub(r"^\w+: .*\d+ s( left)?\n", "", outcome.err, flags=re.MULTILINE)
         assert said.startswith("deploykit: "), outcome.err
         assert "Traceback" not in outcome.err
         assert re.search(message, outcome.err), outcome.err
@@ -205,7 +205,7 @@ def test_one_truncated_image_among_many_is_named(run: Runner, model: Path, photo
     run.refuses(*quantize(run, model, folder), message=r"3\.jpg")
     words = (*quantize(run, model, folder, "--skip-unreadable"), "--json")
     with pytest.raises(SystemExit) as stopped:
-        cli.app([str(word) for word in words])
+        cli.main([str(word) for word in words])
     assert stopped.value.code == 0
     assert run.output.exists()
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from deploykit import cli
-from deploykit.cli import options, printing
+from deploykit.cli import options, parsing, printing
 from deploykit.errors import OptionError
 from deploykit.values import Precision
 
+if TYPE_CHECKING:
+    from _pytest.capture import CaptureResult
+
+    Captured = CaptureResult[str]
+
 ROOT = Path(__file__).parent.parent
+DISTRIBUTION = "deploykit"
 
 
 @pytest.mark.parametrize(
@@ -88,44 +98,100 @@ def test_sizes_are_decimal(count: int, text: str) -> None:
     assert printing.size(count) == text
 
 
-def test_a_pipe_gets_progress_as_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    import time
-
-    def slow() -> range:
-        time.sleep(0.03)
-        return range(1)
-
-    items = (slow() for _ in range(100))
-    assert len(list(printing.bar(items, "work", 100))) == 100
-    lines = capsys.readouterr().err.splitlines()
-    assert lines
-    assert all(re.fullmatch(r"work: \d+/100, \d+ s left", line) for line in lines)
+def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Return what a command prints that must succeed."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
 
 
-def test_every_command_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    names = [command.name for command in cli.app.registered_commands]
-    assert names == sorted(names, key=names.index)
-    for name in names:
-        assert name is not None
-        with pytest.raises(SystemExit) as stopped:
-            cli.app([name, "--help"])
-        assert stopped.value.code == 0
-        text = capsys.readouterr().out
-        assert "--json" in text
-        for line in text.splitlines():
-            assert not re.fullmatch(r"  --[a-z-]+( <[a-z]+>)?", line), f"{name}: {line} has no help"
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> Captured:
+    """Return what a command prints that must end with exit status 2."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    assert stopped.value.code == 2
+    return capsys.readouterr()
 
 
-def test_help_needs_no_heavy_module() -> None:
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_the_help_page_lists_every_command_with_its_first_line(
+    capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    text = shown(capsys, flag)
+    for name, command in cli.COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(parsing.summary(command))}$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("flag", ["-V", "--version"])
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    assert shown(capsys, flag) == f"deploykit {metadata.version(DISTRIBUTION)}\n"
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_explains_every_option(
+    capsys: pytest.CaptureFixture[str], name: str, flag: str
+) -> None:
+    text = shown(capsys, name, flag)
+    assert "--json" in text
+    parameters = inspect.signature(cli.COMMANDS[name]).parameters
+    entries = re.findall(r"^  (-\S.*?|[A-Z]+)(?:\n {10,}| {2,})(\S.*)$", text, re.MULTILINE)
+    assert len(entries) == len(parameters) + 1  # and --help
+    assert all(len(explained) > 5 for _, explained in entries)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_ends_its_help_with_examples_that_parse(
+    capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    examples = parsing.examples(cli.COMMANDS[name])
+    assert examples
+    assert shown(capsys, name, "--help").endswith(
+        "\n".join(f"  {line}" for line in examples) + "\n"
+    )
+    for line in examples:
+        program, command, *words = line.split()
+        assert (program, command) == ("deploykit", name)
+        assert parsing.parse(name, cli.COMMANDS[name], words)
+
+
+@pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in cli.COMMANDS)])
+def test_help_loads_the_command_line_and_the_standard_library_alone(words: list[str]) -> None:
     code = (
-        "import sys; from deploykit import cli\n"
-        "try: cli.app(['quantize', '--help'])\n"
+        "import sys; before = set(sys.modules); from deploykit import cli\n"
+        f"try: cli.main({words})\n"
         "except SystemExit: pass\n"
-        "heavy = {'numpy', 'torch', 'onnx', 'onnxruntime', 'rich', 'PIL'} & set(sys.modules)\n"
-        "sys.exit(str(heavy) if heavy else 0)"
+        "roots = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "foreign = roots - set(sys.stdlib_module_names) - {'deploykit'}\n"
+        "rooms = {n.split('.')[1] for n in sys.modules if n.startswith('deploykit.')}\n"
+        "foreign |= rooms - {'cli', 'errors', 'stats', 'values'}\n"
+        "sys.exit(str(foreign) if foreign else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no command"),
+        (["bilt"], r"unknown command 'bilt'[\s\S]*did you mean build\?"),
+        (["build", "m.onnx", "--outputs", "x"], r"unknown option '--outputs'[\s\S]*--output"),
+        (["build", "m.onnx"], "required: -o/--output"),
+        (["build", "m.onnx", "n.onnx", "-o", "x"], "n.onnx"),
+        (["bench", "m.onnx", "--warmup", "long"], "--warmup: invalid float value: 'long'"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_one_message(
+    capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    said = refused(capsys, *words)
+    assert said.out == ""
+    assert re.match(rf"deploykit: .*{message}", said.err)
+    if words:
+        error = json.loads(refused(capsys, *words, "--json").out)["error"]
+        assert error["type"] == "OptionError"
 
 
 def names(folder: str) -> list[str]:
@@ -151,7 +217,7 @@ def test_the_wheel_works_from_another_folder(tmp_path: Path) -> None:
         "kernels = OPS.folder()\n"
         "for name in ('CMakeLists.txt', 'kernel.cuh', 'roi_pool.cu', 'tensorrt/plugin.cpp'):\n"
         "    assert (kernels / name).is_file(), name\n"
-        "cli.app(['doctor'])"
+        "cli.main(['doctor'])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False

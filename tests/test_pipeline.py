@@ -32,7 +32,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     def command(*words: object, status: int = 0) -> Any:
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
-            cli.app([*map(str, words), "--json"])
+            cli.main([*map(str, words), "--json"])
         assert stopped.value.code == status, capsys.readouterr().err
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
@@ -144,7 +144,7 @@ def test_every_result_is_readable_as_text(
     }
     for expected, words in commands.items():
         with pytest.raises(SystemExit) as stopped:
-            cli.app(words)
+            cli.main(words)
         text = capsys.readouterr()
         assert stopped.value.code == 0, text.err
         assert expected in text.out

@@ -6,30 +6,61 @@ Heavy imports happen inside the commands, so that `--help` answers at once.
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
-import typer
-
-from deploykit.cli import checking, making
+from deploykit import __version__
+from deploykit.cli import checking, making, parsing, printing
 from deploykit.cli.guarding import CLOSED, INTERRUPTED, guarded, open_streams
+from deploykit.errors import OptionError, unknown_name
 
-__all__ = ["CLOSED", "INTERRUPTED", "app", "main"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode=None,  # plain help takes a third of the time of the framed one
-    pretty_exceptions_enable=False,
-    help="From a trained PyTorch checkpoint to a proven TensorRT engine:\n\n"
-    "export, quantize, build, then inspect, verify, eval, bench and report.",
-)
-for _name, _command in {**making.COMMANDS, **checking.COMMANDS}.items():
-    app.command(_name)(guarded(_command))
+__all__ = ["CLOSED", "COMMANDS", "INTERRUPTED", "main"]
+
+COMMANDS: Mapping[str, Callable[..., None]] = {**making.COMMANDS, **checking.COMMANDS}
+_ROAD = """\
+usage: deploykit COMMAND ...
+
+From a trained PyTorch checkpoint to a proven TensorRT engine:
+export, quantize, build, then inspect, verify, eval, bench and report.
+
+commands:
+{commands}
+
+options:
+  -h, --help     this page; after a command: what the command takes, with examples
+  -V, --version  which version this is"""
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0 done, 1 a check said no, 2 usage or bad input."""
     open_streams()
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    given = list(sys.argv[1:] if words is None else words)
+    guarded(_run)(words=given, as_json="--json" in given)
+    sys.exit(0)
+
+
+def _run(words: Sequence[str], *, as_json: bool) -> None:
+    del as_json  # is for what guards this
+    match words:
+        case []:
+            raise OptionError(
+                "no command", expected=f"one of {', '.join(COMMANDS)}", fix="`deploykit --help`"
+            )
+        case ["-h" | "--help", *_]:
+            printing.emit({}, _overview(), as_json=False)
+        case ["-V" | "--version", *_]:
+            printing.emit({}, f"deploykit {__version__}", as_json=False)
+        case [name, *_] if name not in COMMANDS:
+            raise unknown_name("command", name, COMMANDS)
+        case [name, *rest]:
+            command = COMMANDS[name]
+            guarded(command)(**parsing.parse(name, command, rest))
+
+
+def _overview() -> str:
+    """Return the help page of the whole program: one line a command."""
+    width = max(map(len, COMMANDS))
+    lines = (f"  {name:<{width}}  {parsing.summary(command)}" for name, command in COMMANDS.items())
+    return _ROAD.format(commands="\n".join(lines))

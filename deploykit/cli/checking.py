@@ -5,27 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from deploykit.cli import options, printing
+from deploykit.cli import options, printing, progress
 from deploykit.cli.making import AsJson, BatchSize, Recipe, Record
+from deploykit.cli.parsing import Argument, Option
 from deploykit.errors import ProofError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-Model = Annotated[Path, typer.Argument(help="A checkpoint, an ONNX file or an engine.")]
+Model = Annotated[Path, Argument(help="A checkpoint, an ONNX file or an engine.")]
 BackendName = Annotated[
-    str | None, typer.Option("--backend", help="Default: what the file was built for.")
+    str | None, Option("--backend", help="Default: what the file was built for.")
 ]
-Threads = Annotated[int, typer.Option(help="Of the runtime; 0: its own choice.")]
+Threads = Annotated[int, Option(help="Of the runtime; 0: its own choice.")]
 SourceSpec = Annotated[
-    str, typer.Option("--source", help="SOURCE:LOCATION, such as coco:DIR or shapes:count=500.")
+    str, Option("--source", help="SOURCE:LOCATION, such as coco:DIR or shapes:count=500.")
 ]
 
 
 def inspect(model: Model, *, as_json: AsJson = False) -> None:
-    """Precision of every layer, and for Q/DQ graphs what would fall back to float, and why."""
+    """Precision of every layer, and for Q/DQ graphs what would fall back to float, and why.
+
+    Examples:
+        deploykit inspect model.int8.onnx
+        deploykit inspect model.engine --json
+    """
     from deploykit import pipeline  # noqa: PLC0415 - `--help` must not pay for it
 
     found = pipeline.inspect(model)
@@ -40,23 +44,26 @@ def inspect(model: Model, *, as_json: AsJson = False) -> None:
 def verify(
     candidate: Model,
     *,
-    against: Annotated[Path, typer.Option(help="The reference: checkpoint, ONNX or engine.")],
+    against: Annotated[Path, Option(help="The reference: checkpoint, ONNX or engine.")],
     recipe: Recipe = None,
-    atol: Annotated[float, typer.Option(help="Absolute tolerance.")] = 1e-5,
-    rtol: Annotated[
-        float, typer.Option(help="Tolerance over the range of each output column.")
-    ] = 1e-4,
+    atol: Annotated[float, Option(help="Absolute tolerance.")] = 1e-5,
+    rtol: Annotated[float, Option(help="Tolerance over the range of each output column.")] = 1e-4,
     source: Annotated[
-        str | None, typer.Option(help="SOURCE:LOCATION of images. Default: random ones.")
+        str | None, Option(help="SOURCE:LOCATION of images. Default: random ones.")
     ] = None,
-    count: Annotated[int, typer.Option(help="Images to compare on.")] = 8,
+    count: Annotated[int, Option(help="Images to compare on.")] = 8,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the outputs of two files of the same model, column by column."""
+    """Compare the outputs of two files of the same model, column by column.
+
+    Examples:
+        deploykit verify model.onnx --against weights.pth
+        deploykit verify model.int8.onnx --against model.onnx --source folder:photos --rtol 0.05
+    """
     from deploykit import pipeline  # noqa: PLC0415
 
     wanted = pipeline.VerifyOptions(recipe, atol, rtol, source, count)
-    found = pipeline.verify(candidate, against, wanted, progress=printing.bar)
+    found = pipeline.verify(candidate, against, wanted, progress=progress.bar)
     header = ("output", "max error", "mean error", "of range", "cosine", "")
     rows = [
         (
@@ -86,40 +93,51 @@ def evaluate(
     source: SourceSpec,
     recipe: Recipe = None,
     backend: BackendName = None,
-    limit: Annotated[int | None, typer.Option(help="Images to use. Default: all.")] = None,
+    limit: Annotated[int | None, Option(help="Images to use. Default: all.")] = None,
     batch_size: BatchSize = None,
     threads: Threads = 0,
     record: Record = None,
     as_json: AsJson = False,
 ) -> None:
-    """COCO average precision of a checkpoint, an ONNX file or an engine."""
+    """COCO average precision of a checkpoint, an ONNX file or an engine.
+
+    Examples:
+        deploykit eval model.int8.onnx --source coco:val2017 --record records.jsonl
+        deploykit eval weights.pth --source coco:val2017 --limit 500
+    """
     from deploykit import pipeline  # noqa: PLC0415
 
     wanted = pipeline.EvalOptions(source, recipe, backend, limit, batch_size, threads)
-    found = pipeline.evaluate(model, wanted, record=record, progress=printing.bar)
+    found = pipeline.evaluate(model, wanted, record=record, progress=progress.bar)
     printing.emit(found.to_json(), printing.accuracy(found), as_json=as_json)
 
 
 def bench(
-    models: Annotated[list[Path], typer.Argument(help="ONNX files or engines.")],
+    models: Annotated[list[Path], Argument(help="ONNX files or engines.")],
     *,
     backend: BackendName = None,
-    batch_sizes: Annotated[str, typer.Option(help="Comma-separated, such as 1,32.")] = "1",
-    warmup: Annotated[float, typer.Option(help="Seconds that are not kept.")] = 1.0,
-    duration: Annotated[float, typer.Option(help="Seconds that are, at least.")] = 5.0,
-    iterations: Annotated[int, typer.Option(help="Iterations that are, at least.")] = 50,
-    cuda_graph: Annotated[bool, typer.Option(help="Replay a captured CUDA graph.")] = False,
-    transfers: Annotated[bool, typer.Option(help="Copy inputs in and outputs out.")] = True,
+    batch_sizes: Annotated[str, Option(help="Comma-separated, such as 1,32.")] = "1",
+    warmup: Annotated[float, Option(help="Seconds that are not kept.")] = 1.0,
+    duration: Annotated[float, Option(help="Seconds that are, at least.")] = 5.0,
+    iterations: Annotated[int, Option(help="Iterations that are, at least.")] = 50,
+    cuda_graph: Annotated[bool, Option(help="Replay a captured CUDA graph.")] = False,
+    transfers: Annotated[bool, Option(help="Copy inputs in and outputs out.")] = True,
     end_to_end: Annotated[
         str | None,
-        typer.Option(help="SOURCE:LOCATION: time image to detections, not the model alone."),
+        Option(help="SOURCE:LOCATION: time image to detections, not the model alone."),
     ] = None,
     recipe: Recipe = None,
     threads: Threads = 0,
     record: Record = None,
     as_json: AsJson = False,
 ) -> None:
-    """FPS and latency, with raw samples, every switch and the machine on record."""
+    """FPS and latency, with raw samples, every switch and the machine on record.
+
+    Examples:
+        deploykit bench model.onnx model.int8.onnx --batch-sizes 1,8 --record records.jsonl
+        deploykit bench model.engine --cuda-graph --no-transfers
+        deploykit bench model.onnx --end-to-end folder:photos
+    """
     from deploykit import pipeline  # noqa: PLC0415
     from deploykit.measuring.benchmarking import BenchOptions  # noqa: PLC0415
 
@@ -134,19 +152,23 @@ def bench(
     wanted = pipeline.BenchPlan(
         base, options.integers("--batch-sizes", batch_sizes), backend, end_to_end, recipe
     )
-    found = pipeline.bench(models, wanted, record=record, progress=printing.bar)
+    found = pipeline.bench(models, wanted, record=record, progress=progress.bar)
     data = {"records": [r.to_json() for r in found]}
     printing.emit(data, printing.measurements(found), as_json=as_json)
 
 
 def report(
-    records: Annotated[list[Path], typer.Argument(help="JSON-lines files of records.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="report.html; .md beside it.")],
+    records: Annotated[list[Path], Argument(help="JSON-lines files of records.")],
+    output: Annotated[Path, Option("-o", "--output", help="report.html; .md beside it.")],
     *,
-    title: Annotated[str, typer.Option(help="Heading of the page.")] = "deploykit report",
+    title: Annotated[str, Option(help="Heading of the page.")] = "deploykit report",
     as_json: AsJson = False,
 ) -> None:
-    """Records to one table: a self-contained HTML page, and the same as Markdown."""
+    """Records to one table: a self-contained HTML page, and the same as Markdown.
+
+    Examples:
+        deploykit report records.jsonl -o report.html
+    """
     from deploykit import pipeline  # noqa: PLC0415
 
     summary, written = pipeline.report(records, output, title=title)
@@ -156,7 +178,12 @@ def report(
 
 
 def doctor(*, as_json: AsJson = False) -> None:
-    """What is on this machine, which precisions are possible, and what to install."""
+    """What is on this machine, which precisions are possible, and what to install.
+
+    Examples:
+        deploykit doctor
+        deploykit doctor --json
+    """
     from deploykit.measuring import environment  # noqa: PLC0415
 
     rows = environment.doctor()

@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from deploykit import __version__
 from deploykit.cli import printing
 from deploykit.errors import DeployError, InputError, OutputError
@@ -32,7 +30,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     """Return the command with every failure turned into one message and a status."""
 
     @functools.wraps(command)
-    def run(**options: Any) -> None:  # noqa: ANN401 - typer passes what it parsed
+    def run(**options: Any) -> None:  # noqa: ANN401 - whatever was parsed
         before = _states(options)
         try:
             command(**options)
@@ -41,7 +39,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             sys.exit(INTERRUPTED)
         except printing.ReaderGone:
             sys.exit(CLOSED)
-        except (SystemExit, typer.Exit):
+        except SystemExit:
             raise
         except BaseException as error:  # noqa: BLE001 - the last net; a panic in Rust is no Exception
             sys.exit(_fail(error, as_json=bool(options.get("as_json"))))

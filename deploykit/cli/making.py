@@ -5,30 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from deploykit.cli import options, printing
+from deploykit.cli import options, printing, progress
+from deploykit.cli.parsing import Argument, Option
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-Checkpoint = Annotated[Path, typer.Argument(help="A .pth, .pt or .safetensors file.")]
-Model = Annotated[Path, typer.Argument(help="An ONNX file.")]
-Output = Annotated[Path, typer.Option("-o", "--output", help="The file to write.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Checkpoint = Annotated[Path, Argument(help="A .pth, .pt or .safetensors file.")]
+Model = Annotated[Path, Argument(help="An ONNX file.")]
+Output = Annotated[Path, Option("-o", "--output", help="The file to write.")]
+AsJson = Annotated[bool, Option("--json", help="Print one JSON object.")]
 Recipe = Annotated[
     str | None,
-    typer.Option(help="Model family, or a recipe file of your own. Default: found out."),
+    Option(help="Model family, or a recipe file of your own. Default: found out."),
 ]
 BatchSize = Annotated[
     int | None,
-    typer.Option(help="Images per forward pass.  [default: 8, fewer where they are large]"),
+    Option(help="Images per forward pass.  [default: 8, fewer where they are large]"),
 ]
 Record = Annotated[
     Path | None,
-    typer.Option(help="JSON-lines file to append the result to, for `deploykit report`."),
+    Option(help="JSON-lines file to append the result to, for `deploykit report`."),
 ]
-FloatType = Annotated[str, typer.Option(help="fp16 or fp32: what is not INT8 runs in.")]
+FloatType = Annotated[str, Option(help="fp16 or fp32: what is not INT8 runs in.")]
 
 
 def export(
@@ -36,20 +35,21 @@ def export(
     output: Output,
     *,
     recipe: Recipe = None,
-    variant: Annotated[
-        str | None, typer.Option(help="Default: found out from the weights.")
-    ] = None,
-    input_size: Annotated[
-        str | None, typer.Option(help="HxW in pixels. Default: the recipe's.")
-    ] = None,
+    variant: Annotated[str | None, Option(help="Default: found out from the weights.")] = None,
+    input_size: Annotated[str | None, Option(help="HxW in pixels. Default: the recipe's.")] = None,
     class_names: Annotated[
-        str | None, typer.Option(help="Comma-separated, in the order of training.")
+        str | None, Option(help="Comma-separated, in the order of training.")
     ] = None,
-    opset: Annotated[int, typer.Option(help="17 for TensorRT 8.6; FP16 scales need 19.")] = 19,
+    opset: Annotated[int, Option(help="17 for TensorRT 8.6; FP16 scales need 19.")] = 19,
     record: Record = None,
     as_json: AsJson = False,
 ) -> None:
-    """Checkpoint to ONNX: fold the branches and prove the result against PyTorch."""
+    """Checkpoint to ONNX: fold the branches and prove the result against PyTorch.
+
+    Examples:
+        deploykit export yolov6n.pt -o yolov6n.onnx
+        deploykit export weights.pth --recipe my_model.py --input-size 480x640 -o my_model.onnx
+    """
     from deploykit import pipeline  # noqa: PLC0415 - `--help` must not pay for it
     from deploykit.pipeline.exporting import ExportOptions  # noqa: PLC0415
 
@@ -60,12 +60,16 @@ def export(
         class_names=options.names(class_names),
         opset=opset,
     )
-    made = pipeline.export(checkpoint, output, wanted, record=record, progress=printing.bar)
+    made = pipeline.export(checkpoint, output, wanted, record=record, progress=progress.bar)
     printing.artifact(made.artifact, as_json=as_json, notes=made.notes, extra=made.to_json())
 
 
 def fuse(model: Model, output: Output, *, as_json: AsJson = False) -> None:
-    """ONNX to ONNX: fold batch norms and constants, remove what does nothing."""
+    """ONNX to ONNX: fold batch norms and constants, remove what does nothing.
+
+    Examples:
+        deploykit fuse model.onnx -o model.fused.onnx
+    """
     from deploykit.pipeline import fusing  # noqa: PLC0415
 
     printing.artifact(fusing.fuse(model, output), as_json=as_json)
@@ -75,31 +79,33 @@ def quantize(
     model: Model,
     output: Output,
     *,
-    calib_dir: Annotated[Path | None, typer.Option(help="Folder of images, nested.")] = None,
+    calib_dir: Annotated[Path | None, Option(help="Folder of images, nested.")] = None,
     calib_source: Annotated[
-        str | None, typer.Option(help="SOURCE:LOCATION, such as coco:DIR, in place of --calib-dir.")
+        str | None, Option(help="SOURCE:LOCATION, such as coco:DIR, in place of --calib-dir.")
     ] = None,
-    calib_method: Annotated[str, typer.Option(help="mse, minmax, percentile or entropy.")] = "mse",
-    calib_size: Annotated[int, typer.Option(help="Images to use, evenly spread.")] = 512,
+    calib_method: Annotated[str, Option(help="mse, minmax, percentile or entropy.")] = "mse",
+    calib_size: Annotated[int, Option(help="Images to use, evenly spread.")] = 512,
     calib_batch_size: BatchSize = None,
-    percentile: Annotated[
-        float, typer.Option(help="Of |x|, for --calib-method percentile.")
-    ] = 99.99,
+    percentile: Annotated[float, Option(help="Of |x|, for --calib-method percentile.")] = 99.99,
     table: Annotated[
         Path | None,
-        typer.Option(help="Calibration table to read if it exists, else to write."),
+        Option(help="Calibration table to read if it exists, else to write."),
     ] = None,
-    plan: Annotated[
-        Path | None, typer.Option(help="JSON: which layers stay in float, and why.")
-    ] = None,
+    plan: Annotated[Path | None, Option(help="JSON: which layers stay in float, and why.")] = None,
     float_type: FloatType = "fp16",
     skip_unreadable: Annotated[
-        bool, typer.Option(help="Count unreadable images instead of stopping.")
+        bool, Option(help="Count unreadable images instead of stopping.")
     ] = False,
     record: Record = None,
     as_json: AsJson = False,
 ) -> None:
-    """ONNX to INT8 ONNX: calibrate, place Q/DQ by TensorRT's rules, lint the result."""
+    """ONNX to INT8 ONNX: calibrate, place Q/DQ by TensorRT's rules, lint the result.
+
+    Examples:
+        deploykit quantize model.onnx --calib-dir photos -o model.int8.onnx
+        deploykit quantize model.onnx --calib-source coco:val --calib-size 256 -o model.int8.onnx
+        deploykit quantize model.onnx --calib-dir photos --plan plan.json -o model.int8.onnx
+    """
     from deploykit import pipeline  # noqa: PLC0415
     from deploykit.precision.calibration import CalibrationOptions  # noqa: PLC0415
 
@@ -116,7 +122,7 @@ def quantize(
         plan=plan,
         float_type=options.float_type(float_type),
     )
-    made = pipeline.quantize(model, output, wanted, record=record, progress=printing.bar)
+    made = pipeline.quantize(model, output, wanted, record=record, progress=progress.bar)
     printing.artifact(made.artifact, as_json=as_json, notes=made.notes, extra=made.to_json())
 
 
@@ -131,7 +137,11 @@ def cast(
     record: Record = None,
     as_json: AsJson = False,
 ) -> None:
-    """ONNX to FP16 ONNX, for engines without INT8: precision lives in the graph."""
+    """ONNX to FP16 ONNX, for engines without INT8: precision lives in the graph.
+
+    Examples:
+        deploykit cast model.onnx -o model.fp16.onnx
+    """
     from deploykit import pipeline  # noqa: PLC0415
 
     made = pipeline.cast(model, output, record=record)
@@ -142,20 +152,18 @@ def build(
     model: Model,
     output: Output,
     *,
-    backend: Annotated[
-        str, typer.Option(help="tensorrt_rtx, tensorrt or onnxruntime.")
-    ] = "tensorrt_rtx",
+    backend: Annotated[str, Option(help="tensorrt_rtx, tensorrt or onnxruntime.")] = "tensorrt_rtx",
     sm: Annotated[
-        list[str] | None, typer.Option(help="Target, such as 75 (T4) or 86; repeat for more.")
+        list[str] | None, Option(help="Target, such as 75 (T4) or 86; repeat for more.")
     ] = None,
-    min_shapes: Annotated[list[str] | None, typer.Option(help="name:1x3x640x640")] = None,
-    opt_shapes: Annotated[list[str] | None, typer.Option(help="name:8x3x640x640")] = None,
-    max_shapes: Annotated[list[str] | None, typer.Option(help="name:32x3x640x640")] = None,
-    workspace: Annotated[str | None, typer.Option(help="Scratch memory, such as 4G.")] = None,
-    timing_cache: Annotated[Path | None, typer.Option(help="For full TensorRT.")] = None,
+    min_shapes: Annotated[list[str] | None, Option(help="name:1x3x640x640")] = None,
+    opt_shapes: Annotated[list[str] | None, Option(help="name:8x3x640x640")] = None,
+    max_shapes: Annotated[list[str] | None, Option(help="name:32x3x640x640")] = None,
+    workspace: Annotated[str | None, Option(help="Scratch memory, such as 4G.")] = None,
+    timing_cache: Annotated[Path | None, Option(help="For full TensorRT.")] = None,
     plugins: Annotated[
         str,
-        typer.Option(
+        Option(
             help="RoIAlign and NMS: auto (plugins from Python), none (standard ops), or the path "
             "of libdeploykit_plugins.so."
         ),
@@ -163,7 +171,13 @@ def build(
     record: Record = None,
     as_json: AsJson = False,
 ) -> None:
-    """ONNX to engine, and read back the precision that each layer really got."""
+    """ONNX to engine, and read back the precision that each layer really got.
+
+    Examples:
+        deploykit build model.int8.onnx --sm A10 --sm L4 -o model.engine
+        deploykit build model.fp16.onnx --sm T4 -o model.engine
+        deploykit build model.int8.onnx --backend tensorrt -o model.engine
+    """
     from deploykit import pipeline  # noqa: PLC0415
     from deploykit.backends import BuildOptions  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""How the command line speaks: results on stdout, progress and errors on stderr."""
+"""How the command line speaks: results on stdout, errors on stderr."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import errno
 import json
 import os
 import sys
-import time
 import unicodedata
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from deploykit.errors import OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from deploykit.errors import DeployError
     from deploykit.measuring.environment import Row
@@ -22,49 +21,10 @@ if TYPE_CHECKING:
     from deploykit.pipeline import Inspection
     from deploykit.values import Artifact, BenchRecord, Json
 
-T = TypeVar("T")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """Why a system refuses to write."""
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode categories that steer a terminal, reorder the text around them, or are no characters."""
-_QUIET_SECONDS = 2.0
-"""A step shorter than this shows no progress bar."""
-
-
-def bar(items: Iterable[T], label: str, total: int) -> Iterator[T]:
-    """Yield every item; from the third second on, show a bar with the time left on stderr."""
-    if not sys.stderr.isatty():
-        yield from _lines(items, label, total)
-        return
-    from rich import progress  # noqa: PLC0415 - `--help` must not pay for it
-    from rich.console import Console  # noqa: PLC0415
-
-    columns = (
-        progress.TextColumn("{task.description:<18}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeElapsedColumn(),
-        progress.TextColumn("left"),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(label, total=total)
-        for item in items:
-            yield item
-            shown.advance(task)
-
-
-def _lines(items: Iterable[T], label: str, total: int) -> Iterator[T]:
-    """Where stderr is no terminal: one line when a long step passes each tenth."""
-    started, shown = time.perf_counter(), 0
-    for count, item in enumerate(items, start=1):
-        yield item
-        elapsed = time.perf_counter() - started
-        tenth = 10 * count // max(total, 1)
-        if elapsed > _QUIET_SECONDS and tenth > shown:
-            left = elapsed / count * (total - count)
-            print(f"{label}: {count}/{total}, {left:.0f} s left", file=sys.stderr, flush=True)
-            shown = tenth
 
 
 class UnsaidError(OutputError):
