@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError
 from deploykit.networks import checkpoint
-from deploykit.networks.checkpoint import _archive, _pickles, _records
+from deploykit.networks.checkpoint import _bounds, _pickles, _records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -232,14 +232,15 @@ def test_a_bare_pickled_module_is_read(package: types.ModuleType, path: Path) ->
 
 
 @pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
-def test_a_pickled_module_in_the_old_format_is_refused_with_advice(
+def test_a_pickled_module_in_the_format_before_torch_1_6_is_read(
     package: types.ModuleType, path: Path
 ) -> None:
-    torch.save(package.Model(), path, _use_new_zipfile_serialization=False)
+    model = package.Model()
+    torch.save(model, path, _use_new_zipfile_serialization=False)
     forget()
-    with pytest.raises(CheckpointError, match=r"yolov6\.models\.yolo\.Model") as caught:
-        checkpoint.load(path)
-    assert "state_dict()" in caught.value.fix
+    loaded = checkpoint.load(path)
+    assert_same(loaded.state, model.state_dict())
+    assert loaded.kind == "yolov6.models.yolo.Model"
 
 
 def test_modules_share_and_view_their_tensors(path: Path) -> None:
@@ -293,13 +294,12 @@ def attacks(target: Path) -> dict[str, tuple[Any, str]]:
         "exec": (Calls(builtins.exec, f"open({str(target)!r}, 'w')"), "builtins.exec"),
         "open": (Calls(io.open, str(target), "w"), "io.open"),
         "getattr": (Calls(builtins.getattr, torch, "load"), "builtins.getattr"),
-        "partial": (Calls(functools.partial, nn.ReLU), "functools.partial"),
+        "partial": (functools.partial(os.system, command), "posix.system"),
         "import": (Calls(builtins.__import__, "antigravity"), "builtins.__import__"),
         "attrgetter": (Calls(operator.attrgetter, "a"), "operator.attrgetter"),
         "torch.load": (Calls(torch.load, str(target)), "torch.serialization.load"),
         "hub": (Calls(torch.hub.load, "a/b", "c"), "torch.hub.load"),
         "rmtree": (Calls(shutil.rmtree, str(target.parent)), "shutil.rmtree"),
-        "a class": (Calls(nn.Linear, 3, 4), "torch.nn.modules.linear.Linear"),
         "in a tuple": ((1, [Calls(os.system, command)]), "posix.system"),
     }
 
@@ -355,10 +355,14 @@ HANDMADE = {
     "a string": (b"\x80\x02U\x04evil)R.", "a str"),
     "a result": (b"ccollections\nOrderedDict\n)R)R.", "a dict"),
     "reconstructor": (b"ccopyreg\n_reconstructor\n(cposix\nsystem\nNNtR.", "posix.system"),
-    "other reconstructor": (b"ccopyreg\n__newobj__\n(cmy\nNet\ntR.", "copyreg.__newobj__"),
     "rebuild from type": (
-        b"ctorch._tensor\n_rebuild_from_type_v2\n(cmy\nrun\ncmy\nNet\n)NtR.",
-        "my.run",
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(cposix\nsystem\ncmy\nNet\n)NtR.",
+        "posix.system",
+    ),
+    "bound method": (b"c__builtin__\ngetattr\n(cos\npath\nS'join'\ntR.", "os.path"),
+    "method of a class": (
+        b"c__builtin__\ngetattr\n(S'a'\nS'__class__'\ntR.",
+        "builtins.getattr",
     ),
     # attributes put on real things
     "build on a function": (
@@ -557,7 +561,7 @@ PLAIN = st.recursive(
 @given(value=PLAIN, protocol=st.integers(0, pickle.HIGHEST_PROTOCOL))
 def test_plain_values_are_read_as_python_reads_them(value: Any, protocol: int) -> None:
     content = pickle.dumps(value, protocol)
-    assert _pickles.read(io.BytesIO(content)) == pickle.loads(content)
+    assert _pickles.read(io.BytesIO(content), len(content)) == pickle.loads(content)
 
 
 @pytest.mark.parametrize(
@@ -572,7 +576,7 @@ def test_plain_values_are_read_as_python_reads_them(value: Any, protocol: int) -
     ],
 )
 def test_rare_instructions_do_what_they_do_in_python(content: bytes) -> None:
-    assert _pickles.read(io.BytesIO(content)) == pickle.loads(content)
+    assert _pickles.read(io.BytesIO(content), len(content)) == pickle.loads(content)
 
 
 @settings(deadline=None, max_examples=60)
@@ -583,7 +587,7 @@ def test_a_changed_byte_is_an_error_of_ours_or_harmless(data: st.DataObject) -> 
     changed = bytearray(content)
     changed[index] = data.draw(st.integers(0, 255))
     with contextlib.suppress(_records.CodeError, _records.FormatError, CheckpointError):
-        _pickles.read(io.BytesIO(bytes(changed)))
+        _pickles.read(io.BytesIO(bytes(changed)), len(changed))
 
 
 # broken files
@@ -642,7 +646,7 @@ def test_a_damaged_storage_is_refused(path: Path) -> None:
 def test_an_archive_that_unpacks_to_much_more_is_refused(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_archive, "_FREE", 1 << 20)
+    monkeypatch.setattr(_bounds, "FREE", 1 << 20)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("archive/data.pkl", b"N.")
         file.writestr("archive/data/0", bytes(1 << 23))
@@ -661,10 +665,12 @@ def test_a_declared_size_of_many_gigabytes_is_refused(small: Small, path: Path) 
         checkpoint.load(path)
 
 
-def test_a_giant_pickle_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_archive, "MAX_PICKLE", 5)
-    with pytest.raises(CheckpointError, match="the pickle in"):
-        checkpoint.load(archive(path, b"cfar\nf\n)R."))
+def test_a_pickle_of_too_many_instructions_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_bounds, "INSTRUCTIONS", 5)
+    with pytest.raises(CheckpointError, match="more than 5 instructions"):
+        checkpoint.load(archive(path, b"]" * 6 + b"."))
 
 
 @pytest.mark.parametrize("names", [["readme.txt"], [], ["a/data.pkl", "b/data.pkl"]])

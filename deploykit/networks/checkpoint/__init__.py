@@ -1,45 +1,39 @@
-"""A trained checkpoint file -> its state dict, without running anything that is in it."""
+"""A trained checkpoint file -> its weights and what it says beside them; nothing in it is run.
+
+`load` returns the weights that are most likely the network's; `candidates` yields all that the file
+offers, and whoever knows the families takes the first that one of them accepts.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import pickle
-import warnings
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from deploykit.errors import CheckpointError
-from deploykit.files import artifacts, contents
-from deploykit.networks.checkpoint import _layouts, _pickles, _records
-from deploykit.networks.checkpoint._archive import Archive
+from deploykit.files import artifacts
+from deploykit.networks.checkpoint import _bounds, _containers, _layouts, _settings, _wrappers
+from deploykit.networks.checkpoint._fitting import fit
+from deploykit.networks.checkpoint._settings import PickledModule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
-__all__ = ["Checkpoint", "fit", "load"]
+    from deploykit.networks.checkpoint._layouts import Holder, Leaf
+    from deploykit.networks.checkpoint._wrappers import Part
 
-_WHAT = "a checkpoint (.pth, .pt or .safetensors)"
-_RATIO = 4
-_FREE = 256 << 20
-"""A state dict may have _RATIO times the bytes of its file, or _FREE bytes: FP16 grows by 2."""
-_SHOWN = 5
-_COUNTER = "num_batches_tracked"
-_FEW = 0.1
-"""Share of keys in common below which the checkpoint is of another model altogether."""
-_PICKLES = 8  # an old checkpoint is five pickles and the numbers
+__all__ = ["Checkpoint", "PickledModule", "candidates", "fit", "load"]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights of a trained network."""
+    """One set of weights in a file, with all that the file says about it."""
 
     state: dict[str, Tensor]
     """Name -> values; all real numbers are float32, on the CPU, finite."""
@@ -47,219 +41,146 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     """What was chosen, removed or ignored on the way."""
     class_names: tuple[str, ...] | None = None
+    modules: Mapping[str, PickledModule] = field(default_factory=lambda: MappingProxyType({}))
+    """Dotted path -> module, where a module was pickled; "" is the network. Paths are those of the
+    names in `state`: the weight "rpn.head.conv.weight" is of the module "rpn.head.conv". Empty for
+    a bare state dict, which says nothing of this kind."""
+    facts: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """What stands beside the weights at the top of the file, e.g. "epoch", "args", "meta": plain
+    values as in `PickledModule.values`."""
+    place: str = ""
+    """Where in the file the weights are: "ema.module", or nothing where they are the file."""
+
+    @property
+    def kind(self) -> str | None:
+        """Return the class of the pickled network, None for a bare state dict."""
+        return self.modules[""].kind if "" in self.modules else None
 
 
 def load(path: Path) -> Checkpoint:
-    """Return the weights in a .pth, .pt or .safetensors file.
+    """Return the weights in a file that are most likely the network's: see `candidates`.
 
-    A plain state dict, one wrapped by a training script (averaged weights are preferred), or a
-    pickled module of any package: of that only the weights are read.
+    Raises: CheckpointError.
+    """
+    return next(candidates(path))
+
+
+def candidates(path: Path) -> Iterator[Checkpoint]:
+    """Yield each set of weights in a file, the likeliest first; the file stays open meanwhile.
+
+    A plain state dict, one wrapped by a training script (averaged weights come first), or a pickled
+    module of any package: of that only weights and settings are read. The kind of the file is told
+    by its content: what torch.save has written in any version, safetensors, a pickle of arrays.
 
     Raises: CheckpointError where the file is missing, damaged, too large, holds code (with the
     name of what it wanted to run), no weights, or weights that are not finite.
     """
-    first = contents.head(path, CheckpointError, _WHAT)
-    try:
-        if first.startswith(contents.ZIP):
-            with contextlib.closing(Archive(path)) as archive:
-                return _finish(path, _from_archive(path, archive))
-        if first[8:9] == b"{":
-            return _finish(path, _from_safetensors(path))
-        if first.startswith(b"\x80") or contents.recognise(first) == ("", ""):
-            return _finish(path, _from_old_pickle(path, first))
-    except CheckpointError as error:
-        if str(path) in error.found:
-            raise
-        found = f"{path}: {error.found}"
-        raise CheckpointError(found, expected=error.expected, fix=error.fix) from error
-    raise contents.foreign(path, first, CheckpointError, _WHAT)
+    with _containers.opened(path) as saved:
+        reader = _Reader(path.stat().st_size)
+        said = _Said(saved, artifacts.sha256(path))
+        for holder, part in reader.parts(_layouts.holders(saved)):
+            yield said.checkpoint(holder, part, reader.values(part.leaves))
 
 
-def _from_archive(path: Path, archive: Archive) -> object:
-    saved = _weights_only(path)
-    if not isinstance(saved, Exception):
-        return saved
-    if archive.is_big_endian():
-        raise CheckpointError(f"{path} was written by a big-endian machine", expected=_WHAT)
-    try:
-        return _pickles.read(io.BytesIO(archive.pickle()), archive)
-    except _records.CodeError as error:
-        raise _refused(path, error.name) from error
-    except _records.FormatError as error:
-        raise _unreadable(path, str(error)) from error
+class _Said:
+    """What a file says beside its weights."""
+
+    def __init__(self, saved: object, sha256: str) -> None:
+        self._saved, self._sha256 = saved, sha256
+        self._facts = _settings.facts(saved)
+        self._modules: dict[int, Mapping[str, PickledModule]] = {}
+        self._names: dict[int, tuple[str, ...] | None] = {}
+
+    def checkpoint(self, holder: Holder, part: Part, state: dict[str, Tensor]) -> Checkpoint:
+        """Return one set of weights with all that is said about it."""
+        place = ".".join((*holder.path, *part.prefix.split("."))).strip(".")
+        key = id(holder.module)
+        if key not in self._names:
+            self._names[key] = _settings.class_names(self._saved, holder.module)
+            self._modules[key] = _settings.modules(holder.module) if holder.module else {}
+        return Checkpoint(
+            state,
+            self._sha256,
+            (*holder.notes, *part.notes),
+            self._names[key],
+            _below(self._modules[key], part.prefix),
+            self._facts,
+            place,
+        )
 
 
-def _from_safetensors(path: Path) -> object:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise _unreadable(path, str(error)) from error
+def _below(modules: Mapping[str, PickledModule], prefix: str) -> Mapping[str, PickledModule]:
+    """Return the modules below `prefix`, by the paths there."""
+    if not prefix:
+        return MappingProxyType(modules)
+    start = prefix.removesuffix(".")
+    inner = {p.removeprefix(prefix): m for p, m in modules.items() if p.startswith(prefix)}
+    return MappingProxyType({"": modules[start], **inner} if start in modules else inner)
 
 
-def _from_old_pickle(path: Path, first: bytes) -> object:
-    saved = _weights_only(path)
-    if not isinstance(saved, Exception):
-        return saved
-    try:
-        for found in _old_objects(path):
-            if isinstance(found, _records.Instance):
-                raise CheckpointError(
-                    f"{path} is a pickled {found.of} in the format before torch 1.6",
-                    expected=_WHAT,
-                    fix="save the weights with torch.save(model.state_dict(), FILE)",
+class _Reader:
+    """Reads tensors once each, until they take more memory than the file has a reason to."""
+
+    def __init__(self, size: int) -> None:
+        """Keep the bound for a file of `size` bytes."""
+        self._bytes = _bounds.FREE + _bounds.RATIO * size
+        self._names = _bounds.OFFERED
+        self._read: dict[int, Tensor] = {}
+
+    def parts(self, holders: list[Holder]) -> Iterator[tuple[Holder, Part]]:
+        """Yield what the network may be: at least one, and not more than families can look at."""
+        count = 0
+        for holder in holders:
+            if len(holder.leaves) > _bounds.TENSORS:
+                raise _bounds.swollen(
+                    f"the file holds {len(holder.leaves)} weights", f"at most {_bounds.TENSORS}"
                 )
-    except _records.CodeError as error:
-        raise _refused(path, error.name) from error
-    except _records.FormatError:
-        pass  # the numbers follow, or damage does
-    if not first.startswith(b"\x80"):
-        raise contents.foreign(path, first, CheckpointError, _WHAT)
-    raise _unreadable(path, _first_line(saved))
+            for part in _wrappers.parts(holder.leaves):
+                yield holder, part
+                self._names -= len(part.leaves)
+                count += 1
+                if self._names < 0 or count == _bounds.CANDIDATES:
+                    return
 
+    def values(self, leaves: Mapping[str, Leaf]) -> dict[str, Tensor]:
+        """Return every tensor in memory of its own, real numbers as float32, all finite.
 
-def _old_objects(path: Path) -> Iterator[object]:
-    with path.open("rb") as file:
-        for _ in range(_PICKLES):
-            yield _pickles.read(file)
+        Raises: CheckpointError.
+        """
+        read: dict[str, Tensor] = {}
+        for name, leaf in sorted(leaves.items(), key=lambda item: item[1].place):
+            if id(leaf) not in self._read:  # a storage is unpacked once, for all in it
+                self._read[id(leaf)] = self._value(name, leaf)
+            read[name] = self._read[id(leaf)]
+        state = {name: read[name] for name in leaves}
+        _check_finite(state)
+        return state
 
-
-def _weights_only(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
-    """Return the saved object, or the exception of torch's reader, which runs no code."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the age of the format
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - a hostile file can break the reader in any way
-        return error
-
-
-def _refused(path: Path, name: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path} holds code: it wants to run {name}. Nothing of it was run",
-        expected="weights, and objects that only hold them",
-        fix="if you trust its author, load it in their code and keep only the weights: "
-        "torch.save(model.state_dict(), FILE)",
-    )
-
-
-def _unreadable(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path} is a damaged or cut-off checkpoint, or one of an unknown format: {reason}",
-        expected=_WHAT,
-        fix="copy or download it again; save only the weights: "
-        "torch.save(model.state_dict(), FILE)",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError):
-        return "torch finds no weights in it"  # its message tells how to run the code
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _finish(path: Path, saved: object) -> Checkpoint:
-    """Return the checkpoint in a saved object. Raises: CheckpointError."""
-    try:
-        found, notes = _layouts.find(saved)
-        named, more = _layouts.strip(found)
-        state = _values(named, budget=max(_FREE, _RATIO * path.stat().st_size))
-    except (RecursionError, RuntimeError, NotImplementedError) as error:
-        raise _unreadable(path, _first_line(error)) from error
-    names = _layouts.class_names(saved)
-    return Checkpoint(state, artifacts.sha256(path), (*notes, *more), names)
-
-
-def _values(leaves: Mapping[str, _layouts.Leaf], budget: int) -> dict[str, Tensor]:
-    """Return every tensor in memory of its own, real numbers as float32, all finite.
-
-    budget: bytes that all may take together. Raises: CheckpointError.
-    """
-    state: dict[str, Tensor] = {}
-    for name, leaf in leaves.items():
-        tensor = leaf if isinstance(leaf, torch.Tensor) else leaf.read()
-        _check_kind(name, tensor)
-        budget -= tensor.numel() * max(tensor.element_size(), torch.float32.itemsize)
-        if budget < 0:
+    def _value(self, name: str, leaf: Leaf) -> Tensor:
+        if leaf.odd:
             raise CheckpointError(
-                f"the weights would take more than {_RATIO} times the bytes of the file",
-                expected="tensors with memory of their own",
-                fix="save the weights with torch.save(model.state_dict(), FILE)",
+                f"weight {name!r} is {leaf.odd}",
+                expected="plain tensors of real numbers",
+                fix="save the network as it was trained, in half or single precision",
             )
+        self._bytes -= max(leaf.nbytes, math.prod(leaf.size) * torch.float32.itemsize)
+        if self._bytes < 0:
+            raise _bounds.swollen(
+                f"the weights would take more than {_bounds.RATIO} times the bytes of the file",
+                "tensors with memory of their own",
+            )
+        tensor = leaf.read()
         kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
-        state[name] = tensor.detach().to(kind).contiguous()
-    _check_finite(state)
-    return state
-
-
-def _check_kind(name: str, tensor: Tensor) -> None:
-    odd = [
-        word
-        for word, found in (
-            ("quantised", tensor.is_quantized),
-            ("sparse", tensor.layout != torch.strided),
-            ("without values", tensor.is_meta),
-            ("complex", tensor.is_complex()),
-        )
-        if found
-    ]
-    if odd:
-        raise CheckpointError(
-            f"weight {name!r} is {' and '.join(odd)}",
-            expected="plain tensors of real numbers",
-            fix="save the network as it was trained, in half or single precision",
-        )
+        return tensor.to(kind).contiguous()
 
 
 def _check_finite(state: Mapping[str, Tensor]) -> None:
     bad = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:
         raise CheckpointError(
-            f"{_count(bad, 'weight')} hold NaN or infinity: {_shown(bad)}",
+            f"{len(bad)} weight{'s' if len(bad) > 1 else ''} hold NaN or infinity: "
+            + ", ".join(bad[:5])
+            + (f" and {len(bad) - 5} more" if len(bad) > 5 else ""),
             expected="finite weights",
             fix="use an earlier checkpoint: training diverged, or half precision overflowed",
         )
-
-
-def fit(module: nn.Module, state: Mapping[str, Tensor], *, name: str) -> None:
-    """Load `state` into `module`, which is a `name`; every weight must find its place.
-
-    Only the counters `num_batches_tracked` may be missing or left over. Raises: CheckpointError
-    that lists the missing, unexpected and wrongly shaped weights.
-    """
-    wanted = module.state_dict()
-    missing = [k for k in wanted if k not in state and not k.endswith(_COUNTER)]
-    unexpected = [k for k in state if k not in wanted and not k.endswith(_COUNTER)]
-    common = [k for k in wanted if k in state]
-    misshapen = [
-        f"{k} is {list(state[k].shape)}, not {list(wanted[k].shape)}"
-        for k in common
-        if state[k].shape != wanted[k].shape
-    ]
-    problems = (("missing", missing), ("unexpected", unexpected), ("wrongly shaped", misshapen))
-    if any(names for _, names in problems):
-        lists = [f"{len(names)} {kind} ({_shown(names)})" for kind, names in problems if names]
-        share = len(common) / max(len(wanted), 1)
-        raise CheckpointError(
-            f"the checkpoint does not fit {name}: {', '.join(lists)}",
-            expected=f"the {len(wanted)} weights of {name}",
-            fix=_advice(share),
-        )
-    module.load_state_dict({k: state[k] for k in common}, strict=False)
-
-
-def _advice(share: float) -> str:
-    if share < _FEW:
-        return (
-            f"it looks like another model: {share:.0%} of the names are in common; "
-            "choose its recipe with --recipe"
-        )
-    return f"{share:.0%} of the names are in common: choose the variant it was trained as"
-
-
-def _shown(names: list[str]) -> str:
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _count(items: list[str], noun: str) -> str:
-    return f"{len(items)} {noun}{'s' if len(items) > 1 else ''}"

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
-from typing import TYPE_CHECKING
+import zlib
+from typing import IO, TYPE_CHECKING, Any
 
 from deploykit.errors import CheckpointError
+from deploykit.networks.checkpoint import _bounds
+from deploykit.networks.checkpoint._persistent import stored
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-GIB = 1 << 30
-MAX_UNPACKED = 16 * GIB
-"""Bytes that a checkpoint may hold, optimizer state and all."""
-_FREE = 256 << 20
-"""Bytes up to which nothing is suspicious: they fit into any machine's memory."""
-_RATIO = 4
-"""Weights hardly compress; whoever zips them gains 10 %, a bomb gains a factor of 1000."""
-MAX_PICKLE = 64 << 20
-"""Bytes of the pickle proper: it names the tensors, whose numbers lie in files of their own."""
+_GIB = 1 << 30
 _MODULE = "the checkpoint that training wrote, or torch.save(model.state_dict(), FILE)"
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""LZMA's own header can ask for 4 GiB of memory."""
 
 
 class Archive:
@@ -34,9 +32,8 @@ class Archive:
         self._path = path
         self._last = ("", b"")
         try:
-            self._check_size()
+            self._check()
             self._prefix = self._find()
-            self._check_pickle()
         except BaseException:
             self.close()
             raise
@@ -45,15 +42,21 @@ class Archive:
         """Close the file."""
         self._zip.close()
 
-    def _check_size(self) -> None:
+    def _check(self) -> None:
         packed = self._path.stat().st_size
         unpacked = sum(info.file_size for info in self._zip.infolist())
-        if unpacked > max(_FREE, _RATIO * packed) or unpacked > MAX_UNPACKED:
+        if unpacked > min(_bounds.FREE + _bounds.RATIO * packed, _bounds.MOST):
             raise CheckpointError(
-                f"{self._path} would unpack from {packed / GIB:.3g} to {unpacked / GIB:.3g} GiB",
-                expected=f"at most {_RATIO} times its size and {MAX_UNPACKED // GIB} GiB: "
-                "torch.save stores weights uncompressed",
+                f"{self._path} would unpack from {packed / _GIB:.3g} to {unpacked / _GIB:.3g} GiB",
+                expected=f"at most {_bounds.RATIO} times its size and "
+                f"{_bounds.MOST // _GIB} GiB: torch.save stores weights uncompressed",
                 fix="get the checkpoint from its author again; keep only the weights if it is real",
+            )
+        if any(info.compress_type not in _METHODS for info in self._zip.infolist()):
+            raise CheckpointError(
+                f"{self._path} is compressed in a way that torch.save never uses",
+                expected=_MODULE,
+                fix="unpack it, and give the checkpoint inside",
             )
 
     def _find(self) -> str:
@@ -71,18 +74,17 @@ class Archive:
             )
         return found[0].removesuffix("data.pkl")
 
-    def _check_pickle(self) -> None:
-        size = self._zip.getinfo(f"{self._prefix}data.pkl").file_size
-        if size > MAX_PICKLE:
-            raise CheckpointError(
-                f"the pickle in {self._path} has {size} bytes",
-                expected=f"at most {MAX_PICKLE}: tensors are stored beside it",
-                fix="save only the weights: torch.save(model.state_dict(), FILE)",
-            )
+    def pickle(self) -> tuple[IO[bytes], int]:
+        """Return the pickle that describes the saved object, and its bytes.
 
-    def pickle(self) -> bytes:
-        """Return the pickle that describes the saved object. Raises: CheckpointError."""
-        return self._read("data.pkl")
+        Raises: CheckpointError.
+        """
+        content = self._read("data.pkl")
+        return io.BytesIO(content), len(content)
+
+    def persistent(self, identity: Any) -> Any:  # noqa: ANN401 - whatever the pickle refers to
+        """Return the data that the pickle refers to. Raises: FormatError."""
+        return stored(self, identity)
 
     def storage(self, key: str) -> bytes:
         """Return the bytes of the storage called `key`. Raises: CheckpointError."""
@@ -97,13 +99,22 @@ class Archive:
 
     def _read(self, name: str) -> bytes:
         try:
-            return self._zip.read(self._prefix + name)
+            info = self._zip.getinfo(self._prefix + name)
+            with self._zip.open(info) as file:
+                content = file.read(info.file_size)  # an unbounded read unpacks what is there
+                file.read(1)  # so that the end, and with it the checksum, is seen
         except KeyError as error:
             raise CheckpointError(
                 f"{self._path} lacks {name}: it is damaged", fix="download the checkpoint again"
             ) from error
-        except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, ValueError) as error:
+        except (*_BROKEN, RuntimeError, EOFError, ValueError) as error:
             raise _damaged(self._path, error) from error
+        if len(content) != info.file_size:
+            raise _damaged(self._path, EOFError(f"{name} is cut off"))
+        return content
+
+
+_BROKEN = (zipfile.BadZipFile, OSError, zlib.error, NotImplementedError)
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:

@@ -1,160 +1,200 @@
-"""Where the weights are in what training scripts save, and what their names should be."""
+"""Where the weights are in what training scripts save."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from deploykit.errors import CheckpointError
-from deploykit.networks.checkpoint._records import Instance
-from deploykit.networks.checkpoint._tensors import StoredTensor
+from deploykit.networks.checkpoint import _bounds
+from deploykit.networks.checkpoint._arrays import StoredArray
+from deploykit.networks.checkpoint._records import FormatError, Record, describe
+from deploykit.networks.checkpoint._tensors import OddTensor, StoredTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
-Leaf = torch.Tensor | StoredTensor
+Leaf = StoredTensor | OddTensor | StoredArray
 _EMA = ("ema", "model_ema", "ema_state_dict", "state_dict_ema", "ema_model", "params_ema")
 _MODEL = ("model", "state_dict", "model_state_dict", "net", "network", "module", "weights")
-_INNER = ("shadow", "params")
-"""Where the averaged weights are in an EMA object."""
-_PREFIXES = {
-    "module.": "DataParallel or DistributedDataParallel",
-    "_orig_mod.": "torch.compile",
-    "ema.": "an EMA wrapper",
-    "model.": "a wrapper",
-}
-_COUNTERS = ("n_averaged",)
-"""What torch's own averaging puts beside the weights."""
-_CLASS_NAMES = ("names", "class_names", "classes", "CLASSES")
-MAX_TENSORS = 100_000
-"""Tensors and modules in one network; real ones have some thousands."""
-_MAX_DEPTH = 100
-"""Modules within modules; real networks have about ten levels."""
+_INNER = ("shadow", "params", "blobs")
+"""Where the averaged weights are in an EMA object, and all in a file of Caffe2."""
+_NOT_WEIGHTS = ("optim", "sched", "scaler", "rng", "random")
+"""Parts of the names of what else training scripts save, with tensors in it."""
+_DEPTH = 8
+"""Dictionaries and objects around the weights."""
 
 
-def find(saved: object) -> tuple[dict[str, Leaf], list[str]]:
-    """Return the tensors of the network in a saved object, and notes on how they were found.
+@dataclass(frozen=True)
+class Holder:
+    """One set of tensors among those in a file."""
 
-    Averaged weights are preferred to the last step's. Raises: CheckpointError.
+    leaves: Mapping[str, Leaf]
+    path: tuple[str, ...]
+    """The keys that lead to it."""
+    module: Record | None
+    """The pickled module that the tensors are of."""
+    notes: tuple[str, ...]
+
+
+def is_leaf(value: object) -> bool:
+    """Return whether `value` is a tensor, or an array that can be a weight."""
+    if isinstance(value, StoredArray):
+        return not value.odd
+    return isinstance(value, (StoredTensor, OddTensor))
+
+
+def holders(saved: object) -> list[Holder]:
+    """Return every set of tensors in a saved object, averaged weights before the last step's.
+
+    Raises: CheckpointError where there is none, or a module is absurd; FormatError.
     """
-    if isinstance(saved, Instance):
-        if "_modules" in saved.state:
-            return collect(saved), [f"read from a pickled module {saved.of} without running it"]
-        return find(saved.state)
-    if isinstance(saved, dict):
-        tensors = {k: v for k, v in saved.items() if isinstance(v, Leaf) and isinstance(k, str)}
-        for key in (*_EMA, *_MODEL, *_INNER):
-            if _may_hold(saved.get(key)):
-                found, notes = find(saved[key])
-                return found, [_choice(key, saved), *notes]
-        if tensors:
-            ignored = len(saved) - len(tensors)
-            return tensors, [f"{ignored} entries that are no tensors ignored"] if ignored else []
-    raise CheckpointError(
-        f"no weights found: the file holds {_summary(saved)}",
-        expected="a state dict, alone or under one of " + ", ".join((*_EMA, *_MODEL)),
-        fix="save them with torch.save(model.state_dict(), FILE)",
-    )
+    search = _Search()
+    found = list(search.within(saved, (), frozenset()))
+    found += _joined(found)
+    if not found:
+        raise CheckpointError(
+            f"no weights found: the file holds {_summary(saved)}",
+            expected="a state dict, alone or under one of " + ", ".join((*_EMA, *_MODEL)),
+            fix="save them with torch.save(model.state_dict(), FILE)",
+        )
+    return found
 
 
-def _may_hold(value: object) -> bool:
-    """Return whether a tensor is somewhere in `value`, a dictionary or an object."""
-    pending, seen = [value], set[int]()
-    while pending:
-        current = pending.pop()
-        entries = current.state if isinstance(current, Instance) else current
-        if isinstance(entries, dict) and id(entries) not in seen:
-            seen.add(id(entries))  # a shared part is looked at once
-            if any(isinstance(entry, Leaf) for entry in entries.values()):
-                return True
-            pending += entries.values()
-    return False
+class _Search:
+    """Goes through a saved object; what is shared is looked at once."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def within(
+        self, saved: object, path: tuple[str, ...], around: frozenset[int]
+    ) -> Iterator[Holder]:
+        """Yield the sets of tensors in `saved`, which lies under `path` within `around`."""
+        if id(saved) in around:
+            raise FormatError("a dictionary contains itself")
+        if id(saved) in self._seen or len(path) > _DEPTH or len(self._seen) > _bounds.LOOKS:
+            return
+        self._seen.add(id(saved))
+        inside = around | {id(saved)} if isinstance(saved, dict) else frozenset()
+        if isinstance(saved, Record) and "_modules" in saved.attributes:
+            if leaves := collect(saved):
+                note = f"read from a pickled module {saved.of} without running it"
+                yield Holder(leaves, path, saved, (note,))
+            return
+        for key, value in _ordered(_entries(saved)):
+            if key is None:
+                yield Holder(value, path, None, _ignored(saved, value))
+            else:
+                for found in self.within(value, (*path, key), inside):
+                    notes = (_choice(key, saved), *found.notes)
+                    yield Holder(found.leaves, found.path, found.module, notes)
 
 
-def _choice(key: str, saved: Mapping[Any, Any]) -> str:
-    passed = [other for other in _MODEL if key in _EMA and _may_hold(saved.get(other))]
+def _joined(found: list[Holder]) -> list[Holder]:
+    """Return the parts of a network that were saved side by side, as one."""
+    known = (*_EMA, *_MODEL, *_INNER)
+    side = [h for h in found if len(h.path) == 1 and not h.module and h.path[0] not in known]
+    if len(side) < 2:
+        return []
+    leaves = {f"{h.path[0]}.{name}": leaf for h in side for name, leaf in h.leaves.items()}
+    note = "weights joined from " + ", ".join(repr(h.path[0]) for h in side[:_DEPTH])
+    return [Holder(leaves, (), None, (note,))]
+
+
+def _entries(saved: object) -> Mapping[Any, Any]:
+    """Return what may be searched: of a dictionary, an object, or a list."""
+    if isinstance(saved, Record):
+        return saved.items if isinstance(saved.items, dict) else saved.attributes
+    if isinstance(saved, (list, tuple)):
+        return {f"[{i}]": value for i, value in enumerate(saved[:_DEPTH])}
+    return saved if isinstance(saved, dict) else {}
+
+
+def _ordered(entries: Mapping[Any, Any]) -> Iterator[tuple[str | None, Any]]:
+    """Yield the entries that may hold weights, the likeliest first; None: its own tensors."""
+    known = (*_EMA, *_MODEL, *_INNER)
+    yield from ((key, entries[key]) for key in known if _is_inner(entries.get(key)))
+    tensors = {k: v for k, v in entries.items() if isinstance(k, str) and is_leaf(v)}
+    if tensors:
+        yield None, tensors
+    for key, value in entries.items():
+        other = isinstance(key, str) and key not in known and _is_inner(value)
+        if other and not any(word in key.lower() for word in _NOT_WEIGHTS):
+            yield key, value
+
+
+def _is_inner(value: object) -> bool:
+    return isinstance(value, (dict, Record, list, tuple)) and bool(_entries(value))
+
+
+def _ignored(saved: object, tensors: Mapping[str, Leaf]) -> tuple[str, ...]:
+    ignored = len(_entries(saved)) - len(tensors)
+    return (f"{ignored} entries that are no tensors ignored",) if ignored else ()
+
+
+def _choice(key: str, saved: object) -> str:
+    others = [k for k in _MODEL if key in _EMA and _is_inner(_entries(saved).get(k))]
     return f"weights taken from {key!r}" + (
-        f", the moving average, not from {passed[0]!r}" if passed else ""
+        f", the moving average, not from {others[0]!r}" if others else ""
     )
 
 
 def _summary(saved: object) -> str:
     if isinstance(saved, dict):
         return "a dictionary with " + (", ".join(map(repr, list(saved)[:5])) or "no entries")
-    return f"an object of {saved.of}" if isinstance(saved, Instance) else type(saved).__name__
+    return describe(saved)
 
 
-def collect(module: Instance) -> dict[str, Leaf]:
-    """Return the parameters and persistent buffers of a pickled module, as state_dict() would.
+def modules(root: Record) -> Iterator[tuple[str, Record]]:
+    """Yield the path and the record of a pickled module and of all modules in it.
 
     Raises: CheckpointError where the modules contain each other, or are too many.
     """
-    found: dict[str, Leaf] = {}
-    pending, visits = [("", module)], 0
+    pending, visits = [("", root)], 0
     while pending:
-        prefix, current = pending.pop()
-        for name, leaf in _own(current.state).items():
-            found[prefix + name] = leaf
-        children = _mapping(current.state, "_modules")
-        visits += 1 + len(children)
-        if len(found) > MAX_TENSORS or visits > MAX_TENSORS or prefix.count(".") > _MAX_DEPTH:
+        path, current = pending.pop()
+        yield path, current
+        children = mapping(current, "_modules")
+        visits += 1 + len(current.attributes)
+        visits += sum(len(mapping(current, k)) for k in ("_modules", "_parameters", "_buffers"))
+        if visits > _bounds.LOOKS or path.count(".") > _bounds.DEPTH:
             raise CheckpointError(
                 "the pickled module contains itself, or is of absurd size",
                 fix="save its weights: torch.save(model.state_dict(), FILE)",
             )
         for name, child in reversed(children.items()):
-            if isinstance(child, Instance):
-                pending.append((f"{prefix}{name}.", child))
+            if isinstance(child, Record):
+                pending.append((f"{path}.{name}" if path else str(name), child))
+
+
+def collect(root: Record) -> dict[str, Leaf]:
+    """Return the parameters and persistent buffers of a pickled module, as state_dict() would.
+
+    Raises: CheckpointError.
+    """
+    found: dict[str, Leaf] = {}
+    for path, module in modules(root):
+        for name, leaf in _own(module).items():
+            found[f"{path}.{name}" if path else name] = leaf
+        if len(found) > _bounds.TENSORS:
+            raise _bounds.swollen(
+                f"more than {_bounds.TENSORS} weights in a pickled module", "a real network"
+            )
     return found
 
 
-def _own(state: Mapping[str, Any]) -> dict[str, Leaf]:
-    passing = state.get("_non_persistent_buffers_set", ())
-    passing = passing if isinstance(passing, (list, tuple, set)) else ()
-    buffers = {k: v for k, v in _mapping(state, "_buffers").items() if k not in passing}
-    entries = {**_mapping(state, "_parameters"), **buffers}
-    return {k: v for k, v in entries.items() if isinstance(k, str) and isinstance(v, Leaf)}
+def _own(module: Record) -> dict[str, Leaf]:
+    passing = module.attributes.get("_non_persistent_buffers_set", ())
+    buffers = mapping(module, "_buffers")
+    known = passing[: len(buffers)] if isinstance(passing, (list, tuple)) else ()
+    passed = {name for name in known if isinstance(name, str)}
+    buffers = {k: v for k, v in buffers.items() if k not in passed}
+    entries = {**mapping(module, "_parameters"), **buffers}
+    return {k: v for k, v in entries.items() if isinstance(k, str) and is_leaf(v)}
 
 
-def _mapping(state: Mapping[str, Any], key: str) -> dict[Any, Any]:
-    value = state.get(key)
+def mapping(module: Record, key: str) -> dict[Any, Any]:
+    """Return a dictionary among the attributes of a module, empty where there is none."""
+    value = module.attributes.get(key)
     return value if isinstance(value, dict) else {}
-
-
-def strip(state: Mapping[str, Leaf]) -> tuple[dict[str, Leaf], list[str]]:
-    """Return `state` without the prefixes that wrappers put before every name, and notes.
-
-    A prefix goes only where all names share it; torch.compile's goes wherever it is. Raises:
-    CheckpointError where two names become one.
-    """
-    names, notes = {name: name for name in state if name not in _COUNTERS or len(state) == 1}, []
-    if any("_orig_mod." in name for name in names):
-        names = {name: short.replace("_orig_mod.", "") for name, short in names.items()}
-        notes.append("'_orig_mod.' of torch.compile removed from the names")
-    while prefix := next(
-        (p for p in _PREFIXES if names and all(n.startswith(p) for n in names.values())), None
-    ):
-        names = {name: short.removeprefix(prefix) for name, short in names.items()}
-        notes.append(f"{prefix!r} of {_PREFIXES[prefix]} removed from the names")
-    if len(set(names.values())) < len(names):
-        raise CheckpointError(
-            "two weights have the same name once wrappers' prefixes are removed",
-            fix="save the unwrapped model: torch.save(model.module.state_dict(), FILE)",
-        )
-    return {short: state[name] for name, short in names.items()}, notes
-
-
-def class_names(saved: object) -> tuple[str, ...] | None:
-    """Return the names of the classes where the checkpoint holds them, in order of their index."""
-    for part in (saved, *(saved.values() if isinstance(saved, dict) else ())):
-        entries = part.state if isinstance(part, Instance) else part
-        if not isinstance(entries, dict):
-            continue
-        for key in _CLASS_NAMES:
-            names = entries.get(key)
-            if isinstance(names, dict) and all(type(index) is int for index in names):
-                names = [names[index] for index in sorted(names)]
-            if isinstance(names, (list, tuple)) and names and all(type(n) is str for n in names):
-                return tuple(names)
-    return None

@@ -1,4 +1,4 @@
-"""Reads a pickle without running it: classes become names, calls are looked up in one table.
+"""Reads a pickle without running it: classes become names, calls and objects become records.
 
 Python's own unpickler imports whatever a pickle names and calls it. This reader goes through the
 same instructions, yet its stack only ever holds numbers, strings, lists, dictionaries and the
@@ -8,58 +8,102 @@ so there is nothing that a hostile pickle could reach.
 
 from __future__ import annotations
 
+import codecs
 import pickletools
+import warnings
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
+from deploykit.networks.checkpoint import _bounds, _calls
 from deploykit.networks.checkpoint import _records as records
-from deploykit.networks.checkpoint._records import CodeError, FormatError, Instance, Name, Opaque
-from deploykit.networks.checkpoint._tensors import StoredTensor
+from deploykit.networks.checkpoint._arrays import StoredArray
+from deploykit.networks.checkpoint._records import CodeError, FormatError, Name, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from deploykit.networks.checkpoint._archive import Archive
+    from collections.abc import Callable, Mapping
 
     Stack = list[Any]  # what a pickle holds has no type until it is looked at
+    Persistent = Callable[[Any], Any]
+    Call = Callable[[tuple[Any, ...]], Any]
 
-_STORAGE = Name("torch", "Storage")
+_MAX_INT = 1024  # bytes; numpy's generators hold numbers of 16
+_MAX_MEMO = 1 << 32
 
 
-def read(content: IO[bytes], archive: Archive | None = None) -> Any:  # noqa: ANN401 - any object
-    """Return what the next pickle in `content` describes: plain values and the records above.
+def nothing_outside(_: object) -> NoReturn:
+    """Refuse what a pickle refers to outside of itself. Raises: FormatError."""
+    raise FormatError("it refers to data outside of the file")
 
-    archive: where its tensors lie; without it they are Opaque. Raises: CodeError with the name of
-    what it wants to run; FormatError; CheckpointError for a tensor outside of its data.
+
+def read(
+    content: IO[bytes],
+    size: int,
+    *,
+    persistent: Persistent = nothing_outside,
+    calls: Mapping[str, Call] = _calls.CALLS,
+) -> Any:  # noqa: ANN401 - any object
+    """Return what the next pickle in `content` describes: plain values and records.
+
+    size: the bytes of `content`. persistent: returns what the data is that the pickle refers to
+    outside of itself. calls: what stands for the results of calls, by name. Raises: CodeError with
+    the name of what it wants to run; FormatError; CheckpointError for a tensor outside of its data.
     """
-    machine = _Machine(archive)
+    machine = _Machine(persistent, _calls.Caller(calls, size))
     try:
-        return machine.run(content)
-    except (IndexError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise FormatError(f"{type(error).__name__}: {error}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about escapes in texts of Python 2
+            return machine.run(content)
+    except (IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise FormatError(f"{type(error).__name__}: {str(error)[:200]}") from error
+
+
+def _text(content: IO[bytes]) -> str:
+    """Return the text of a STRING instruction, whose bytes are Latin-1 as Python 2 wrote them."""
+    line = content.readline().rstrip(b"\r\n").strip()
+    if len(line) < 2 or line[:1] not in b"'\"" or line[:1] != line[-1:]:
+        raise ValueError("a text without quotes")
+    return codecs.escape_decode(line[1:-1])[0].decode("latin-1")
+
+
+_READERS = {"STRING": _text}
+# One byte -> name of the instruction, what reads its argument.
+_INSTRUCTIONS: dict[bytes, tuple[str, Callable[[IO[bytes]], Any] | None]] = {
+    opcode.code.encode("latin-1"): (
+        opcode.name,
+        _READERS.get(opcode.name, opcode.arg.reader) if opcode.arg else None,
+    )
+    for opcode in pickletools.opcodes
+}
 
 
 class _Machine:
     """The stack, the stacks below it, and the memo of a pickle."""
 
-    def __init__(self, archive: Archive | None) -> None:
-        self._archive = archive
+    def __init__(self, persistent: Persistent, call: _calls.Caller) -> None:
+        self._persistent, self._call = persistent, call
         self._stack: Stack = []
         self._below: list[Stack] = []
         self._memo: dict[int, Any] = {}
 
     def run(self, content: IO[bytes]) -> object:
         """Return the object that is left when the pickle stops."""
-        for opcode, argument, _ in pickletools.genops(content):
-            if opcode.name == "STOP":
+        steps: dict[str, Callable[[Any], None]] = {}
+        for _ in range(_bounds.INSTRUCTIONS):
+            code = content.read(1)
+            if code not in _INSTRUCTIONS:
+                raise FormatError("it ends before its end" if not code else "it is no pickle")
+            name, reader = _INSTRUCTIONS[code]
+            argument = reader(content) if reader else None
+            if name == "STOP":
                 return self._stack.pop()
-            if opcode.name in _LITERALS:
-                self._stack.append(_LITERALS[opcode.name](argument))
+            if name in _LITERALS:
+                self._stack.append(_LITERALS[name](argument))
                 continue
-            step = getattr(self, f"_do_{opcode.name.lower()}", None)
+            step = steps.get(name) or getattr(self, f"_do_{name.lower()}", None)
             if step is None:
-                raise FormatError(f"instruction {opcode.name} has no place in a checkpoint")
+                raise FormatError(f"instruction {name} has no place in a checkpoint")
+            steps[name] = step
             step(argument)
-        raise FormatError("it ends before its end")
+        raise FormatError(f"it has more than {_bounds.INSTRUCTIONS} instructions")
 
     def _marked(self) -> Stack:
         """Return all items since the last mark."""
@@ -89,6 +133,8 @@ class _Machine:
         self._stack.append(self._stack[-1])
 
     def _do_put(self, index: int) -> None:
+        if not 0 <= index < _MAX_MEMO:
+            raise FormatError("a place in the memo that no pickle uses")
         self._memo[index] = self._stack[-1]
 
     def _do_memoize(self, _: None) -> None:
@@ -169,11 +215,11 @@ class _Machine:
 
     def _do_reduce(self, _: None) -> None:
         arguments, callee = self._stack.pop(), self._stack.pop()
-        self._stack.append(records.call(callee, arguments))
+        self._stack.append(self._call(callee, arguments))
 
     def _do_newobj(self, _: None) -> None:
-        _, callee = self._stack.pop(), self._stack.pop()
-        self._stack.append(records.instance(callee))
+        arguments, callee = self._stack.pop(), self._stack.pop()
+        self._stack.append(_calls.instance(callee, arguments))
 
     def _do_newobj_ex(self, _: None) -> None:
         self._stack.pop()
@@ -181,29 +227,26 @@ class _Machine:
 
     def _do_obj(self, _: None) -> None:
         callee, *arguments = self._marked()
-        self._stack.append(records.call(callee, tuple(arguments)))
+        self._stack.append(self._call(callee, tuple(arguments)))
 
     def _do_inst(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
-        self._stack.append(records.call(records.name(module, name), tuple(self._marked())))
+        callee = records.name(module, name)
+        self._stack.append(self._call(callee, tuple(self._marked())))
 
     def _do_build(self, _: None) -> None:
         state = self._stack.pop()
         target = self._stack[-1]
-        if isinstance(target, Instance):
-            part = state[0] if isinstance(state, tuple) and state else state
-            if isinstance(part, dict):  # taken as it is: copies could fill the memory
-                target.state = part
-        elif not isinstance(target, (dict, Opaque, StoredTensor)):
-            raise CodeError(f"the state of {records.describe(target)}")
+        if isinstance(target, StoredArray):
+            target.state = state
+        else:
+            records.build(target, state)
 
     def _do_binpersid(self, _: None) -> None:
-        identity = self._stack.pop()
-        if not self._archive and isinstance(identity, tuple) and identity[:1] == ("module",):
-            self._stack.append(identity[1])  # a class, with its source code
-            return
-        stored = records.storage(identity, self._archive) if self._archive else Opaque(_STORAGE)
-        self._stack.append(stored)
+        self._stack.append(self._persistent(self._stack.pop()))
+
+    def _do_persid(self, identity: str) -> None:
+        self._stack.append(self._persistent(identity))
 
     def _do_ext1(self, code: int) -> NoReturn:
         raise CodeError(f"extension {code}")
@@ -211,14 +254,23 @@ class _Machine:
     _do_ext2 = _do_ext4 = _do_ext1
 
 
+def _short(number: int) -> int | Record:
+    """Return the number; one of thousands of digits could not even be printed."""
+    if number.bit_length() > 8 * _MAX_INT:
+        return Record(Name("builtins", "int"))
+    return number
+
+
 _LITERALS: dict[str, Callable[[Any], Any]] = {
     "NONE": lambda _: None,
     "NEWTRUE": lambda _: True,
     "NEWFALSE": lambda _: False,
     "EMPTY_TUPLE": lambda _: (),
+    "LONG4": _short,
+    "LONG": _short,
     **dict.fromkeys(
         (
-            *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+            *("INT", "BININT", "BININT1", "BININT2", "LONG1", "FLOAT", "BINFLOAT"),
             *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "BINUNICODE8"),
             *("SHORT_BINUNICODE", "BINBYTES", "BINBYTES8", "SHORT_BINBYTES", "BYTEARRAY8"),
         ),
