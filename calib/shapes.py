@@ -267,7 +267,7 @@ def _shipped(name: str) -> Image.Image:
     if spec is None or spec.origin is None:
         raise DataError(
             "the shapes data set needs the photographs of scikit-image, which is not installed",
-            fix="pip install 'deploykit[shapes]'",
+            fix="`pip install scikit-image`",
         )
     path = Path(spec.origin).parent / "data" / name
     try:

@@ -255,7 +255,7 @@ def test_without_the_package_it_says_what_to_install(
     assert (here.builds, here.runs) == (False, False)
     with pytest.raises(BackendError, match="tensorrt-rtx-cu99 is not installed") as caught:
         tensorrt_rtx.build(tmp_path / "m.onnx", tmp_path / "m.engine", BuildOptions())
-    assert caught.value.fix == "pip install 'deploykit[rtx]'"
+    assert caught.value.fix == "`pip install tensorrt-rtx-cu13`"
 
 
 @needs_builder

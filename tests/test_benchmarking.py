@@ -216,12 +216,17 @@ def test_ctrl_c_passes_through() -> None:
         measure(Fake(Clock(), interrupt()), warmup_seconds=0)
 
 
-def test_progress_hears_about_once_a_second_and_never_within_an_iteration() -> None:
-    session = fake(0.1)
+@pytest.mark.parametrize(
+    ("cost", "duration", "least"), [(0.1, 10.0, 1), (0.1, 0.0, 200), (2.0, 0.5, 50), (7.0, 1.0, 1)]
+)
+def test_progress_hears_of_every_hundredth_and_never_within_an_iteration(
+    cost: float, duration: float, least: int
+) -> None:
+    session = fake(cost)
     heard: list[tuple[float, int]] = []
 
     def progress(items: Iterable[Any], label: str, total: int) -> Iterator[Any]:
-        assert (label, total) == ("bench model.onnx", 12)
+        assert (label, total) == ("bench model.onnx", 100)
         for item in items:
             heard.append((session.clock.now, session.runs))
             session.clock.now += 7.0  # drawing is slow, and must not count
@@ -230,12 +235,15 @@ def test_progress_hears_about_once_a_second_and_never_within_an_iteration() -> N
     record = bench(
         session,
         FEEDS,
-        BenchOptions(warmup_seconds=2, duration_seconds=10, min_iterations=1),
+        BenchOptions(warmup_seconds=2, duration_seconds=duration, min_iterations=least),
         subject=SUBJECT,
         instruments=Instruments(dict, progress=progress, clock=session.clock),
     )
-    assert 9 <= len(heard) <= 12
-    assert max(record.seconds) == pytest.approx(0.1)
+    assert len(heard) == 100
+    assert max(record.seconds) == pytest.approx(cost)
+    assert session.runs - 1 <= heard[-1][1] <= session.runs
+    middle = heard[49][1] / session.runs
+    assert 0.4 < middle < 0.6 + 1 / session.runs
 
 
 def test_an_unsteady_run_is_recorded_with_a_warning() -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,8 @@ import pytest
 from deploykit import cli
 from deploykit.cli import options, parsing, printing
 from deploykit.errors import OptionError
-from deploykit.values import Precision
+from deploykit.measuring.environment import Row
+from deploykit.values import BenchRecord, Precision
 
 if TYPE_CHECKING:
     from _pytest.capture import CaptureResult
@@ -88,6 +90,35 @@ def test_a_table_stands_numbers_right_and_words_left() -> None:
         "------  ------",
         "a          9.5",
         "longer  100.25",
+    ]
+
+
+def test_what_doctor_says_fits_eighty_columns_and_its_commands_can_be_copied() -> None:
+    sentence = "something that is said at some length about what is not there, and why so"
+    rows = [
+        Row("a topic", "absent", f"{sentence}; {sentence}", "`pip install 'one==1.*' two`"),
+        Row("b", "ok", "fine"),
+        Row("c", "warn", sentence, f"{sentence}: `deploykit build m.onnx -o e`; else: `x y`"),
+    ]
+    text = printing.findings(rows)
+    lines = [line.strip() for line in text.splitlines()]
+    assert {"pip install 'one==1.*' two", "deploykit build m.onnx -o e", "x y"} <= set(lines)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "`" not in text
+    assert re.sub(r"\s+", " ", text).count(sentence) == 4
+
+
+def test_a_warning_of_bench_is_said_once_with_all_that_it_concerns() -> None:
+    made = BenchRecord("a.onnx", "0", "onnxruntime", "device", 1, (0.01,) * 9)
+    slow = ("the governor is powersave", "other work on the machine")
+    records = [
+        replace(made, warnings=slow),
+        replace(made, batch_size=8, warnings=slow[:1]),
+        replace(made, model="b.onnx", warnings=slow[:1]),
+    ]
+    assert printing.measurements(records).splitlines()[-2:] == [
+        "warning: a.onnx, b.onnx: the governor is powersave",
+        "warning: a.onnx: other work on the machine",
     ]
 
 

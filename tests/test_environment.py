@@ -189,9 +189,9 @@ def test_doctor_without_a_gpu_says_what_is_possible_all_the_same() -> None:
     assert "nvidia-smi is not installed" in rows["GPU"].detail
     assert "built here" in rows["GPU"].fix
     assert rows["nvcc"].status == "absent"
-    for topic in ("torch exporter", "COCO AP", "shapes data", "timm models"):
+    for topic in ("PyTorch", "COCO AP", "shapes data", "timm models"):
         assert rows[topic].status == "absent"
-        assert rows[topic].fix.startswith("pip install")
+        assert rows[topic].fix.startswith("`pip install")
 
 
 def test_doctor_shows_each_backend_as_it_describes_itself() -> None:

@@ -184,7 +184,7 @@ def test_without_scikit_image_the_extra_is_named(
 ) -> None:
     monkeypatch.setattr(shapes.importlib.util, "find_spec", lambda _: None)
     shapes._materials.cache_clear()
-    with pytest.raises(DataError, match=r"pip install 'deploykit\[shapes\]'"):
+    with pytest.raises(DataError, match="pip install scikit-image"):
         sources.dataset("shapes:")
 
 

@@ -29,11 +29,12 @@ class Target:
     """What TensorRT-RTX lacks for it; empty: FP32, FP16 and INT8 are all there."""
 
     @property
-    def packages(self) -> str:
-        """Return the pip requirement that fits this GPU."""
+    def install(self) -> str:
+        """Return the command that installs the TensorRT that fits this GPU."""
         if not self.tensorrt:
-            return "tensorrt-rtx-cu13"
-        return "tensorrt-cu12==10.4.*" if self.sm == "70" else "tensorrt-cu12"
+            return "`pip install tensorrt-rtx-cu13`"
+        package = "'tensorrt-cu12==10.4.*'" if self.sm == "70" else "tensorrt-cu12"
+        return f"`pip install {package} cuda-python`"
 
 
 _VOLTA_INT8 = "Volta has no INT8 tensor cores: INT8 runs below the rate of its FP16 tensor cores"
@@ -68,12 +69,32 @@ TARGETS: dict[str, Target] = {
 }
 
 
-def target(sm: str) -> Target:
-    """Return the target written as `86`, `sm86` or `8.6`. Raises: OptionError."""
-    digits = re.sub(r"^sm_?|\.", "", sm.strip().lower())
-    if digits not in TARGETS:
-        raise unknown_name("compute capability", sm, TARGETS)
-    return TARGETS[digits]
+NAMES: dict[str, str] = {
+    **dict.fromkeys(("V100", "TITAN V"), "70"),
+    **dict.fromkeys(("T4", "RTX 20", "GTX 16"), "75"),
+    **dict.fromkeys(("A100", "A30"), "80"),
+    **dict.fromkeys(("A2", "A10", "A10G", "A16", "A40", "RTX A6000", "RTX 30"), "86"),
+    **dict.fromkeys(("L4", "L40", "L40S", "RTX 40"), "89"),
+    **dict.fromkeys(("H100", "H200", "GH200"), "90"),
+    **dict.fromkeys(("B200", "GB200"), "100"),
+    "RTX 50": "120",
+    "GB10": "121",
+}
+"""Name of a GPU or of a series -> its compute capability."""
+_BRAND = re.compile(r"nvidia|tesla|geforce|[\s_.-]")
+_SERIES = re.compile(r"([rg]tx\d\d)\d0(ti|super)*(laptop)?")
+_COMPACT = {_BRAND.sub("", name.lower()): sm for name, sm in NAMES.items()}
+
+
+def target(text: str) -> Target:
+    """Return the target written as `86`, `sm86`, `8.6` or `A10`. Raises: OptionError."""
+    compact = _BRAND.sub("", text.lower())
+    series = _SERIES.fullmatch(compact)
+    named = _COMPACT.get(series[1] if series else compact, compact)
+    sm = named.removeprefix("sm")
+    if sm not in TARGETS:
+        raise unknown_name("GPU or compute capability", text, (*TARGETS, *NAMES))
+    return TARGETS[sm]
 
 
 def rtx_targets(sms: tuple[str, ...]) -> tuple[Target, ...]:
@@ -88,6 +109,6 @@ def rtx_targets(sms: tuple[str, ...]) -> tuple[Target, ...]:
             raise OptionError(
                 f"TensorRT-RTX cannot build for SM{row.sm} ({row.gpus}): {row.not_rtx}",
                 expected="one of " + ", ".join(known),
-                fix=f"on the GPU itself: pip install '{row.packages}', then --backend tensorrt",
+                fix=f"on the GPU itself: {row.install}, then --backend tensorrt",
             )
     return rows

@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 
 MODULE = "tensorrt"
 _FIX = (
-    "on the machine with the GPU: pip install 'deploykit[tensorrt]' for SM75 and later; "
-    "for a V100 (SM70) pip install 'tensorrt-cu12==10.4.*', the last version that supports it. "
-    "Without a GPU: --backend tensorrt_rtx"
+    "on the machine with the GPU, from SM75 on: `pip install tensorrt-cu12 cuda-python`; "
+    "for a V100 (SM70), which a later version does not support: "
+    "`pip install 'tensorrt-cu12==10.4.*' cuda-python`; "
+    "without a GPU: --backend tensorrt_rtx"
 )
 
 

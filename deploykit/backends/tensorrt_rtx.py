@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MODULE = "tensorrt_rtx"
 _PACKAGE = "tensorrt-rtx-cu13"
-_INSTALL = "pip install 'deploykit[rtx]'"
+_INSTALL = f"`pip install {_PACKAGE}`"
 _TURING = "75"
 
 

@@ -154,7 +154,7 @@ def build(
     *,
     backend: Annotated[str, Option(help="tensorrt_rtx, tensorrt or onnxruntime.")] = "tensorrt_rtx",
     sm: Annotated[
-        list[str] | None, Option(help="Target, such as 75 (T4) or 86; repeat for more.")
+        list[str] | None, Option(help="Target GPU: T4, A10, 75, 8.6 ...; repeat for more.")
     ] = None,
     min_shapes: Annotated[list[str] | None, Option(help="name:1x3x640x640")] = None,
     opt_shapes: Annotated[list[str] | None, Option(help="name:8x3x640x640")] = None,
@@ -179,10 +179,10 @@ def build(
         deploykit build model.int8.onnx --backend tensorrt -o model.engine
     """
     from deploykit import pipeline  # noqa: PLC0415
-    from deploykit.backends import BuildOptions  # noqa: PLC0415
+    from deploykit.backends import BuildOptions, targets  # noqa: PLC0415
 
     wanted = BuildOptions(
-        sms=tuple(text.lower().removeprefix("sm") for text in sm or ()),
+        sms=tuple(targets.target(text).sm for text in sm or ()),
         shapes=options.profiles(min_shapes or (), opt_shapes or (), max_shapes or ()),
         workspace=options.byte_count(workspace),
         timing_cache=timing_cache,

@@ -7,13 +7,14 @@ import errno
 import json
 import os
 import sys
+import textwrap
 import unicodedata
 from typing import TYPE_CHECKING
 
 from deploykit.errors import OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from deploykit.errors import DeployError
     from deploykit.measuring.environment import Row
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """Why a system refuses to write."""
+_COLUMNS = 80
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode categories that steer a terminal, reorder the text around them, or are no characters."""
 
@@ -206,15 +208,46 @@ def measurements(found: Sequence[BenchRecord]) -> str:
                 f"{wall.variation:.1%}",
             )
         )
-    warned = [f"warning: {record.model}: {text}" for record in found for text in record.warnings]
+    warned = [f"warning: {', '.join(names)}: {text}" for text, names in _warned(found).items()]
     return "\n".join([table(header, rows), *([_lined(warned)] if warned else [])])
 
 
+def _warned(found: Sequence[BenchRecord]) -> dict[str, list[str]]:
+    """Return each warning with the models that it concerns."""
+    concerned: dict[str, dict[str, None]] = {}
+    for record in found:
+        for text in record.warnings:
+            concerned.setdefault(text, {})[record.model] = None
+    return {text: list(names) for text, names in concerned.items()}
+
+
 def findings(rows: Sequence[Row]) -> str:
-    """Return what `doctor` found as text: one line a topic, and what to do below it."""
-    width = max(len(row.topic) for row in rows)
+    """Return what `doctor` found as text: one topic after the other, and what to do below it."""
+    topic, status = (max(len(getattr(r, name)) for r in rows) for name in ("topic", "status"))
     lines = []
     for row in rows:
-        lines.append(f"{row.topic:<{width}}  {row.status:<6}  {row.detail}")
-        lines += [f"{'':<{width}}          to fix: {row.fix}"] if row.fix else []
+        head = f"{row.topic:<{topic}}  {row.status:<{status}}  "
+        lines += _wrapped(row.detail, head, " " * len(head))
+        lines += _advice(row.fix)
     return "\n".join(lines)
+
+
+def _advice(fix: str) -> Iterator[str]:
+    """Yield what to do, each command in it (between backticks) on a line that can be copied."""
+    for number, part in enumerate(fix.split("`")):
+        if number % 2:
+            yield f"        {part}"
+        elif text := part.strip(" ;,"):
+            yield from _wrapped(text, "    " if number else "    to fix: ", "    ")
+
+
+def _wrapped(text: str, first: str, other: str) -> list[str]:
+    """Return lines of at most _COLUMNS, `first` and `other` before them, no word broken."""
+    return textwrap.wrap(
+        text,
+        _COLUMNS,
+        initial_indent=first,
+        subsequent_indent=other,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

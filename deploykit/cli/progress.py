@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -20,7 +22,7 @@ _REDRAWN_SECONDS = 0.1
 _CELLS = 20
 """Cells of the bar that a terminal shows."""
 _CLEAR = "\r\x1b[2K"
-_MINUTE, _HALF_MINUTE = 60, 30
+_SECOND, _HALF_MINUTE, _MINUTE = 1, 30, 60
 
 
 def bar(items: Iterable[T], label: str, total: int) -> Iterator[T]:
@@ -31,7 +33,7 @@ def bar(items: Iterable[T], label: str, total: int) -> Iterator[T]:
     """
     shown = _Terminal() if sys.stderr.isatty() else _Lines()
     state = _State(label, total, time.perf_counter())
-    try:
+    with _redrawn(shown, state):
         for item in items:
             if isinstance(item, str):
                 state.step = item
@@ -40,7 +42,25 @@ def bar(items: Iterable[T], label: str, total: int) -> Iterator[T]:
             state.count += 1
             if not isinstance(item, str):
                 shown.draw(state)
+
+
+@contextlib.contextmanager
+def _redrawn(shown: _Terminal | _Lines, state: _State) -> Iterator[None]:
+    """Let the seconds of a step with a name be seen to pass: draw once a second from a thread."""
+    ended = threading.Event()
+
+    def redraw() -> None:
+        while not ended.wait(_SECOND):
+            if state.step:  # what is counted may be timed, and is drawn between two items
+                shown.draw(state)
+
+    thread = threading.Thread(target=redraw, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
     finally:
+        ended.set()
+        thread.join()
         shown.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     Step = Callable[[], float | None]
 
 _STOP_RULE = "iterations until they last duration_seconds together and number min_iterations"
+_HUNDREDTHS = 100
 _MIN_WARMUP = 3
 """Iterations: the first may compile, allocate or capture a graph."""
 
@@ -82,7 +84,7 @@ class Instruments:
     environment: Callable[[], Mapping[str, Any]]
     """Returns what the machine is and how it fares; asked before and after."""
     progress: Progress = silent
-    """Hears once a second, between two iterations, never within one."""
+    """Hears of each hundredth, between two iterations, never within one."""
     clock: Callable[[], float] = field(default=time.perf_counter)
     """Returns seconds, monotonic."""
 
@@ -107,8 +109,7 @@ def bench(
     step = _step(session, work, options)
     before = dict(instruments.environment())
     run = _Run(options, instruments.clock)
-    seconds = max(1, round(options.warmup_seconds + options.duration_seconds))
-    for _ in instruments.progress(run.measure(step), f"bench {subject.model}", seconds):
+    for _ in instruments.progress(run.measure(step), f"bench {subject.model}", _HUNDREDTHS):
         pass
     environment = {"before": before, "after": dict(instruments.environment())}
     record = BenchRecord(
@@ -163,14 +164,34 @@ class _Run:
     options: BenchOptions
     clock: Callable[[], float]
     warmups: int = 0
+    warmed: float = 0.0
+    """Seconds that the warm-up took."""
     seconds: list[float] = field(default_factory=list)
     device_seconds: list[float | None] = field(default_factory=list)
 
     def measure(self, step: Step) -> Generator[None, None, None]:
-        """Warm up, then time `step` until the stop rule holds; yields once a second."""
-        yield from self._warm_up(step)
-        elapsed, told = 0.0, 1.0
-        options = self.options
+        """Warm up, then time `step` until the stop rule holds; yields _HUNDREDTHS times."""
+        told = 0
+        for done in itertools.chain(self._warm_up(step), self._timed(step)):
+            reached = min(int(done * _HUNDREDTHS), _HUNDREDTHS - 1)
+            yield from itertools.repeat(None, reached - told)
+            told = max(told, reached)
+        yield from itertools.repeat(None, _HUNDREDTHS - told)
+
+    def _warm_up(self, step: Step) -> Generator[float, None, None]:
+        """Yield the part of the whole measurement that is done, 0 to 1, as `_timed` does."""
+        wanted = self.options.warmup_seconds
+        while self.warmed < wanted or self.warmups < _MIN_WARMUP:
+            started = self.clock()
+            step()
+            self.warmed += self.clock() - started
+            self.warmups += 1
+            mean = self.warmed / self.warmups
+            whole = max(self.warmed, wanted, _MIN_WARMUP * mean) + self._rest(mean, 0.0)
+            yield self.warmed / whole if whole else 0.0
+
+    def _timed(self, step: Step) -> Generator[float, None, None]:
+        elapsed, options = 0.0, self.options
         while elapsed < options.duration_seconds or len(self.seconds) < options.min_iterations:
             started = self.clock()
             device = step()
@@ -178,20 +199,14 @@ class _Run:
             self.seconds.append(taken)
             self.device_seconds.append(device)
             elapsed += taken
-            if elapsed >= told:
-                told = elapsed + 1.0
-                yield
+            spent = self.warmed + elapsed
+            rest = self._rest(elapsed / len(self.seconds), elapsed)
+            yield spent / (spent + rest) if spent else 0.0
 
-    def _warm_up(self, step: Step) -> Generator[None, None, None]:
-        started = told = self.clock()
-        while (now := self.clock()) - started < self.options.warmup_seconds or (
-            self.warmups < _MIN_WARMUP
-        ):
-            step()
-            self.warmups += 1
-            if now - told >= 1.0:
-                told = now
-                yield
+    def _rest(self, mean: float, elapsed: float) -> float:
+        """Return the seconds that the stop rule still asks for, at `mean` seconds an iteration."""
+        lacking = (self.options.min_iterations - len(self.seconds)) * mean
+        return max(self.options.duration_seconds - elapsed, lacking, 0.0)
 
     def all_device_seconds(self) -> tuple[float, ...]:
         """Return the device times; none where the backend has no device clock."""

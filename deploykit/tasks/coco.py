@@ -192,7 +192,7 @@ def require() -> tuple[Any, Any]:
     except ImportError as error:
         raise BackendError(
             "average precision needs faster-coco-eval, which cannot be imported",
-            fix="pip install 'deploykit[eval]'",
+            fix="`pip install faster-coco-eval`",
         ) from error
     return COCO, COCOeval_faster
 

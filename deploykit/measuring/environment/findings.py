@@ -30,15 +30,20 @@ class Row:
 
 
 _PACKAGES = (
-    ("torch exporter", "onnxscript", "exports PyTorch models to ONNX", "pip install onnxscript"),
-    ("COCO AP", "faster-coco-eval", "evaluates detectors", "pip install 'deploykit[eval]'"),
+    (
+        "PyTorch",
+        "torch",
+        "reads checkpoints and exports them",
+        "`pip install torch torchvision safetensors`",
+    ),
+    ("COCO AP", "faster-coco-eval", "evaluates detectors", "`pip install faster-coco-eval`"),
     (
         "shapes data",
         "scikit-image",
         "generates images to train on",
-        "pip install 'deploykit[shapes]'",
+        "`pip install scikit-image`",
     ),
-    ("timm models", "timm", "loads timm checkpoints' models", "pip install 'deploykit[zoo]'"),
+    ("timm models", "timm", "loads timm checkpoints' models", "`pip install timm`"),
 )
 
 
@@ -123,5 +128,5 @@ def _target(row: targets.Target) -> Row:
         f"SM{row.sm} {row.gpus}",
         "ok" if row.rtx else "warn",
         f"{full}; {rtx}",
-        "" if row.rtx else f"build on the GPU itself: pip install '{row.packages}'",
+        "" if row.rtx else f"build on the GPU itself: {row.install}",
     )
