@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from deploykit.pipeline import (
         BenchPlan,
         EvalOptions,
-        ExportOptions,
         QuantizeOptions,
         VerifyOptions,
         bench,
@@ -39,12 +38,13 @@ if TYPE_CHECKING:
         cast,
         evaluate,
         export,
-        fuse,
         inspect,
         quantize,
         report,
         verify,
     )
+    from deploykit.pipeline.exporting import ExportOptions
+    from deploykit.pipeline.fusing import fuse
     from deploykit.precision.calibration import CalibrationOptions
     from deploykit.recipes.recipe import Family, KeepFloat, Recipe
     from deploykit.tasks.detections import Detections
@@ -66,7 +66,7 @@ _HOME = {
     "DeployError": "errors",
     "Detections": "tasks.detections",
     "EvalOptions": "pipeline",
-    "ExportOptions": "pipeline",
+    "ExportOptions": "pipeline.exporting",
     "Family": "recipes.recipe",
     "Geometry": "data.preprocess",
     "InputError": "errors",
@@ -90,7 +90,7 @@ _HOME = {
     "evaluate": "pipeline",
     "export": "pipeline",
     "fold": "networks.reparam",
-    "fuse": "pipeline",
+    "fuse": "pipeline.fusing",
     "inspect": "pipeline",
     "quantize": "pipeline",
     "report": "pipeline",

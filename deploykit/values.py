@@ -173,6 +173,10 @@ class Agreement:
     passed: bool
     note: str = ""
     """What is known beyond the numbers, such as which row has no partner."""
+    rounding: float | None = None
+    """Largest error that the reference itself has in its number format; None: not measured."""
+    allowed: float | None = None
+    """Largest error that rounding explains; None: `passed` says more than a limit could."""
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,16 @@ import sys
 import time
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from deploykit import cli
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -262,11 +264,13 @@ def test_an_output_that_cannot_be_written(run: Runner, checkpoint: Path) -> None
 def test_a_disk_that_fills_up_leaves_nothing(
     run: Runner, checkpoint: Path, model: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    def full(path: Path, data: bytes) -> None:
-        path.write_text(str(data[:4]))
+    from deploykit.files import onnxfile
+
+    def full(_model: object, path: Path) -> None:
+        path.write_bytes(b"half")
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(onnxfile, "write_model", full)
     source = checkpoint if command == "export" else model
     run.refuses(command, source, "-o", run.output, message="No space left")
 

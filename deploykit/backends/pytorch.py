@@ -22,20 +22,22 @@ if TYPE_CHECKING:
 class TorchSession:
     """A network run by PyTorch on the CPU: the reference of every proof."""
 
-    def __init__(self, network: Network) -> None:
-        """Keep the network and describe its interface."""
-        self._module = network.module
+    def __init__(self, network: Network, dtype: torch.dtype = torch.float32) -> None:
+        """Keep the network and describe its interface; it gets its inputs as `dtype`."""
+        self._module, self._dtype = network.module, dtype
         self.inputs = network.inputs
         self.outputs = tuple(TensorSpec(name, "float32", ()) for name in network.recipe.outputs)
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
         """Return output name -> array for one batch."""
         with torch.inference_mode():
-            result = self._module(
-                *(torch.from_numpy(np.ascontiguousarray(feeds[s.name])) for s in self.inputs)
-            )
+            result = self._module(*(self._tensor(feeds[spec.name]) for spec in self.inputs))
         values = result if isinstance(result, tuple) else (result,)
         return {s.name: v.numpy() for s, v in zip(self.outputs, values, strict=True)}
+
+    def _tensor(self, array: NDArray[np.generic]) -> torch.Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
 
     def stepper(
         self, feeds: Arrays, *, transfers: bool, cuda_graph: bool

@@ -9,7 +9,6 @@ import os
 import tempfile
 from importlib import metadata
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import InputError, OutputError
@@ -18,8 +17,6 @@ from deploykit.values import SCHEMA_VERSION, Artifact, Json, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-    Interface = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 
 _CHUNK = 1 << 20
 _RECORDED = ("deploykit", "torch", "onnx", "onnxruntime", "numpy", "tensorrt-rtx-cu13", "tensorrt")
@@ -129,23 +126,17 @@ def describe(
     path: Path,
     *,
     made_by: Mapping[str, Any],
-    parents: Mapping[str, str] = MappingProxyType({}),
-    interface: Interface = ((), ()),
-    digest: str = "",
+    parents: tuple[Path, ...] = (),
+    inputs: tuple[TensorSpec, ...] = (),
+    outputs: tuple[TensorSpec, ...] = (),
 ) -> Artifact:
-    """Write the sidecar of `path`, a file just made, and return its artifact.
-
-    parents: file name -> sha256 of each file that it was made from.
-    interface: what it takes and what it gives.
-    digest: the sha256 of `path`, where it is known already.
-    """
-    inputs, outputs = interface
+    """Write the sidecar of `path`, a file just made from `parents`, and return its artifact."""
     artifact = Artifact(
         path=path,
-        sha256=digest or sha256(path),
+        sha256=sha256(path),
         inputs=inputs,
         outputs=outputs,
-        parents=dict(parents),
+        parents={parent.name: sha256(parent) for parent in parents},
         made_by={**made_by, "versions": versions()},
     )
     write_json(
@@ -162,15 +153,13 @@ def describe(
     return artifact
 
 
-def read(path: Path, *, digest: str = "") -> Artifact:
+def read(path: Path) -> Artifact:
     """Return the artifact at `path` from its sidecar.
-
-    digest: the sha256 of `path`, where it is known already.
 
     Raises: InputError where either file is absent or the file changed since it was described.
     """
     data = read_json(sidecar(path))
-    found = digest or sha256(path)
+    found = sha256(path)
     if data.get("sha256") != found:
         raise InputError(
             f"{path} is not the file that {sidecar(path).name} describes",

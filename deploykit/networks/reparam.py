@@ -105,13 +105,15 @@ class Phases(nn.Module):
         super().__init__()
         self.step, self.channels = source.kernel_size[0], source.out_channels
         self.count = self.step**2
-        self.conv = nn.Conv2d(source.in_channels, self.count * self.channels, 1)
+        self.conv = nn.Conv2d(
+            source.in_channels, self.count * self.channels, 1, dtype=source.weight.dtype
+        )
         with torch.no_grad():
             # [in, out, step, step] -> [step * step * out, in, 1, 1]
             weight = source.weight.permute(2, 3, 1, 0).reshape(self.conv.weight.shape)
             self.conv.weight.copy_(weight)
             assert self.conv.bias is not None
-            bias = torch.zeros(self.channels) if source.bias is None else source.bias
+            bias = weight.new_zeros(self.channels) if source.bias is None else source.bias
             self.conv.bias.copy_(bias.repeat(self.count))
         self.act = activation
 
@@ -161,7 +163,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return float32[batch, out, ceil(H / stride), ceil(W / stride)]."""
-        return cast("Tensor", self.act(self.bn(self.conv(x))))
+        return cast(Tensor, self.act(self.bn(self.conv(x))))
 
     def equivalent(self) -> tuple[Tensor, Tensor]:
         """Return weight and bias, in float64, of the two layers as one convolution."""
@@ -182,7 +184,7 @@ class FoldedNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return float32[batch, out, ceil(H / stride), ceil(W / stride)]."""
-        return cast("Tensor", self.act(self.conv(x)))
+        return cast(Tensor, self.act(self.conv(x)))
 
 
 class RepVGGBlock(nn.Module):
@@ -206,7 +208,7 @@ class RepVGGBlock(nn.Module):
         total = self.rbr_dense(x) + self.rbr_1x1(x)
         if self.rbr_identity is not None:
             total = total + self.rbr_identity(x)
-        return cast("Tensor", self.nonlinearity(total))
+        return cast(Tensor, self.nonlinearity(total))
 
     def folded(self) -> nn.Module:
         """Return one 3x3 convolution, called `rbr_reparam`, and the ReLU."""
@@ -232,7 +234,7 @@ class FoldedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return float32[batch, out, ceil(H / stride), ceil(W / stride)]."""
-        return cast("Tensor", self.nonlinearity(self.rbr_reparam(x)))
+        return cast(Tensor, self.nonlinearity(self.rbr_reparam(x)))
 
 
 def _identity(conv: nn.Conv2d) -> Tensor:

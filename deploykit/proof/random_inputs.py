@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from deploykit.data.preprocess import Preprocess
     from deploykit.values import TensorSpec
 
     Array: TypeAlias = NDArray[np.generic]
@@ -29,10 +30,17 @@ _PATCH = 16
 """Side in pixels of the even patches in a random image: objects, where noise is texture."""
 
 
-def feeds(inputs: Sequence[TensorSpec], *, seed: int, batch: int = 1) -> dict[str, Array]:
+def feeds(
+    inputs: Sequence[TensorSpec],
+    *,
+    seed: int,
+    batch: int = 1,
+    preprocess: Preprocess | None = None,
+) -> dict[str, Array]:
     """Return input name -> random values: `batch` images, or as many as a fixed batch holds.
 
-    The input `recipe.PROPOSALS` gets boxes in the image, some of them without area, as padding.
+    With `preprocess`, an input of images holds pixels of 0 to 255 prepared as it says. The input
+    `PROPOSALS` gets boxes in the image, some of them without area, as padding.
     The same seed gives the same values on every machine. Raises: ModelError as `images`.
     """
     size = next((spec.shape[2:] for spec in inputs if len(spec.shape) == 4), ())
@@ -41,7 +49,24 @@ def feeds(inputs: Sequence[TensorSpec], *, seed: int, batch: int = 1) -> dict[st
         boxes = spec.name == PROPOSALS and spec.shape[2:] == (4,) and size
         make = functools.partial(_boxes, size=size) if boxes else images
         found[spec.name] = make(spec, seed + i, batch)
+        if preprocess is not None and spec.dtype == "float32" and _is_image(spec):
+            found[spec.name] = _prepared(found[spec.name].astype(np.float32), preprocess)
     return found
+
+
+def _is_image(spec: TensorSpec) -> bool:
+    return len(spec.shape) == 4 and spec.shape[1] == 3
+
+
+def _prepared(values: NDArray[np.float32], preprocess: Preprocess) -> Array:
+    """Return float32[batch, 3, H, W] of 0 to 1 as whole pixels of 0 to 255, prepared."""
+    mean, std = (
+        np.array(numbers, np.float32).reshape(3, 1, 1)
+        for numbers in (preprocess.mean, preprocess.std)
+    )
+    pixels = np.rint(values * np.float32(255))
+    prepared: Array = (pixels * np.float32(preprocess.scale) - mean) / std
+    return prepared
 
 
 def _boxes(spec: TensorSpec, seed: int, count: int, *, size: Sequence[int | str]) -> Array:

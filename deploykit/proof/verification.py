@@ -57,17 +57,17 @@ def verify(  # noqa: PLR0913 - two sessions, their inputs and three independent 
     for name, value in (("atol", atol), ("rtol", rtol)):
         if not value >= 0:
             raise InputError(f"{name} is {value}", expected="a number, 0 or more")
-    tallies: dict[str, _Tally] = {}
+    tallies: dict[str, Tally] = {}
     pairing = pairing or PaddedRows()
     for feed in feeds:
         expected, found = reference.run(feed), candidate.run(feed)
         check_interface(found, expected)
         for name, pair in pairing.pairs(found, expected, atol, rtol).items():
             ours, theirs = pair.found, pair.expected
-            tallies.setdefault(name, _Tally()).add(ours, theirs, atol, rtol * pair.factor)
+            tallies.setdefault(name, Tally()).add(ours, theirs, atol, rtol * pair.factor)
             split = columns and pair.columns and theirs.ndim in _ROWS
             for i in range(theirs.shape[-1] if split else 0):
-                column = tallies.setdefault(f"{name}[..., {i}]", _Tally())
+                column = tallies.setdefault(f"{name}[..., {i}]", Tally())
                 column.add(ours[..., i], theirs[..., i], atol, rtol)
     agreements = tuple(tally.agreement(name) for name, tally in tallies.items())
     agreements += pairing.findings()
@@ -99,7 +99,7 @@ def _form(array: Array) -> str:
 
 
 @dataclass
-class _Tally:
+class Tally:
     """The errors of one output so far."""
 
     max_abs: float = 0.0
@@ -109,7 +109,7 @@ class _Tally:
     means: list[float] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
 
-    def add(self, found: Array, expected: Array, atol: float, rtol: float) -> None:
+    def add(self, found: Array, expected: Array, atol: float = math.inf, rtol: float = 0.0) -> None:
         """Take in the outputs of one run."""
         ours, theirs = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
         errors, reach = _errors(ours, theirs), span(theirs)
