@@ -95,16 +95,16 @@ def bare(job: Job) -> Times:
 def ours(job: Job) -> Times:
     """Calibrate the tensors that deploykit quantises."""
     from deploykit.data import sources
-    from deploykit.files import onnxfile
     from deploykit.precision import calibration, placement
+    from deploykit.recipes import opened
 
     data, model = sources.dataset(f"folder:{job.photographs}"), Path(job.model)
     options = calibration.CalibrationOptions(job.method, batch_size=job.batch_size)
     start = time.time()
-    graph = onnxfile.read_model(model)
-    tensors = placement.activations(placement.place(graph, placement.default_plan(graph, None)))
-    del graph
-    calibration.calibrate(model, data, preprocess(), tensors, options=options)
+    subject = opened.read(model)
+    plan = placement.default_plan(subject.graph, None)
+    tensors = placement.activations(placement.place(subject.graph, plan))
+    calibration.calibrate(subject, data, preprocess(), tensors, options=options)
     end = time.time()
     return Times(start, end, end)
 

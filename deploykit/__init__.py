@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from deploykit.pipeline import (
         BenchPlan,
         EvalOptions,
+        ExportOptions,
         QuantizeOptions,
         VerifyOptions,
         bench,
@@ -38,13 +39,12 @@ if TYPE_CHECKING:
         cast,
         evaluate,
         export,
+        fuse,
         inspect,
         quantize,
         report,
         verify,
     )
-    from deploykit.pipeline.exporting import ExportOptions
-    from deploykit.pipeline.fusing import fuse
     from deploykit.precision.calibration import CalibrationOptions
     from deploykit.recipes.recipe import Family, KeepFloat, Recipe
     from deploykit.tasks.detections import Detections
@@ -66,7 +66,7 @@ _HOME = {
     "DeployError": "errors",
     "Detections": "tasks.detections",
     "EvalOptions": "pipeline",
-    "ExportOptions": "pipeline.exporting",
+    "ExportOptions": "pipeline",
     "Family": "recipes.recipe",
     "Geometry": "data.preprocess",
     "InputError": "errors",
@@ -90,7 +90,7 @@ _HOME = {
     "evaluate": "pipeline",
     "export": "pipeline",
     "fold": "networks.reparam",
-    "fuse": "pipeline.fusing",
+    "fuse": "pipeline",
     "inspect": "pipeline",
     "quantize": "pipeline",
     "report": "pipeline",

@@ -88,7 +88,7 @@ class Network(nn.Module):
         x = self.stage0(images)
         for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
             x = stage(x)
-        return cast(Tensor, self.linear(self.gap(x).flatten(1)))
+        return cast("Tensor", self.linear(self.gap(x).flatten(1)))
 
 
 def build(variant: str, classes: int) -> Network:

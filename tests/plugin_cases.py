@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from deploykit import ops
 from deploykit.backends import BuildOptions, tensorrt_rtx
 from deploykit.ops.plugin import OPS
+from deploykit.recipes import opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -197,7 +198,7 @@ def engine_size(model: ir.Model, path: Path, sm: str) -> int:
     ops.inline(model)
     path.write_bytes(ir.to_proto(model).SerializeToString())
     engine = path.with_suffix(".engine")
-    tensorrt_rtx.build(path, engine, BuildOptions(sms=(sm,)))
+    tensorrt_rtx.build(opened.read(path), engine, BuildOptions(sms=(sm,)))
     return engine.stat().st_size
 
 

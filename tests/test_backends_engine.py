@@ -27,6 +27,7 @@ from deploykit.backends import (
     tensorrt_rtx,
 )
 from deploykit.errors import BackendError, InputError, ModelError, OptionError, OutputError
+from deploykit.recipes import opened
 from deploykit.values import TensorSpec
 
 if TYPE_CHECKING:
@@ -566,7 +567,7 @@ def test_full_tensorrt_builds_and_inspects_on_its_own_gpu(
     monkeypatch.setattr(_builder_process, "build", built)
     model = toy(quantized=True, classify=False).save(tmp_path / "toy.onnx")
     made = tensorrt.build(
-        model,
+        opened.read(model),
         tmp_path / "toy.engine",
         BuildOptions(sms=("75",), workspace=5, timing_cache=tmp_path / "c"),
     )
@@ -576,7 +577,7 @@ def test_full_tensorrt_builds_and_inspects_on_its_own_gpu(
     assert asked[0].builder_flags == ()
     assert asked[0].timing_cache == str(tmp_path / "c")
     with pytest.raises(OptionError, match="cannot build for SM86: the GPU here has SM75"):
-        tensorrt.build(model, tmp_path / "toy.engine", BuildOptions(sms=("86",)))
+        tensorrt.build(opened.read(model), tmp_path / "toy.engine", BuildOptions(sms=("86",)))
 
 
 @pytest.mark.usefixtures("gpu")
@@ -616,14 +617,15 @@ def test_tensorrt_8_has_no_int64_inputs() -> None:
 
 
 def test_without_full_tensorrt_it_says_which_version_fits_which_gpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    toy().save(tmp_path / "m.onnx")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     here = tensorrt.availability()
     assert not here.builds
     assert "tensorrt-cu12==10.4.*" in here.fix
     with pytest.raises(BackendError, match="tensorrt is not installed"):
-        tensorrt.build(tmp_path / "m.onnx", tmp_path / "m.engine", BuildOptions())
+        tensorrt.build(opened.read(tmp_path / "m.onnx"), tmp_path / "m.engine", BuildOptions())
 
 
 def test_full_tensorrt_without_a_gpu_cannot_even_build(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from deploykit import backends
 from deploykit.backends import BuildOptions, onnxruntime
 from deploykit.errors import DeployError, ModelError, OptionError, OutputError
+from deploykit.recipes import opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +35,7 @@ def test_a_built_model_computes_what_the_onnx_reference_does(
     toy: Any, tmp_path: Path, *, quantized: bool
 ) -> None:
     model = toy(quantized=quantized).save(tmp_path / "toy.onnx")
-    built = onnxruntime.build(model, tmp_path / "toy.engine", BuildOptions())
+    built = onnxruntime.build(opened.read(model), tmp_path / "toy.engine", BuildOptions())
     assert [str(spec) for spec in built.inputs] == ["images: float32[n, 3, 32, 32]"]
     session = onnxruntime.open_session(tmp_path / "toy.engine", threads=1)
     found: dict[str, Any] = session.run({"images": images()})
@@ -85,7 +86,7 @@ def test_a_build_tells_the_precision_and_cost_of_each_layer_under_its_own_name(
 ) -> None:
     for name, options in {"f": {}, "q": {"quantized": True}, "h": {"half": True}}.items():
         model = toy(**options).save(tmp_path / f"{name}.onnx")
-        built = onnxruntime.build(model, tmp_path / f"{name}.engine", BuildOptions())
+        built = onnxruntime.build(opened.read(model), tmp_path / f"{name}.engine", BuildOptions())
         macs = {layer.name: layer.macs for layer in built.layers if layer.macs}
         assert macs == {
             "stem": 16 * 16 * 16 * 27,
@@ -140,7 +141,7 @@ def _open(path: Path, _: Path) -> object:
 
 
 def _build(path: Path, output: Path) -> object:
-    return onnxruntime.build(path, output, BuildOptions())
+    return onnxruntime.build(opened.read(path), output, BuildOptions())
 
 
 @pytest.mark.parametrize("use", [_open, _build])
@@ -188,13 +189,14 @@ def test_a_model_that_onnx_runtime_does_not_know_is_an_error(toy: Any, tmp_path:
     ],
 )
 def test_options_that_mean_nothing_here_are_refused(
-    tmp_path: Path, options: BuildOptions, flag: str
+    toy: Any, tmp_path: Path, options: BuildOptions, flag: str
 ) -> None:
+    model = toy().save(tmp_path / "toy.onnx")
     with pytest.raises(OptionError, match=flag):
-        onnxruntime.build(tmp_path / "unread.onnx", tmp_path / "out.engine", options)
+        onnxruntime.build(opened.read(model), tmp_path / "out.engine", options)
     with pytest.raises(OptionError, match="--timing-cache"):
         onnxruntime.build(
-            tmp_path / "unread.onnx",
+            opened.read(model),
             tmp_path / "out.engine",
             replace(BuildOptions(), timing_cache=tmp_path / "cache"),
         )
@@ -203,12 +205,12 @@ def test_options_that_mean_nothing_here_are_refused(
 def test_an_output_folder_that_is_absent_is_one_error(toy: Any, tmp_path: Path) -> None:
     model = toy().save(tmp_path / "toy.onnx")
     with pytest.raises(OutputError, match="cannot write"):
-        onnxruntime.build(model, tmp_path / "nowhere" / "toy.engine", BuildOptions())
+        onnxruntime.build(opened.read(model), tmp_path / "nowhere" / "toy.engine", BuildOptions())
 
 
-def test_a_negative_number_of_threads_is_refused(tmp_path: Path) -> None:
+def test_a_negative_number_of_threads_is_refused(toy: Any, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="-1 threads"):
-        onnxruntime.open_session(tmp_path / "unread.onnx", threads=-1)
+        onnxruntime.open_session(toy().save(tmp_path / "toy.onnx"), threads=-1)
 
 
 def test_a_failure_while_running_is_one_error(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ from deploykit.files import artifacts
 from deploykit.ops import launchers
 from deploykit.ops.launchers import LAUNCHERS, Buffers
 from deploykit.ops.plugin import OPS
-from deploykit.pipeline import making
+from deploykit.pipeline import building
+from deploykit.recipes import opened
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,7 +116,7 @@ SHAPES = {
 
 def build(path: Path, plugins: str, *sms: str) -> Any:
     options = BuildOptions(sms=sms, shapes=SHAPES, plugins=plugins)
-    return tensorrt_rtx.build(path, path.with_suffix(".engine"), options)
+    return tensorrt_rtx.build(opened.read(path), path.with_suffix(".engine"), options)
 
 
 # --- the build --------------------------------------------------------------------------------
@@ -151,7 +152,7 @@ def test_a_build_says_what_the_engine_needs(choice: str, note: str, tmp_path: Pa
 
 def test_a_library_is_named_with_what_the_engine_needs() -> None:
     use = Use("library", {"DKRoiPool": 2}, library="/a/libdeploykit_plugins.so")
-    (note,) = making._needs(_plugins.to_json(use))
+    (note,) = building._needs(_plugins.to_json(use))
     assert note == (
         "plugins for 2 x DKRoiPool: where it runs, it needs this very libdeploykit_plugins.so"
     )
@@ -193,7 +194,7 @@ def test_a_library_that_is_absent_or_useless_is_refused(tmp_path: Path, toy: Any
     with pytest.raises(OptionError, match="has none of our ops"):
         _plugins._use(str(model), {})
     with pytest.raises(OptionError, match="no use for --plugins"):
-        onnxruntime.build(model, tmp_path / "o.onnx", BuildOptions(plugins="none"))
+        onnxruntime.build(opened.read(model), tmp_path / "o.onnx", BuildOptions(plugins="none"))
 
 
 @needs_builder

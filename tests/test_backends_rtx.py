@@ -24,6 +24,7 @@ from deploykit.errors import (
     ProofError,
 )
 from deploykit.files import artifacts
+from deploykit.recipes import opened
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +37,9 @@ needs_no_gpu = pytest.mark.skipif(HERE.runs, reason="this machine has a GPU")
 
 
 def build(model: Path, *sms: str, **options: Any) -> Built:
-    return tensorrt_rtx.build(model, model.with_suffix(".engine"), BuildOptions(sms=sms, **options))
+    return tensorrt_rtx.build(
+        opened.read(model), model.with_suffix(".engine"), BuildOptions(sms=sms, **options)
+    )
 
 
 def weighted(built: Built) -> dict[str, tuple[str, str]]:
@@ -85,7 +88,7 @@ def test_with_its_onnx_beside_it_an_engine_is_inspected_by_onnx_node(
     for path in (model, model.with_suffix(".engine")):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     engine = tmp_path / "toy.engine"
-    artifacts.describe(engine, made_by={}, parents=(tmp_path / "toy.onnx",))
+    artifacts.describe(engine, made_by={}, parents=opened.read(tmp_path / "toy.onnx").origin())
     assert tensorrt_rtx.inspect(engine) == built.layers
 
 
@@ -216,7 +219,9 @@ def test_a_file_that_is_no_model_is_refused(
 def test_an_output_that_cannot_be_written_is_one_error(toy: Any, tmp_path: Path) -> None:
     model = toy().save(tmp_path / "toy.onnx")
     with pytest.raises(OutputError):
-        tensorrt_rtx.build(model, tmp_path / "no" / "toy.engine", BuildOptions(sms=("86",)))
+        tensorrt_rtx.build(
+            opened.read(model), tmp_path / "no" / "toy.engine", BuildOptions(sms=("86",))
+        )
 
 
 @needs_builder
@@ -248,13 +253,14 @@ def test_running_an_engine_without_a_gpu_says_why_and_what_would_work(
 
 
 def test_without_the_package_it_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    toy: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    toy().save(tmp_path / "m.onnx")
     monkeypatch.setattr(tensorrt_rtx, "_PACKAGE", "tensorrt-rtx-cu99")
     here = tensorrt_rtx.availability()
     assert (here.builds, here.runs) == (False, False)
     with pytest.raises(BackendError, match="tensorrt-rtx-cu99 is not installed") as caught:
-        tensorrt_rtx.build(tmp_path / "m.onnx", tmp_path / "m.engine", BuildOptions())
+        tensorrt_rtx.build(opened.read(tmp_path / "m.onnx"), tmp_path / "m.engine", BuildOptions())
     assert caught.value.fix == "`pip install tensorrt-rtx-cu13`"
 
 

@@ -13,16 +13,14 @@ import sys
 import time
 import zipfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from deploykit import cli
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -264,13 +262,11 @@ def test_an_output_that_cannot_be_written(run: Runner, checkpoint: Path) -> None
 def test_a_disk_that_fills_up_leaves_nothing(
     run: Runner, checkpoint: Path, model: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    from deploykit.files import onnxfile
-
-    def full(_model: object, path: Path) -> None:
-        path.write_bytes(b"half")
+    def full(path: Path, data: bytes) -> None:
+        path.write_text(str(data[:4]))
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(onnxfile, "write_model", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     source = checkpoint if command == "export" else model
     run.refuses(command, source, "-o", run.output, message="No space left")
 

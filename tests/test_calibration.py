@@ -3,7 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -24,7 +24,8 @@ from deploykit.errors import (
 )
 from deploykit.files import artifacts
 from deploykit.precision import calibration, memory
-from deploykit.precision.calibration import CalibrationOptions, calibrate
+from deploykit.precision.calibration import CalibrationOptions
+from deploykit.recipes import opened
 from deploykit.values import CalibrationTable, Range
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 PREPROCESS = Preprocess((16, 16), resize="stretch", mean=(0.5, 0.5, 0.5))
 TENSORS = ("images", "conv", "relu", "pool")
 MINMAX = CalibrationOptions("minmax")
+
+
+def calibrate(path: Path, *args: Any, **options: Any) -> CalibrationTable:
+    return calibration.calibrate(opened.read(path), *args, **options)
 
 
 def photograph(seed: int) -> Pixels:
@@ -137,7 +142,7 @@ def test_the_table_is_bound_to_the_model_and_the_images(model: Path) -> None:
     assert table.samples == ("image0.jpg", "image1.jpg", "image2.jpg")
     assert table.samples_sha256 == samples.fingerprint(batch.names, batch.pixel_sha256s)
     assert table.observer == "minmax"
-    calibration.check_fresh(table, model)
+    calibration.check_fresh(table, opened.read(model))
 
 
 def test_the_percentage_is_part_of_the_observer_and_lowers_the_threshold(model: Path) -> None:
@@ -225,7 +230,7 @@ def test_every_image_is_told_to_the_progress(model: Path) -> None:
             told.append(1)
             yield item
 
-    calibrate(model, dataset(5), PREPROCESS, ["relu"], progress=progress)  # type: ignore[arg-type]  # not generic
+    calibrate(model, dataset(5), PREPROCESS, ["relu"], progress=progress)
     assert len(told) == 5
 
 
@@ -236,7 +241,7 @@ def test_an_interrupt_ends_the_run(model: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        calibrate(model, dataset(5), PREPROCESS, ["relu"], progress=progress)  # type: ignore[arg-type]  # not generic
+        calibrate(model, dataset(5), PREPROCESS, ["relu"], progress=progress)
 
 
 @pytest.mark.parametrize("observer", ["minmax", "entropy"])
@@ -320,11 +325,11 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes | Non
         (CalibrationOptions(size=0), "0 images asked for"),
     ],
 )
-def test_options_are_checked_before_the_model_is_read(
-    tmp_path: Path, options: CalibrationOptions, found: str
+def test_options_are_checked_before_an_image_is_read(
+    model: Path, options: CalibrationOptions, found: str
 ) -> None:
     with pytest.raises(OptionError, match=found):
-        calibrate(tmp_path / "absent", dataset(2), PREPROCESS, ["relu"], options=options)
+        calibrate(model, dataset(2, broken=[0, 1]), PREPROCESS, ["relu"], options=options)
 
 
 def test_a_set_without_images_is_refused(model: Path) -> None:
@@ -368,12 +373,12 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_a_table_of_another_model_is_stale_and_both_hashes_are_named(model: Path) -> None:
     with pytest.raises(StaleTableError, match="another model") as caught:
-        calibration.check_fresh(table(), model)
+        calibration.check_fresh(table(), opened.read(model))
     assert "0" * 64 in caught.value.expected
     assert artifacts.sha256(model) in caught.value.expected
     assert isinstance(caught.value, DeployError)
 
 
 def test_calibration_does_not_import_torch() -> None:
-    code = "import sys, deploykit.calibration; sys.exit('torch' in sys.modules)"
+    code = "import sys, deploykit.precision.calibration; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import onnx
 import pytest
 
 import deploykit
@@ -97,7 +98,9 @@ def test_an_engine_that_changed_since_is_not_opened(tmp_path: Path, run: Run, mo
     built = tmp_path / "pico.ort.engine"
     run("build", model, "--backend", "onnxruntime", "-o", built)
     assert open_model(built).backend == "onnxruntime"
-    built.write_bytes(built.read_bytes() + b"x")
+    changed = onnx.load(built)
+    changed.producer_name = "another"
+    onnx.save(changed, built)
     with pytest.raises(InputError, match="is not the file"):
         open_model(built)
 
@@ -151,8 +154,6 @@ def test_every_result_is_readable_as_text(
 
 
 def test_a_file_without_a_card_says_what_is_missing(model: Path, tmp_path: Path) -> None:
-    import onnx
-
     bare = onnx.load(model)
     del bare.metadata_props[:]
     onnx.save(bare, tmp_path / "bare.onnx")
@@ -161,11 +162,19 @@ def test_a_file_without_a_card_says_what_is_missing(model: Path, tmp_path: Path)
         opened.contract()
     with pytest.raises(OptionError, match="runs engines"):
         open_model(model, backend="tensorrt_rtx")
-    with pytest.raises(InputError, match="No such file"):
+    with pytest.raises(InputError, match="no such file"):
         open_model(tmp_path / "absent.engine")
-    copy = (tmp_path / "bare.onnx").rename(tmp_path / "bare.copy")
+
+
+def test_what_a_file_holds_counts_and_not_what_it_is_called(model: Path, tmp_path: Path) -> None:
+    renamed = tmp_path / "model.engine"
+    renamed.write_bytes(model.read_bytes())
+    assert open_model(renamed).backend == "onnxruntime"
+    assert deploykit.inspect(str(renamed)).shares
+    engine = tmp_path / "engine.onnx"
+    engine.write_bytes(b"ptrt" + bytes(100))
     with pytest.raises(InputError, match="no sidecar"):
-        open_model(copy)
+        open_model(engine)
 
 
 def test_recipe_files_that_are_no_recipes_are_refused(tmp_path: Path) -> None:

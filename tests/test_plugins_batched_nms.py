@@ -22,6 +22,7 @@ from deploykit import ops
 from deploykit.backends import BuildOptions, tensorrt_rtx
 from deploykit.errors import ModelError, OptionError
 from deploykit.ops.plugin import OPS
+from deploykit.recipes import opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -528,7 +529,7 @@ def test_an_engine_is_built_from_the_portable_body(
     path = tmp_path / "nms.onnx"
     path.write_bytes(ir.to_proto(model).SerializeToString())
     engine = path.with_suffix(".engine")
-    tensorrt_rtx.build(path, engine, BuildOptions(sms=(sm,)))
+    tensorrt_rtx.build(opened.read(path), engine, BuildOptions(sms=(sm,)))
     assert 100_000 < engine.stat().st_size < 5_000_000  # no table of candidate pairs inside
 
 

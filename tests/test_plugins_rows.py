@@ -18,6 +18,7 @@ from deploykit.backends import BuildOptions, tensorrt_rtx
 from deploykit.errors import ModelError
 from deploykit.graph import cost
 from deploykit.ops.tape import Tape
+from deploykit.recipes import opened
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -179,5 +180,5 @@ def test_tensorrt_builds_it_without_a_plugin(tmp_path: Path, plugins: str, sm: s
     path = tmp_path / "rows.onnx"
     path.write_bytes(ir.to_proto(graph).SerializeToString())
     options = BuildOptions(sms=(sm,), plugins=plugins)
-    built = tensorrt_rtx.build(path, tmp_path / "rows.engine", options)
+    built = tensorrt_rtx.build(opened.read(path), tmp_path / "rows.engine", options)
     assert built.plugins is None

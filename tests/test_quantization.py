@@ -24,6 +24,7 @@ from deploykit.errors import (
     StaleTableError,
 )
 from deploykit.files import artifacts, onnxfile
+from deploykit.pipeline.made import written
 from deploykit.precision import lint, placement, quantization
 from deploykit.precision.quantization.arithmetic import (
     MIN_SCALE,
@@ -33,7 +34,8 @@ from deploykit.precision.quantization.arithmetic import (
     weight_scales,
 )
 from deploykit.proof import acceptance
-from deploykit.values import CalibrationTable, Precision, PrecisionPlan, Range
+from deploykit.recipes import opened
+from deploykit.values import Artifact, CalibrationTable, Precision, PrecisionPlan, Range
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,6 +115,16 @@ def table_of(path: Path, x: NDArray[Any], plan: PrecisionPlan = INT8) -> Calibra
     return CalibrationTable(artifacts.sha256(path), "minmax", ("a",), "0" * 64, ranges)
 
 
+def quantize(
+    path: Path, table: CalibrationTable, plan: PrecisionPlan, out: Path, *, float_type: Precision
+) -> Artifact:
+    subject = opened.read(path)
+    graph, said = quantization.quantize(subject, table, plan, float_type=float_type)
+    candidate = opened.made(graph, out)
+    acceptance.accept(candidate, subject)
+    return written(candidate, subject.origin(), said)
+
+
 def images(*shape: int) -> NDArray[Any]:
     return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
@@ -132,7 +144,7 @@ def test_the_quantised_file_computes_what_pytorchs_fake_quantisation_computes(
     x = images(2, 16, 8, 8)
     table = table_of(two, x)
     out = tmp_path / "int8.onnx"
-    quantization.quantize(two, table, INT8, out, float_type=FP32)
+    quantize(two, table, INT8, out, float_type=FP32)
     weights = {
         name: torch.from_numpy(value.const_value.numpy().copy())
         for name, value in onnxfile.read_model(two).graph.initializers.items()
@@ -157,9 +169,7 @@ def test_the_quantised_file_computes_what_pytorchs_fake_quantisation_computes(
 
 def test_weights_are_int8_the_bias_is_float_and_names_stay(two: Path, tmp_path: Path) -> None:
     out = tmp_path / "int8.onnx"
-    artifact = quantization.quantize(
-        two, table_of(two, images(1, 16, 8, 8)), INT8, out, float_type=FP16
-    )
+    artifact = quantize(two, table_of(two, images(1, 16, 8, 8)), INT8, out, float_type=FP16)
     model, before = onnxfile.read_model(out), onnxfile.read_model(two)
     kinds = {name: value.dtype for name, value in model.graph.initializers.items()}
     assert kinds["w1.int8"] is ir.DataType.INT8
@@ -182,7 +192,7 @@ def test_the_file_says_how_it_was_made_and_keeps_what_it_said(graph: Graph, tmp_
     plan = PrecisionPlan(Precision.INT8, {"c2": FP16}, {"c2": "sensitive"})
     table = table_of(path, images(1, 16, 8, 8))
     out = tmp_path / "int8.onnx"
-    artifact = quantization.quantize(path, table, plan, out, float_type=FP16)
+    artifact = quantize(path, table, plan, out, float_type=FP16)
     said = onnxfile.read_model(out).metadata_props
     assert said["deploykit"] == "untouched"
     made = json.loads(said[quantization.METADATA_KEY])
@@ -200,7 +210,7 @@ def test_every_kind_of_layer_is_quantised_lints_clean_and_stays_close(
     path = saved(graph(ZOO, **ZOO_WEIGHTS), tmp_path / "zoo.onnx")
     x = images(2, 3, 16, 16)
     out = tmp_path / "zoo.int8.onnx"
-    quantization.quantize(path, table_of(path, x), INT8, out, float_type=float_type)
+    quantize(path, table_of(path, x), INT8, out, float_type=float_type)
     model = onnxfile.read_model(out)
     assert {f.rule for f in lint.lint(model)} <= {"float-copy"}  # ConvTranspose reads float
     table = {layer.name: layer.precision for layer in lint.precision_table(model)}
@@ -220,10 +230,10 @@ def test_the_real_builder_runs_in_int8_what_the_lint_says_it_will(
         pytest.skip(available.reason)
     path = saved(graph(ZOO, **ZOO_WEIGHTS), tmp_path / "zoo.onnx")
     out = tmp_path / "zoo.int8.onnx"
-    quantization.quantize(path, table_of(path, images(1, 3, 16, 16)), INT8, out, float_type=FP16)
+    quantize(path, table_of(path, images(1, 3, 16, 16)), INT8, out, float_type=FP16)
     shapes = ((1, 3, 16, 16),) * 3
     built = backend.build(
-        out, tmp_path / "zoo.engine", BuildOptions(sms=("86",), shapes={"x": shapes})
+        opened.read(out), tmp_path / "zoo.engine", BuildOptions(sms=("86",), shapes={"x": shapes})
     )
     wanted = {layer.name: layer for layer in lint.precision_table(onnxfile.read_model(out))}
     found = {layer.name: layer for layer in built.layers if layer.name in wanted}
@@ -238,7 +248,7 @@ def test_tensors_that_meet_share_the_largest_scale(graph: Graph, tmp_path: Path)
     path = saved(graph(ZOO, **ZOO_WEIGHTS), tmp_path / "zoo.onnx")
     table = table_of(path, images(1, 3, 16, 16))
     out = tmp_path / "zoo.int8.onnx"
-    quantization.quantize(path, table, INT8, out, float_type=FP32)
+    quantize(path, table, INT8, out, float_type=FP32)
     scales = {}
     for node in onnxfile.read_model(out).graph:
         if node.op_type == "QuantizeLinear" and node.inputs[1] is not None:
@@ -259,7 +269,7 @@ def test_a_dead_channel_has_a_positive_scale_and_gives_its_bias(
     weights[1:] = 0.1
     path = saved(graph(TWO, w1=weights, w2=np.zeros(W, np.float32), b1=(16,)), tmp_path / "m.onnx")
     out = tmp_path / "int8.onnx"
-    quantization.quantize(path, table_of(path, images(1, 16, 8, 8)), INT8, out, float_type=FP16)
+    quantize(path, table_of(path, images(1, 16, 8, 8)), INT8, out, float_type=FP16)
     value = onnxfile.read_model(out).graph.initializers["w1.scale"].const_value
     assert value is not None
     assert value.numpy()[0] == np.float16(MIN_WEIGHT_SCALE) > 0
@@ -269,7 +279,7 @@ def test_a_dead_channel_has_a_positive_scale_and_gives_its_bias(
 def test_a_tensor_that_is_always_zero_has_a_positive_scale(two: Path, tmp_path: Path) -> None:
     table = table_of(two, np.zeros((1, 16, 8, 8), np.float32))
     out = tmp_path / "int8.onnx"
-    quantization.quantize(two, table, INT8, out, float_type=FP16)
+    quantize(two, table, INT8, out, float_type=FP16)
     value = onnxfile.read_model(out).graph.initializers["x.scale"].const_value
     assert value is not None
     assert float(value.numpy()) == MIN_SCALE[FP16]
@@ -280,10 +290,10 @@ def test_opset_17_takes_fp32_scales_and_no_fp16_ones(graph: Graph, tmp_path: Pat
     table = table_of(path, images(1, 16, 8, 8))
     out = tmp_path / "int8.onnx"
     with pytest.raises(OptionError, match="opset 17") as caught:
-        quantization.quantize(path, table, INT8, out, float_type=FP16)
+        quantize(path, table, INT8, out, float_type=FP16)
     assert "--opset 19" in caught.value.fix
     assert not out.exists()
-    quantization.quantize(path, table, INT8, out, float_type=FP32)
+    quantize(path, table, INT8, out, float_type=FP32)
     assert onnxfile.read_model(out).opset_imports[""] == 17
 
 
@@ -296,7 +306,7 @@ def refused(
 ) -> str:
     out = path.with_name("int8.onnx")
     with pytest.raises(error) as caught:
-        quantization.quantize(path, table, plan, out, float_type=FP16)
+        quantize(path, table, plan, out, float_type=FP16)
     assert sorted(p.name for p in path.parent.iterdir()) == [path.name]  # nothing is left behind
     return str(caught.value)
 
@@ -335,7 +345,7 @@ def test_a_quantised_model_is_not_quantised_again(two: Path, tmp_path: Path) -> 
     folder = tmp_path / "again"
     folder.mkdir()
     again = folder / "model.onnx"
-    quantization.quantize(two, table_of(two, images(1, 16, 8, 8)), INT8, again, float_type=FP32)
+    quantize(two, table_of(two, images(1, 16, 8, 8)), INT8, again, float_type=FP32)
     artifacts.sidecar(again).unlink()
     table = CalibrationTable(artifacts.sha256(again), "minmax", (), "0" * 64, {})
     assert "quantised already" in refused(again, table, ModelError)
@@ -352,16 +362,16 @@ def test_a_graph_that_the_lint_rejects_is_not_written(graph: Graph, tmp_path: Pa
 def test_int8_is_no_float_type_and_a_folder_is_no_output(two: Path, tmp_path: Path) -> None:
     table = table_of(two, images(1, 16, 8, 8))
     with pytest.raises(OptionError, match="float type int8"):
-        quantization.quantize(two, table, INT8, tmp_path / "o.onnx", float_type=Precision.INT8)
+        quantize(two, table, INT8, tmp_path / "o.onnx", float_type=Precision.INT8)
     with pytest.raises(OutputError):
-        quantization.quantize(two, table, INT8, tmp_path, float_type=FP32)
+        quantize(two, table, INT8, tmp_path, float_type=FP32)
 
 
 def test_weights_shared_by_two_layers_are_stored_once(graph: Graph, tmp_path: Path) -> None:
     body = f"[c1] a = {CONV}(x, w1) [r] b = Relu(a) [c2] y = {CONV}(b, w1)"
     path = saved(graph(f"{HEAD} {{ {body} }}", w1=W), tmp_path / "m.onnx")
     out = tmp_path / "int8.onnx"
-    quantization.quantize(path, table_of(path, images(1, 16, 8, 8)), INT8, out, float_type=FP32)
+    quantize(path, table_of(path, images(1, 16, 8, 8)), INT8, out, float_type=FP32)
     nodes = [n for n in onnxfile.read_model(out).graph if n.name == "w1.DequantizeLinear"]
     assert len(nodes) == 1
     assert len(nodes[0].outputs[0].uses()) == 2
@@ -371,7 +381,7 @@ def test_a_result_that_breaks_the_specification_is_not_accepted(two: Path, tmp_p
     model = onnxfile.read_model(two)
     next(iter(model.graph)).op_type = "NoSuchOp"
     with pytest.raises(ProofError, match="breaks the ONNX specification"):
-        acceptance.accept(saved(model, tmp_path / "bad.onnx"), two)
+        acceptance.accept(opened.read(saved(model, tmp_path / "bad.onnx")), opened.read(two))
 
 
 def test_a_result_with_another_interface_is_not_accepted(
@@ -382,7 +392,7 @@ def test_a_result_with_another_interface_is_not_accepted(
         tmp_path / "other.onnx",
     )
     with pytest.raises(ProofError, match="cannot run the rewritten model"):
-        acceptance.accept(other, two)
+        acceptance.accept(opened.read(other), opened.read(two))
 
 
 FINITE = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
@@ -461,7 +471,7 @@ def test_any_network_of_known_blocks_is_quantised_runs_and_lints_clean(
     path = saved(model, tmp_path / "float.onnx")
     out = tmp_path / "int8.onnx"
     x = images(1, 16, 8, 8)
-    quantization.quantize(path, table_of(path, x), INT8, out, float_type=FP32)
+    quantize(path, table_of(path, x), INT8, out, float_type=FP32)
     after = onnxfile.read_model(out)
     assert not [f for f in lint.lint(after) if f.severity == "error"]
     assert lint.int8_share(lint.precision_table(after)) == 1.0

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from deploykit.recipes.opened import Opened
     from deploykit.values import LayerPrecision, TensorSpec
 
     Arrays = Mapping[str, NDArray[np.generic]]
@@ -101,7 +102,7 @@ class Backend(Protocol):
         """Return what works here; never raises."""
         ...
 
-    def build(self, model: Path, output: Path, options: BuildOptions) -> Built:
+    def build(self, model: Opened, output: Path, options: BuildOptions) -> Built:
         """Write the engine for `model` to `output`.
 
         Raises: BackendError, ProofError, OptionError.

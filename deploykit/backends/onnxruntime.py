@@ -18,6 +18,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as states
 from deploykit.backends import Availability, Built, _feeds, _layers
 from deploykit.errors import BackendError, ModelError, OptionError
 from deploykit.files import artifacts, onnxfile
+from deploykit.recipes import opened
 from deploykit.values import LayerPrecision, TensorSpec
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.backends import Arrays, BuildOptions
+    from deploykit.recipes.opened import Opened
 
 _ONLY_ERRORS = 3
 _CONFIG = {
@@ -80,23 +82,21 @@ def availability() -> Availability:
     return Availability(builds=True, runs=True, version=str(ort.__version__))
 
 
-def build(model: Path, output: Path, options: BuildOptions) -> Built:
+def build(model: Opened, output: Path, options: BuildOptions) -> Built:
     """Write `model`, optimised for this machine's CPU, to `output`.
 
     Raises: ModelError, OptionError, OutputError.
     """
     _refuse(options)
-    graph = onnxfile.read_model(model)
     started = time.perf_counter()
     with artifacts.replacing(output) as temporary:
-        session = _session(model, _options(0), written_to=temporary)
+        session = _session(model, _options(0, written_to=temporary))
         optimised = onnxfile.read_model(temporary)
-        layers = _layers_of(optimised, graph)
+        found = _layers_of(optimised, model.graph)
     seconds = time.perf_counter() - started
-    log = (
-        f"ONNX Runtime {ort.__version__}: {len(graph.graph)} nodes became {len(optimised.graph)}\n"
-    )
-    return Built(_specs(session.get_inputs()), _specs(session.get_outputs()), layers, seconds, log)
+    before, after = len(model.graph.graph), len(optimised.graph)
+    log = f"ONNX Runtime {ort.__version__}: {before} nodes became {after}\n"
+    return Built(_specs(session.get_inputs()), _specs(session.get_outputs()), found, seconds, log)
 
 
 def _refuse(options: BuildOptions) -> None:
@@ -123,9 +123,14 @@ def open_session(path: Path, *, threads: int = 0) -> Session:
 
     Raises: ModelError where the file is not ONNX or not valid.
     """
+    return open_model(opened.read(path), threads=threads)
+
+
+def open_model(model: Opened, *, threads: int = 0) -> Session:
+    """Return a session of a model in memory; see `open_session`."""
     if threads < 0:
         raise OptionError(f"{threads} threads", expected="a positive number, or 0 for the default")
-    return Session(_session(path, _options(threads)))
+    return Session(_session(model, _options(threads)))
 
 
 def inspect(path: Path) -> tuple[LayerPrecision, ...]:
@@ -133,30 +138,33 @@ def inspect(path: Path) -> tuple[LayerPrecision, ...]:
 
     Raises: ModelError.
     """
-    model = onnxfile.read_model(path)
-    return _layers_of(model, model)
+    return layers(opened.read(path))
 
 
-def _options(threads: int) -> ort.SessionOptions:
+def layers(model: Opened) -> tuple[LayerPrecision, ...]:
+    """Return the precision of each layer of a model as it stands."""
+    return _layers_of(model.graph, model.graph)
+
+
+def _options(threads: int, *, written_to: Path | None = None) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _ONLY_ERRORS
     for key, value in _CONFIG.items():
         options.add_session_config_entry(key, value)
+    if written_to is not None:
+        options.optimized_model_filepath = str(written_to)
     return options
 
 
-def _session(
-    path: Path, options: ort.SessionOptions, *, written_to: Path | None = None
-) -> ort.InferenceSession:
-    if written_to is not None:
-        options.optimized_model_filepath = str(written_to)
+def _session(model: Opened, options: ort.SessionOptions) -> ort.InferenceSession:
+    # The runtime finds weights beside a file by the place of the file.
+    content = model.path if onnxfile.has_data_beside(model.graph) else model.data
     try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except _FAILURES as error:
-        onnxfile.read_model(path)  # says what is wrong with the file, where that is the reason
         raise ModelError(
-            f"ONNX Runtime cannot load {path}: {error}",
+            f"ONNX Runtime cannot load {model.path}: {error}",
             fix="export the model again, with ops and an opset that ONNX Runtime knows",
         ) from error
 

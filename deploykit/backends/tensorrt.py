@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deploykit.backends import BuildOptions, Built, Session
+    from deploykit.recipes.opened import Opened
     from deploykit.values import LayerPrecision, TensorSpec
 
 MODULE = "tensorrt"
@@ -60,7 +61,7 @@ def _version() -> str:
     return metadata.version(min(installed)) if installed else ""
 
 
-def build(model: Path, output: Path, options: BuildOptions) -> Built:
+def build(model: Opened, output: Path, options: BuildOptions) -> Built:
     """Write the engine for `model` and this machine's GPU to `output`.
 
     The precision of each layer is read with the engine inspector afterwards.
@@ -69,13 +70,13 @@ def build(model: Path, output: Path, options: BuildOptions) -> Built:
     quantized operands came out in float.
     """
     _check_available()
-    graph = onnxfile.read_model(model)
+    graph = model.copy()
     check_targets(options.sms, _cuda.compute_capability())
     rules = _trt.generation(importlib.import_module(MODULE))
     inputs, outputs = onnxfile.interface(graph)
     check_types(rules, (*inputs, *outputs))
     builder = Builder("TensorRT", lambda _, found: _inspector.layers(found) if found else ())
-    with _plugins.prepared(graph, model, options.plugins) as made:
+    with _plugins.prepared(graph, model.path, options.plugins) as made:
         request = _trt.Request(
             module=MODULE,
             model=str(made.path),

@@ -20,12 +20,12 @@ from deploykit.backends import (
 )
 from deploykit.backends._building import Builder
 from deploykit.errors import BackendError, InputError, OptionError
-from deploykit.files import onnxfile
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from deploykit.backends import BuildOptions, Built, Session
+    from deploykit.recipes.opened import Opened
     from deploykit.values import LayerPrecision
 
 MODULE = "tensorrt_rtx"
@@ -52,7 +52,7 @@ def availability() -> Availability:
     )
 
 
-def build(model: Path, output: Path, options: BuildOptions) -> Built:
+def build(model: Opened, output: Path, options: BuildOptions) -> Built:
     """Write the engine for `model` and the GPUs of `options.sms` to `output`.
 
     The precision of each layer is read from the engine's text afterwards.
@@ -61,14 +61,14 @@ def build(model: Path, output: Path, options: BuildOptions) -> Built:
     quantized operands came out in float.
     """
     _check_available()
-    graph = onnxfile.read_model(model)
+    graph = model.copy()
     sms = tuple(row.sm for row in targets.rtx_targets(options.sms or _own()))
     builder = Builder(
         "TensorRT-RTX",
         lambda engine, _: _plan_text.kernels(engine.read_bytes()),
         library=_library(),
     )
-    with _plugins.prepared(graph, model, options.plugins) as made:
+    with _plugins.prepared(graph, model.path, options.plugins) as made:
         check(graph, sms, options)
         request = _trt.Request(
             module=MODULE, model=str(made.path), sms=sms, plugins=_plugins.to_json(made.use)

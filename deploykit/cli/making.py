@@ -64,15 +64,16 @@ def export(
     printing.artifact(made.artifact, as_json=as_json, notes=made.notes, extra=made.to_json())
 
 
-def fuse(model: Model, output: Output, *, as_json: AsJson = False) -> None:
+def fuse(model: Model, output: Output, *, record: Record = None, as_json: AsJson = False) -> None:
     """ONNX to ONNX: fold batch norms and constants, remove what does nothing.
 
     Examples:
         deploykit fuse model.onnx -o model.fused.onnx
     """
-    from deploykit.pipeline import fusing  # noqa: PLC0415
+    from deploykit import pipeline  # noqa: PLC0415
 
-    printing.artifact(fusing.fuse(model, output), as_json=as_json)
+    made = pipeline.fuse(model, output, record=record)
+    printing.artifact(made.artifact, as_json=as_json, notes=made.notes, extra=made.to_json())
 
 
 def quantize(

@@ -9,6 +9,7 @@ import os
 import tempfile
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import InputError, OutputError
@@ -17,6 +18,8 @@ from deploykit.values import SCHEMA_VERSION, Artifact, Json, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    Interface = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 
 _CHUNK = 1 << 20
 _RECORDED = ("deploykit", "torch", "onnx", "onnxruntime", "numpy", "tensorrt-rtx-cu13", "tensorrt")
@@ -126,17 +129,23 @@ def describe(
     path: Path,
     *,
     made_by: Mapping[str, Any],
-    parents: tuple[Path, ...] = (),
-    inputs: tuple[TensorSpec, ...] = (),
-    outputs: tuple[TensorSpec, ...] = (),
+    parents: Mapping[str, str] = MappingProxyType({}),
+    interface: Interface = ((), ()),
+    digest: str = "",
 ) -> Artifact:
-    """Write the sidecar of `path`, a file just made from `parents`, and return its artifact."""
+    """Write the sidecar of `path`, a file just made, and return its artifact.
+
+    parents: file name -> sha256 of each file that it was made from.
+    interface: what it takes and what it gives.
+    digest: the sha256 of `path`, where it is known already.
+    """
+    inputs, outputs = interface
     artifact = Artifact(
         path=path,
-        sha256=sha256(path),
+        sha256=digest or sha256(path),
         inputs=inputs,
         outputs=outputs,
-        parents={parent.name: sha256(parent) for parent in parents},
+        parents=dict(parents),
         made_by={**made_by, "versions": versions()},
     )
     write_json(
@@ -153,13 +162,15 @@ def describe(
     return artifact
 
 
-def read(path: Path) -> Artifact:
+def read(path: Path, *, digest: str = "") -> Artifact:
     """Return the artifact at `path` from its sidecar.
+
+    digest: the sha256 of `path`, where it is known already.
 
     Raises: InputError where either file is absent or the file changed since it was described.
     """
     data = read_json(sidecar(path))
-    found = sha256(path)
+    found = digest or sha256(path)
     if data.get("sha256") != found:
         raise InputError(
             f"{path} is not the file that {sidecar(path).name} describes",

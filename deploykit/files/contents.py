@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from deploykit.errors import InputError
@@ -12,6 +14,9 @@ if TYPE_CHECKING:
 HEAD = 512
 """Bytes that are enough to recognise every kind below."""
 ZIP = b"PK\x03\x04"
+_PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_ENGINES = (b"ftrt", b"ptrt", b"vtrt")
+Kind: TypeAlias = Literal["checkpoint", "engine", "onnx"]
 _UNTEXT = frozenset(range(32)) - frozenset(b"\t\n\r\f")
 
 # First bytes (lower case for text), what the file is, what to do about it.
@@ -38,23 +43,56 @@ _KINDS = (
 )
 
 
+def kind(first: bytes) -> Kind:
+    """Return what kind of model a file that begins with `first` holds.
+
+    An ONNX file has no mark of its own: it is what is nothing else.
+    """
+    if first[:4].lower() in _ENGINES:
+        return "engine"
+    if first.startswith((ZIP, *_PICKLES)) or first[8:9] == b"{":
+        return "checkpoint"
+    return "onnx"
+
+
 def head(path: Path, error: type[InputError], what: str) -> bytes:
     """Return the first HEAD bytes of `path`, which should hold `what`, e.g. "an ONNX model".
 
     Raises: `error` where the file is missing, a folder, unreadable or empty.
     """
+    return read(path, error, what, whole=lambda _: False)
+
+
+def read(
+    path: Path,
+    error: type[InputError],
+    what: str,
+    *,
+    whole: Callable[[bytes], bool] = lambda _: True,
+    check: Callable[[int], None] = lambda _: None,
+) -> bytes:
+    """Return the content of `path`, which should hold `what`, in one reading.
+
+    whole: from the first HEAD bytes, whether the rest is wanted too.
+    check: takes the size of the file in bytes before the rest is read.
+
+    Raises: `error` where the file is missing, a folder, unreadable or empty; what `check` does.
+    """
     try:
         with path.open("rb") as file:
-            first = file.read(HEAD)
+            found = file.read(HEAD)
+            if whole(found):
+                check(os.fstat(file.fileno()).st_size)
+                found += file.read()
     except FileNotFoundError:
         raise error(f"no such file: {path}", expected=what) from None
     except IsADirectoryError:
         raise error(f"{path} is a folder", expected=f"a file that holds {what}") from None
     except OSError as reason:
         raise error(f"cannot read {path}: {reason.strerror or reason}") from reason
-    if not first:
+    if not found:
         raise error(f"{path} is empty", expected=what, fix="make or download the file again")
-    return first
+    return found
 
 
 def foreign(path: Path, first: bytes, error: type[InputError], what: str) -> InputError:

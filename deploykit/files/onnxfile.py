@@ -33,14 +33,20 @@ def read_model(path: Path) -> ir.Model:
     Raises: ModelError where the file is missing, not ONNX, damaged, newer than the installed
     onnx, or refers to data that is absent.
     """
-    first = contents.head(path, ModelError, _WHAT)
-    _check_size(path)
+    return parse(read_bytes(path), path)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return what the file `path`, which should hold a model, holds. Raises: ModelError."""
+    return contents.read(path, ModelError, _WHAT, check=lambda size: check_size(path, size))
+
+
+def parse(data: bytes, path: Path) -> ir.Model:
+    """Return the model in `data`, the content of `path`; see `read_model`. Raises: ModelError."""
     try:
-        proto = onnx.ModelProto.FromString(path.read_bytes())
+        proto = onnx.ModelProto.FromString(data)
     except DecodeError as error:
-        raise contents.foreign(path, first, ModelError, _WHAT) from error
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+        raise contents.foreign(path, data[: contents.HEAD], ModelError, _WHAT) from error
     _check_proto(path, proto)
     try:
         model: ir.Model = ir.from_proto(proto)
@@ -51,8 +57,8 @@ def read_model(path: Path) -> ir.Model:
     return model
 
 
-def _check_size(path: Path) -> None:
-    size = path.stat().st_size
+def check_size(path: Path, size: int) -> None:
+    """Check that a file of `size` bytes can be one ONNX model. Raises: ModelError."""
     if size > LIMIT:
         raise ModelError(
             f"{path} has {size} bytes",
@@ -127,6 +133,16 @@ def write_model(model: ir.Model, path: Path) -> None:
 
     Raises: OutputError where it cannot be written, or would exceed LIMIT bytes.
     """
+    data = to_bytes(model, path)
+    with artifacts.replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def to_bytes(model: ir.Model, path: Path) -> bytes:
+    """Return the content of the file `path` that holds `model` with all its weights.
+
+    Raises: OutputError where that would exceed LIMIT bytes.
+    """
     size = sum(
         value.const_value.nbytes
         for value in model.graph.initializers.values()
@@ -136,11 +152,16 @@ def write_model(model: ir.Model, path: Path) -> None:
         raise _too_large(path, size)
     ir.external_data.load_to_model(model)
     try:
-        data = ir.to_proto(model).SerializeToString(deterministic=True)
+        data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
     except (EncodeError, ValueError) as error:
         raise _too_large(path, size) from error
-    with artifacts.replacing(path) as temporary:
-        temporary.write_bytes(data)
+    return data
+
+
+def has_data_beside(model: ir.Model) -> bool:
+    """Return whether weights of `model` are in files beside its own (external data)."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
 
 
 def _too_large(path: Path, size: int) -> OutputError:

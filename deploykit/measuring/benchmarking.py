@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from deploykit.data.preprocess import Floats
 from deploykit.errors import BackendError, OptionError
 from deploykit.measuring import conditions
 from deploykit.values import BenchRecord, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from deploykit.backends import Arrays, Session
-    from deploykit.data.preprocess import Geometry
+    from deploykit.data.preprocess import Floats, Geometry
     from deploykit.values import Progress
 
     Step = Callable[[], float | None]
@@ -151,7 +149,7 @@ def _end_to_end(session: Session, work: EndToEnd, options: BenchOptions) -> Step
 
     def step() -> None:
         feeds, geometries = work.prepare()
-        outputs = cast(Mapping[str, Floats], session.run(feeds))
+        outputs = cast("Mapping[str, Floats]", session.run(feeds))
         work.decode(outputs, geometries)
 
     return step

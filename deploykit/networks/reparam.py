@@ -163,7 +163,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return float32[batch, out, ceil(H / stride), ceil(W / stride)]."""
-        return cast(Tensor, self.act(self.bn(self.conv(x))))
+        return cast("Tensor", self.act(self.bn(self.conv(x))))
 
     def equivalent(self) -> tuple[Tensor, Tensor]:
         """Return weight and bias, in float64, of the two layers as one convolution."""
@@ -184,7 +184,7 @@ class FoldedNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return float32[batch, out, ceil(H / stride), ceil(W / stride)]."""
-        return cast(Tensor, self.act(self.conv(x)))
+        return cast("Tensor", self.act(self.conv(x)))
 
 
 class RepVGGBlock(nn.Module):
@@ -208,7 +208,7 @@ class RepVGGBlock(nn.Module):
         total = self.rbr_dense(x) + self.rbr_1x1(x)
         if self.rbr_identity is not None:
             total = total + self.rbr_identity(x)
-        return cast(Tensor, self.nonlinearity(total))
+        return cast("Tensor", self.nonlinearity(total))
 
     def folded(self) -> nn.Module:
         """Return one 3x3 convolution, called `rbr_reparam`, and the ReLU."""
@@ -234,7 +234,7 @@ class FoldedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return float32[batch, out, ceil(H / stride), ceil(W / stride)]."""
-        return cast(Tensor, self.nonlinearity(self.rbr_reparam(x)))
+        return cast("Tensor", self.nonlinearity(self.rbr_reparam(x)))
 
 
 def _identity(conv: nn.Conv2d) -> Tensor:

@@ -1,25 +1,28 @@
 """The stages joined: one function per verb, for the command line and for Python."""
 
-from deploykit.pipeline.checking import (
-    BenchPlan,
-    EvalOptions,
-    Inspection,
-    VerifyOptions,
-    bench,
-    evaluate,
-    inspect,
-    report,
-    verify,
-)
-from deploykit.pipeline.making import Made, QuantizeOptions, build, cast, export, quantize
-from deploykit.pipeline.opening import Opened, open_model
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deploykit.pipeline.benching import BenchPlan, bench
+    from deploykit.pipeline.building import build
+    from deploykit.pipeline.checking import EvalOptions, VerifyOptions, evaluate, verify
+    from deploykit.pipeline.exporting import ExportOptions, export
+    from deploykit.pipeline.fusing import fuse
+    from deploykit.pipeline.inspecting import Inspection, inspect, report
+    from deploykit.pipeline.made import Made
+    from deploykit.pipeline.opening import Model, open_model
+    from deploykit.pipeline.quantizing import QuantizeOptions, cast, quantize
 
 __all__ = [
     "BenchPlan",
     "EvalOptions",
+    "ExportOptions",
     "Inspection",
     "Made",
-    "Opened",
+    "Model",
     "QuantizeOptions",
     "VerifyOptions",
     "bench",
@@ -27,9 +30,40 @@ __all__ = [
     "cast",
     "evaluate",
     "export",
+    "fuse",
     "inspect",
     "open_model",
     "quantize",
     "report",
     "verify",
 ]
+
+_HOME = {
+    "BenchPlan": "benching",
+    "EvalOptions": "checking",
+    "ExportOptions": "exporting",
+    "Inspection": "inspecting",
+    "Made": "made",
+    "Model": "opening",
+    "QuantizeOptions": "quantizing",
+    "VerifyOptions": "checking",
+    "bench": "benching",
+    "build": "building",
+    "cast": "quantizing",
+    "evaluate": "checking",
+    "export": "exporting",
+    "fuse": "fusing",
+    "inspect": "inspecting",
+    "open_model": "opening",
+    "quantize": "quantizing",
+    "report": "inspecting",
+    "verify": "checking",
+}
+"""Name -> its module, imported when it is first used: no verb pays for another's."""
+
+
+def __getattr__(name: str) -> object:
+    """Return what is called `name`."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'deploykit.pipeline' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"deploykit.pipeline.{_HOME[name]}"), name)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit import ops
 from deploykit.errors import OptionError
-from deploykit.files import artifacts, onnxfile
 from deploykit.graph import fusion
 from deploykit.networks import loading, tracing
-from deploykit.networks.loading import Network, NetworkOptions
+from deploykit.networks.loading import NetworkOptions
+from deploykit.pipeline import places
+from deploykit.pipeline.made import Made, described, path_or_none, written
 from deploykit.proof import acceptance, exports
-from deploykit.recipes import metadata
+from deploykit.recipes import metadata, opened
 from deploykit.values import silent
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from deploykit.values import Agreement, Artifact, Progress
+    from deploykit.pipeline.made import StrPath
+    from deploykit.values import Progress
 
 OPSETS = range(17, 24)
 """17 is what TensorRT 8.6 reads; 19 is the first with FP16 scales for Q/DQ."""
@@ -32,48 +33,47 @@ class ExportOptions(NetworkOptions):
 
 
 def export(
-    path: Path, output: Path, options: ExportOptions, *, progress: Progress = silent
-) -> tuple[Artifact, tuple[Agreement, ...]]:
-    """Return the ONNX artifact made from a checkpoint, and how well it agrees with PyTorch.
+    checkpoint: StrPath,
+    output: StrPath,
+    options: ExportOptions,
+    *,
+    record: StrPath | None = None,
+    progress: Progress = silent,
+) -> Made:
+    """Return the ONNX file made from a checkpoint, proven against PyTorch.
 
     Raises: CheckpointError, OptionError, OutputError; ProofError where folding the branches
     or the export changed an output by more than rounding explains.
     """
     if options.opset not in OPSETS:
         raise OptionError(f"opset {options.opset}", expected=f"{OPSETS.start} to {OPSETS.stop - 1}")
-    artifacts.check_writable(output)
+    path, output, record = Path(checkpoint), Path(output), path_or_none(record)
+    places.check({"the checkpoint": path}, output=output, record=record)
     steps = progress(("load", "fold branches", "trace", "fuse", "prove"), "export", 5)
     next(steps)
     trained = loading.load_network(path, options)
+    card = trained.card
     next(steps)
-    folded = Network(
-        trained.recipe.family.deploy(trained.module).eval(), trained.recipe, trained.card
-    )
+    folded = replace(trained, module=trained.recipe.family.deploy(trained.module).eval())
     reference = exports.prove_fold(trained, folded)
     next(steps)
     model = tracing.to_onnx(folded, options.opset)
     next(steps)
     fusion.fuse(model)
     ops.attach(model)
-    metadata.write(model.metadata_props, folded.card)
+    metadata.write(model.metadata_props, card)
     next(steps)
-    with artifacts.replacing(output) as temporary:
-        onnxfile.write_model(model, temporary)
-        session, selection = acceptance.open_filled(temporary)
-        agreements = exports.prove_export(session, selection, reference)
+    candidate = opened.made(model, output)
+    session, selection = acceptance.open_filled(candidate)
+    agreements = exports.prove_export(session, selection, reference)
     for _ in steps:
         pass
-    artifact = artifacts.describe(
-        output,
-        made_by={
-            "verb": "export",
-            "recipe": folded.card.recipe,
-            "variant": folded.card.variant,
-            "opset": options.opset,
-            "max_relative_error": max(a.relative for a in agreements),
-        },
-        parents=(path,),
-        inputs=session.inputs,
-        outputs=session.outputs,
+    worst = max(agreement.relative for agreement in agreements)
+    said = {"recipe": card.recipe, "variant": card.variant, "opset": options.opset}
+    made_by = {"verb": "export", **said, "max_relative_error": worst}
+    artifact = written(candidate, {path.name: card.checkpoint_sha256}, made_by)
+    notes = (
+        f"{card.recipe} {card.variant}, opset {options.opset}",
+        f"agrees with PyTorch within {worst:.1e} of each output's range",
     )
-    return artifact, agreements
+    return described(artifact, candidate, notes, record)

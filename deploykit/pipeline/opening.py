@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit import backends
-from deploykit.errors import InputError, ModelError, OptionError
-from deploykit.files import artifacts, onnxfile
-from deploykit.recipes import metadata
+from deploykit.backends import onnxruntime
+from deploykit.errors import DeployError, InputError, ModelError, OptionError
+from deploykit.files import artifacts, contents, onnxfile
+from deploykit.recipes import metadata, opened
 from deploykit.recipes.metadata import ModelCard
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
     from deploykit.backends import Session
     from deploykit.data.preprocess import Floats
+    from deploykit.pipeline.made import StrPath
+    from deploykit.recipes.opened import Opened
     from deploykit.tasks.detections import Decode
+    from deploykit.values import Artifact
 
-CHECKPOINTS = (".pth", ".pt", ".safetensors")
-PYTORCH = "pytorch"
+PYTORCH, ONNXRUNTIME = "pytorch", "onnxruntime"
+_WHAT = "a checkpoint, an ONNX file, or an engine that `deploykit build` wrote"
 
 
 @dataclass(frozen=True)
-class Opened:
+class Model:
     """A model ready to run, with what its file says about itself."""
 
     path: Path
@@ -71,56 +77,124 @@ class Opened:
 
 
 def open_model(
-    path: Path,
+    path: StrPath,
     *,
     backend: str | None = None,
     recipe: str | None = None,
     input_size: tuple[int, int] | None = None,
     threads: int = 0,
-) -> Opened:
-    """Return the model in `path`; the suffix and the sidecar say what runs it.
+) -> Model:
+    """Return the model in `path`; its content, and an engine's sidecar, say what runs it.
 
     `recipe`: by name or as a file, over what the model's card says. `input_size` (H, W) is for
     checkpoints, which do not say it.
 
     Raises: InputError, OptionError, BackendError.
     """
-    if path.suffix in CHECKPOINTS:
-        return _open_checkpoint(path, recipe, input_size)
-    sha256 = artifacts.sha256(path)
-    if path.suffix == ".onnx":
-        name = backend or "onnxruntime"
-        if name != "onnxruntime":
-            raise OptionError(
-                f"{name} runs engines, not {path.name}",
-                fix=f"deploykit build {path} --backend {name} -o {path.stem}.engine",
-            )
-        card = metadata.read(onnxfile.read_model(path).metadata_props)
-    else:
-        said = made_by(path)
-        name = backend or str(said.get("backend"))
-        card = ModelCard.from_json(said["card"]) if said.get("card") else None
+    path = Path(path)
+    found, data = read(path)
+    match found:
+        case "checkpoint":
+            return _open_checkpoint(path, recipe, input_size)
+        case "engine":
+            model = _open_engine(path, backend, threads)
+        case _:
+            model = _open_onnx(opened.parsed(data, path), backend, threads)
+    return replace(model, recipe=recipe)
+
+
+def read(path: Path) -> tuple[contents.Kind, bytes]:
+    """Return what kind of model a file holds, and its content where that is an ONNX model.
+
+    Raises: InputError where it cannot be read.
+    """
+
+    def is_onnx(first: bytes) -> bool:
+        return _kind(first, path) == "onnx"
+
+    data = contents.read(
+        path, InputError, _WHAT, whole=is_onnx, check=partial(onnxfile.check_size, path)
+    )
+    return _kind(data[: contents.HEAD], path), data
+
+
+def kind(path: Path) -> contents.Kind:
+    """Return what kind of model a file holds. Raises: InputError where it cannot be read."""
+    return _kind(contents.head(path, InputError, _WHAT), path)
+
+
+def _kind(first: bytes, path: Path) -> contents.Kind:
+    """Return the kind of a file that begins with `first`.
+
+    An engine whose mark is not known is one by the word of its sidecar.
+    """
+    found = contents.kind(first)
+    named = found == "onnx" and _said(path).get("backend") not in (None, ONNXRUNTIME)
+    return "engine" if named else found
+
+
+def _said(path: Path) -> Mapping[str, Any]:
+    """Return how a file was made by its sidecar, nothing where there is none to be read."""
+    try:
+        said = artifacts.read_json(artifacts.sidecar(path)).get("made_by")
+    except DeployError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _open_onnx(model: Opened, backend: str | None, threads: int) -> Model:
+    if backend not in (None, ONNXRUNTIME):
+        raise OptionError(
+            f"{backend} runs engines, not {model.path.name}",
+            fix=f"deploykit build {model.path} --backend {backend} "
+            f"-o {model.path.with_suffix('.engine').name}",
+        )
+    built = optimised(model)
+    session = onnxruntime.open_model(model, threads=threads)
+    card = model.card or _card(built or {})
+    return Model(model.path, model.sha256, ONNXRUNTIME, session, card)
+
+
+def _open_engine(path: Path, backend: str | None, threads: int) -> Model:
+    artifact = _artifact(path)
+    name = backend or str(artifact.made_by.get("backend"))
     session = backends.load(name).open_session(path, threads=threads)
-    return Opened(path, sha256, name, session, card, recipe)
+    return Model(path, artifact.sha256, name, session, _card(artifact.made_by))
 
 
-def _open_checkpoint(path: Path, recipe: str | None, input_size: tuple[int, int] | None) -> Opened:
+def _open_checkpoint(path: Path, recipe: str | None, input_size: tuple[int, int] | None) -> Model:
     from deploykit.backends.pytorch import TorchSession  # noqa: PLC0415 - torch, as below
     from deploykit.networks import loading  # noqa: PLC0415 - torch, which nothing else here needs
 
     options = loading.NetworkOptions(recipe=recipe, input_size=input_size)
     network = loading.load_network(path, options)
     session = TorchSession(network)
-    return Opened(path, network.card.checkpoint_sha256, PYTORCH, session, network.card, recipe)
+    return Model(path, network.card.checkpoint_sha256, PYTORCH, session, network.card, recipe)
 
 
-def made_by(path: Path) -> dict[str, Any]:
+def _card(made_by: Mapping[str, Any]) -> ModelCard | None:
+    return ModelCard.from_json(made_by["card"]) if made_by.get("card") else None
+
+
+def made_by(path: Path) -> Mapping[str, Any]:
     """Return how an engine was made, from its sidecar. Raises: InputError where it has none."""
-    if not path.is_file():
-        raise InputError(f"no such file: {path}")
+    return _artifact(path).made_by
+
+
+def _artifact(path: Path) -> Artifact:
     if not artifacts.sidecar(path).is_file():
         raise InputError(
             f"{path} has no sidecar {artifacts.sidecar(path).name}, which says what built it",
-            expected="a checkpoint, an .onnx file, or an engine that `deploykit build` wrote",
+            expected=_WHAT,
         )
-    return dict(artifacts.read(path).made_by)
+    return artifacts.read(path)
+
+
+def optimised(model: Opened) -> Mapping[str, Any] | None:
+    """Return how ONNX Runtime's `build` made a file, None where it did not.
+
+    Raises: InputError where the file changed since.
+    """
+    if _said(model.path).get("verb") != "build":
+        return None
+    return artifacts.read(model.path, digest=model.sha256).made_by

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from deploykit.data.samples import Batch
     from deploykit.data.sources import Dataset
     from deploykit.precision.observers import Extremes
+    from deploykit.recipes.opened import Opened
     from deploykit.values import Progress
 
     Seen: TypeAlias = dict[str, Extremes]
@@ -60,7 +61,7 @@ class CalibrationOptions:
 
 
 def calibrate(  # noqa: PLR0913 - model, images, tensors, and two independent options
-    model: Path,
+    model: Opened,
     dataset: Dataset,
     preprocess: Preprocess,
     tensors: Sequence[str],
@@ -81,7 +82,7 @@ def calibrate(  # noqa: PLR0913 - model, images, tensors, and two independent op
     skipped: list[str] = []
     samples.choose(dataset.samples, options.size)  # raises before the model is read
     samples.batch_size(options.batch_size, 1, preprocess.size)  # likewise
-    graph = onnxfile.read_model(model)
+    graph = model.copy()
     batch_size = _batch_size(graph, preprocess, options.batch_size)
     batches = samples.batches(
         dataset,
@@ -92,15 +93,14 @@ def calibrate(  # noqa: PLR0913 - model, images, tensors, and two independent op
         progress=progress,
     )
     wanted = tuple(dict.fromkeys(tensors))
-    sha256 = artifacts.sha256(model)
-    _expose(graph.graph, model, wanted)
-    session = _open(graph, model, wanted)
+    _expose(graph.graph, model.path, wanted)
+    session = _open(graph, model.path, wanted)
     del graph  # the session has its own copy of the weights
     seen, names, pixel_sha256s = _observe(
         session, batches, lambda: {name: observer.remember(name) for name in wanted}
     )
     return CalibrationTable(
-        model_sha256=sha256,
+        model_sha256=model.sha256,
         observer=_label(options),
         samples=tuple(names),
         samples_sha256=samples.fingerprint(names, pixel_sha256s),
@@ -137,13 +137,12 @@ def read_table(path: Path) -> CalibrationTable:
     return CalibrationTable.from_json(artifacts.read_json(path))
 
 
-def check_fresh(table: CalibrationTable, model: Path) -> None:
+def check_fresh(table: CalibrationTable, model: Opened) -> None:
     """Check that the table was made for this very model file. Raises: StaleTableError."""
-    found = artifacts.sha256(model)
-    if found != table.model_sha256:
+    if model.sha256 != table.model_sha256:
         raise StaleTableError(
-            f"the calibration table was made for another model than {model}",
-            expected=f"sha256 {table.model_sha256}, found {found}",
+            f"the calibration table was made for another model than {model.path}",
+            expected=f"sha256 {table.model_sha256}, found {model.sha256}",
             fix="calibrate this model, or name the model that the table was made for",
         )
 

@@ -7,23 +7,23 @@ whatever the image shows: an empty result on both sides would prove nothing.
 from __future__ import annotations
 
 import math
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
 import onnx_ir as ir
 
-from deploykit import backends, ops
+from deploykit import ops
+from deploykit.backends import onnxruntime
 from deploykit.errors import DeployError, ProofError
-from deploykit.files import onnxfile
 from deploykit.ops.plugin import NAMESPACE
 from deploykit.proof import random_inputs, verification
+from deploykit.recipes import opened
 from deploykit.tasks.agreement import PaddedRows
 from deploykit.tasks.matching import KEYS, Selection
 
 if TYPE_CHECKING:
     from deploykit.backends import Session
+    from deploykit.recipes.opened import Opened
     from deploykit.values import Agreement
 
 _SEED = 0
@@ -46,23 +46,19 @@ def selection(model: ir.Model) -> Selection:
     )
 
 
-def open_filled(path: Path) -> tuple[Session, Selection]:
-    """Return an ONNX file as ONNX Runtime runs it, and how it chooses rows.
+def open_filled(subject: Opened) -> tuple[Session, Selection]:
+    """Return a model as ONNX Runtime runs it, and how it chooses rows.
 
-    A detector's score threshold is `NO_THRESHOLD`, in a copy of the file that is gone when this
-    returns. Raises: ModelError.
+    A detector's score threshold is `NO_THRESHOLD`, in a copy of the model. Raises: ModelError.
     """
-    model = onnxfile.read_model(path)
+    if _last_nms(subject.graph) is None:
+        return onnxruntime.open_model(subject), Selection()
+    model = subject.copy()
     node = _last_nms(model)
-    runtime = backends.load("onnxruntime")
-    if node is None:
-        return runtime.open_session(path), Selection()
+    assert node is not None  # as in the model that this is a copy of
     node.attributes["score_threshold"] = ir.AttrFloat32("score_threshold", NO_THRESHOLD)
     ops.attach(model)
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "filled.onnx"
-        onnxfile.write_model(model, copy)
-        return runtime.open_session(copy), selection(model)
+    return onnxruntime.open_model(opened.made(model, subject.path)), selection(model)
 
 
 def _last_nms(model: ir.Model) -> ir.Node | None:
@@ -77,7 +73,7 @@ def _last_nms(model: ir.Model) -> ir.Node | None:
     return node if ours else None
 
 
-def accept(candidate: Path, reference: Path) -> tuple[Agreement, ...]:
+def accept(candidate: Opened, reference: Opened) -> tuple[Agreement, ...]:
     """Return how each output of `candidate` compares with `reference` on one random input.
 
     ONNX Runtime computes FP16 nodes in FP32 where its CPU kernels lack FP16, so this shows neither
@@ -87,7 +83,7 @@ def accept(candidate: Path, reference: Path) -> tuple[Agreement, ...]:
     Runtime, or gives infinities or NaN where `reference` gives numbers.
     """
     try:
-        onnx.checker.check_model(str(candidate), full_check=True)
+        onnx.checker.check_model(candidate.data, full_check=True)
     except Exception as error:  # the checker's errors have no common class
         raise ProofError(
             f"the rewritten model breaks the ONNX specification: {error}",
@@ -105,7 +101,7 @@ def accept(candidate: Path, reference: Path) -> tuple[Agreement, ...]:
     return agreements
 
 
-def _compare(candidate: Path, reference: Path) -> tuple[Agreement, ...]:
+def _compare(candidate: Opened, reference: Opened) -> tuple[Agreement, ...]:
     theirs, chosen = open_filled(reference)
     feeds = random_inputs.feeds(theirs.inputs, seed=_SEED)
     try:

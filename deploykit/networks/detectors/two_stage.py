@@ -55,13 +55,13 @@ class Rois:
         There, no row may depend on another.
         """
         pack = ops.torch_op("pack_rows")
-        return cast(Tensor, pack(rows, self.count, per_image=int(self.boxes.shape[1])))
+        return cast("Tensor", pack(rows, self.count, per_image=int(self.boxes.shape[1])))
 
     def unpacked(self, packed: Tensor) -> Tensor:
         """Return T[B, R, ...] of packed rows, the padding zero."""
         unpack, count = ops.torch_op("unpack_rows"), int(self.boxes.shape[1])
         rows = unpack(packed, self.count, per_image=count)
-        return cast(Tensor, rows.reshape(-1, count, *packed.shape[1:]))
+        return cast("Tensor", rows.reshape(-1, count, *packed.shape[1:]))
 
 
 class Pooler(nn.Module):
@@ -82,7 +82,7 @@ class Pooler(nn.Module):
     def forward(self, maps: Sequence[Tensor], rois: Rois) -> Tensor:
         """Return float32[B * R, C, H, W] of the pyramid's maps float32[B, C, H_l, W_l]."""
         pool = ops.torch_op("multiscale_roi_align")
-        return cast(Tensor, pool(rois.boxes, rois.count, list(maps), **self.options))
+        return cast("Tensor", pool(rois.boxes, rois.count, list(maps), **self.options))
 
 
 class Proposals(nn.Module):
@@ -224,7 +224,7 @@ class TwoStage(nn.Module):
         """Return the features of RoIs as one of torchvision's poolers would."""
         chosen = [maps[name] for name in pooler.featmap_names if name in maps]
         strides = [2 ** round(math.log2(size[0] / int(m.shape[2]))) for m in chosen]
-        return cast(Tensor, Pooler(pooler.output_size, strides, self.sampling)(chosen, rois))
+        return cast("Tensor", Pooler(pooler.output_size, strides, self.sampling)(chosen, rois))
 
 
 def _anchors(cell: grids.Array, size: Size, scores: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return float32[batch, out, H, W]."""
-        return cast(Tensor, self.block(self.conv1(x)))
+        return cast("Tensor", self.block(self.conv1(x)))
 
 
 class BottleRep(nn.Module):
@@ -61,7 +61,7 @@ class BottleRep(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return float32[batch, channels, H, W]."""
-        return cast(Tensor, self.conv2(self.conv1(x)) + self.alpha * x)
+        return cast("Tensor", self.conv2(self.conv1(x)) + self.alpha * x)
 
 
 class BepC3(nn.Module):
@@ -80,7 +80,7 @@ class BepC3(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return float32[batch, out, H, W]."""
-        return cast(Tensor, self.cv3(torch.cat([self.m(self.cv1(x)), self.cv2(x)], 1)))
+        return cast("Tensor", self.cv3(torch.cat([self.m(self.cv1(x)), self.cv2(x)], 1)))
 
 
 class SPPF(nn.Module):
@@ -96,7 +96,7 @@ class SPPF(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return float32[batch, channels, H, W]."""
-        return cast(Tensor, self.cv2(_pooled(self.m, self.cv1(x))))
+        return cast("Tensor", self.cv2(_pooled(self.m, self.cv1(x))))
 
 
 class CSPSPPF(nn.Module):
@@ -119,7 +119,7 @@ class CSPSPPF(nn.Module):
         """Return float32[batch, channels, H, W]."""
         pooled = _pooled(self.m, self.cv4(self.cv3(self.cv1(x))))
         deep = self.cv6(self.cv5(pooled))
-        return cast(Tensor, self.cv7(torch.cat([self.cv2(x), deep], 1)))
+        return cast("Tensor", self.cv7(torch.cat([self.cv2(x), deep], 1)))
 
 
 def _pooled(pool: nn.Module, x: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class Transpose(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return float32[batch, channels, 2 H, 2 W]."""
-        return cast(Tensor, self.upsample_transpose(x))
+        return cast("Tensor", self.upsample_transpose(x))
 
 
 class BiFusion(nn.Module):
@@ -157,7 +157,7 @@ class BiFusion(nn.Module):
     def forward(self, coarse: Tensor, middle: Tensor, fine: Tensor) -> Tensor:
         """Return float32[batch, out, H, W] of the middle level."""
         levels = [self.upsample(coarse), self.cv1(middle), self.downsample(self.cv2(fine))]
-        return cast(Tensor, self.cv3(torch.cat(levels, 1)))
+        return cast("Tensor", self.cv3(torch.cat(levels, 1)))
 
 
 class Boxes(nn.Module):
@@ -247,4 +247,4 @@ class Detect(nn.Module):
     def forward(self, features: list[Tensor]) -> Tensor:
         """Return float32[batch, A, 5 + classes]: cx, cy, w, h in pixels, 1, scores."""
         bins = self.proj if self.reg_max else None
-        return cast(Tensor, self.boxes(self.raw(features), bins))
+        return cast("Tensor", self.boxes(self.raw(features), bins))

@@ -192,7 +192,7 @@ class Network(nn.Module):
 
         images: float32[batch, 3, H, W] from 0 to 1, H and W multiples of 32.
         """
-        return cast(Tensor, self.detect(self.neck(self.backbone(images))))
+        return cast("Tensor", self.detect(self.neck(self.backbone(images))))
 
     def raw(self, images: Tensor) -> Raw:
         """Return class logits, box distances, cell centres and strides: see `layers.Detect.raw`."""

@@ -9,63 +9,38 @@ import numpy as np
 import onnx_ir as ir
 
 from deploykit import ops
-from deploykit.errors import ModelError, OptionError
-from deploykit.files import artifacts, onnxfile
+from deploykit.errors import ModelError
 from deploykit.graph.editing import is_op, unique, value_names
 from deploykit.precision.float16.rules import HALF, SINGLE, dtype, is_float, only_single, wide_nodes
 from deploykit.precision.placement import default_plan
 from deploykit.precision.placement.rules import constant
-from deploykit.proof import acceptance
-from deploykit.recipes import metadata
-from deploykit.values import Precision
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
     from deploykit.precision.float16.rules import Wide
-    from deploykit.values import Artifact, PrecisionPlan
+    from deploykit.recipes.opened import Opened
+    from deploykit.values import PrecisionPlan
 
 _INDIFFERENT = ("Cast", "Constant", "Shape", "Size")
 """Ops that take any type as it is, and whose output's type is not their input's."""
 
 
-def cast(model: Path, output: Path, *, float_type: Precision) -> Artifact:
-    """Return the artifact of the FP16 version of an ONNX file.
+def cast(model: Opened) -> tuple[ir.Model, Wide]:
+    """Return the FP16 version of a float model, and its nodes that stay in FP32, with the reasons.
 
-    What the recipe marks as FP32 stays so. Raises: ModelError, OptionError, OutputError;
-    ProofError where the result does not run in ONNX Runtime or overflows.
+    What the model's card marks as FP32 stays so. Raises: ModelError.
     """
-    if float_type is not Precision.FP16:
-        raise OptionError(f"cannot cast to {float_type}", expected="fp16")
-    artifacts.check_writable(output)
-    graph = onnxfile.read_model(model)
+    graph = model.copy()
     if any(is_op(node, "QuantizeLinear") for node in graph.graph):
         raise ModelError(
             "the model is quantised, and FP16 scales would change its INT8 weights",
             fix="quantize the float model with --float-type fp16, which casts the rest",
         )
-    plan = default_plan(graph, metadata.read(graph.metadata_props))
-    wide = wide_nodes(graph, plan)
+    wide = wide_nodes(graph, default_plan(graph, model.card))
     _rewrite(graph, wide)
     ops.attach(graph)
-    inputs, outputs = onnxfile.interface(graph)
-    with artifacts.replacing(output) as temporary:
-        onnxfile.write_model(graph, temporary)
-        agreements = acceptance.accept(temporary, model)
-    return artifacts.describe(
-        output,
-        made_by={
-            "verb": "cast",
-            "float_type": float_type.value,
-            "fp32_nodes": wide,
-            "max_relative_error": max(agreement.relative for agreement in agreements),
-        },
-        parents=(model,),
-        inputs=inputs,
-        outputs=outputs,
-    )
+    return graph, wide
 
 
 def to_float16(model: ir.Model, plan: PrecisionPlan) -> ir.Model:

@@ -1,4 +1,4 @@
-"""Float model, ranges and plan -> a model with Q/DQ, checked before it is accepted."""
+"""Float model, ranges and plan -> a model with Q/DQ that the lint accepts."""
 
 from __future__ import annotations
 
@@ -7,21 +7,19 @@ from typing import TYPE_CHECKING
 
 from deploykit import ops
 from deploykit.errors import ModelError, OptionError, ProofError
-from deploykit.files import artifacts, onnxfile
 from deploykit.precision import calibration, float16, lint, placement
 from deploykit.precision.float16.rules import MAX_HALF
 from deploykit.precision.quantization.writing import insert
-from deploykit.proof import acceptance
 from deploykit.values import Precision, digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     import onnx_ir as ir
 
     from deploykit.precision.placement import Placement
-    from deploykit.values import Artifact, CalibrationTable, Json, PrecisionPlan
+    from deploykit.recipes.opened import Opened
+    from deploykit.values import CalibrationTable, Json, PrecisionPlan
 
 MIN_OPSET: Mapping[Precision, int] = {Precision.FP32: 13, Precision.FP16: 19}
 """Float type -> first opset with it as a scale: 13 has scales per channel, 19 has FP16 ones."""
@@ -29,25 +27,19 @@ METADATA_KEY = "deploykit.quantization"
 
 
 def quantize(
-    model: Path,
-    table: CalibrationTable,
-    plan: PrecisionPlan,
-    output: Path,
-    *,
-    float_type: Precision,
-) -> Artifact:
-    """Return the artifact of the quantised model: Q/DQ by the rules of placement, FP16 elsewhere.
+    model: Opened, table: CalibrationTable, plan: PrecisionPlan, *, float_type: Precision
+) -> tuple[ir.Model, Json]:
+    """Return the quantised graph, and what it says about its own making.
 
-    With `float_type` FP16 the other nodes compute in FP16, save those that `float16` or the plan
-    keeps in FP32. Node and tensor names stay.
+    Q/DQ by the rules of placement, FP16 elsewhere: with `float_type` FP16 the other nodes compute
+    in FP16, save those that `float16` or the plan keeps in FP32. Node and tensor names stay.
 
     Raises: StaleTableError where `table` was made for another model; InputError where it lacks a
-    range; ModelError, OptionError for a model or plan that cannot be quantised; OutputError;
-    ProofError where the result is not accepted by ONNX, ONNX Runtime and the lint.
+    range; ModelError, OptionError for a model or plan that cannot be quantised; ProofError where
+    the result is not accepted by the lint.
     """
-    artifacts.check_writable(output)
-    graph = onnxfile.read_model(model)
     calibration.check_fresh(table, model)
+    graph = model.copy()
     placed = placement.place(graph, plan)
     check(graph, placed, float_type)
     _check_ranges(table, float_type)
@@ -58,17 +50,7 @@ def quantize(
     graph.metadata_props[METADATA_KEY] = json.dumps(summary, sort_keys=True)
     _check_lint(graph)
     ops.attach(graph)
-    inputs, outputs = onnxfile.interface(graph)
-    with artifacts.replacing(output) as temporary:
-        onnxfile.write_model(graph, temporary)
-        acceptance.accept(temporary, model)
-    return artifacts.describe(
-        output,
-        made_by={"verb": "quantize", **summary},
-        parents=(model,),
-        inputs=inputs,
-        outputs=outputs,
-    )
+    return graph, summary
 
 
 def check(model: ir.Model, placed: Placement, float_type: Precision) -> None:

@@ -1,0 +1,85 @@
+"""The verb build: an ONNX file to an engine, with the precision that each layer really got."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from deploykit import backends
+from deploykit.files import artifacts
+from deploykit.measuring import records
+from deploykit.pipeline import places
+from deploykit.pipeline.made import Made, path_or_none, recorded
+from deploykit.recipes import opened
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from deploykit.backends import BuildOptions
+    from deploykit.pipeline.made import StrPath
+
+
+def build(
+    model: StrPath,
+    output: StrPath,
+    backend: str,
+    options: BuildOptions,
+    *,
+    record: StrPath | None = None,
+) -> Made:
+    """Return the engine built from `model`, with the precision that each layer really got.
+
+    The builder's own log is kept beside it as `<output>.log`.
+
+    Raises: InputError, OptionError, OutputError, BackendError; ProofError where a precision
+    that the graph asks for was not honoured.
+    """
+    model, output, record = Path(model), Path(output), path_or_none(record)
+    log = output.with_name(output.name + ".log")
+    places.check(
+        {"the model": model},
+        output=output,
+        record=record,
+        beside={"the log of -o": log, "--timing-cache": options.timing_cache},
+    )
+    chosen = backends.load(backend)
+    subject = opened.read(model)
+    built = chosen.build(subject, output, options)
+    artifacts.write_text(log, built.log)
+    target = " ".join([backend, *(f"SM{sm}" for sm in options.sms)])
+    artifact = artifacts.describe(
+        output,
+        made_by={
+            "verb": "build",
+            "backend": backend,
+            "sms": list(options.sms),
+            "card": None if subject.card is None else subject.card.to_json(),
+            "seconds": round(built.seconds, 3),
+            **({} if built.plugins is None else {"plugins": dict(built.plugins)}),
+            "precision": records.shares(built.layers),
+        },
+        parents=subject.origin(),
+        interface=(built.inputs, built.outputs),
+    )
+    shares = records.shares(built.layers)
+    parts = ", ".join(f"{share:.1%} {name}" for name, share in shares.items())
+    notes = (
+        f"built in {built.seconds:.1f} s for {target}",
+        f"read back: {parts} of the MACs",
+        *_needs(built.plugins),
+    )
+    return recorded(Made(artifact, built.layers, notes, target), record)
+
+
+def _needs(plugins: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield what became of our ops, and what the engine needs for them where it runs."""
+    if plugins is None:
+        return
+    ops = ", ".join(f"{count} x {name}" for name, count in sorted(plugins["ops"].items()))
+    if plugins["how"] == "none":
+        yield f"standard ops for {ops}: it runs without plugins"
+    elif plugins["how"] == "library":
+        name = PurePath(plugins["library"]).name
+        yield f"plugins for {ops}: where it runs, it needs this very {name}"
+    else:
+        yield f"plugins for {ops}: where it runs, it needs deploykit and nvcc"

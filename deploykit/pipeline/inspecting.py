@@ -1,0 +1,87 @@
+"""The verbs that only read: inspect and report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploykit import backends, reporting
+from deploykit.backends import onnxruntime
+from deploykit.measuring import records
+from deploykit.pipeline import opening, places
+from deploykit.precision import lint
+from deploykit.recipes import opened
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from deploykit.pipeline.made import StrPath
+    from deploykit.precision.lint import Finding
+    from deploykit.values import Json, LayerPrecision
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a file's layers run in, and what the lint says of its Q/DQ."""
+
+    path: Path
+    layers: tuple[LayerPrecision, ...]
+    findings: tuple[Finding, ...] = ()
+
+    def __repr__(self) -> str:
+        """Return the shares and the number of findings, without the layers one by one."""
+        parts = [f"{share:.1%} {name}" for name, share in self.shares.items()]
+        return f"Inspection({str(self.path)!r}, {', '.join(parts)}, {len(self.findings)} findings)"
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """Return the findings for which TensorRT refuses the graph."""
+        return tuple(f for f in self.findings if f.severity == "error")
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Return precision -> its share of the multiply-accumulates."""
+        return records.shares(self.layers)
+
+    def to_json(self) -> Json:
+        """Return the inspection as plain JSON values."""
+        return {
+            "path": str(self.path),
+            "shares": self.shares,
+            "layers": [vars(layer) for layer in self.layers],
+            "findings": [vars(finding) for finding in self.findings],
+        }
+
+
+def inspect(path: StrPath) -> Inspection:
+    """Return the precision of every layer of an ONNX file or an engine.
+
+    Raises: InputError, BackendError.
+    """
+    path = Path(path)
+    found, data = opening.read(path)
+    if found == "engine":
+        return Inspection(path, backends.load(engine_backend(path)).inspect(path))
+    model = opened.parsed(data, path)
+    if opening.optimised(model) is not None:
+        return Inspection(path, onnxruntime.layers(model))
+    return Inspection(path, lint.precision_table(model.graph), lint.lint(model.graph))
+
+
+def engine_backend(path: Path) -> str:
+    """Return the name of the backend that built an engine, from its sidecar."""
+    return str(opening.made_by(path)["backend"])
+
+
+def report(
+    paths: Sequence[StrPath], output: StrPath, *, title: str = "deploykit report"
+) -> tuple[str, tuple[Path, ...]]:
+    """Return the summary table as text and the files written. Raises: InputError, OutputError."""
+    output, sources = Path(output), [Path(path) for path in paths]
+    reads = {f"file {i} of records": path for i, path in enumerate(sources, start=1)}
+    for page in reporting.pages(output):
+        places.check(reads, output=page)
+    found = records.read(sources)
+    written = reporting.report(found, output, title=title)
+    return reporting.summary(found), written

@@ -1,0 +1,130 @@
+"""The verbs that change the precision of an ONNX file: quantize and cast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploykit.data import sources
+from deploykit.errors import ModelError, OptionError
+from deploykit.measuring import records
+from deploykit.pipeline import places
+from deploykit.pipeline.made import Made, described, path_or_none, written
+from deploykit.precision import calibration, float16, lint, placement, quantization
+from deploykit.precision.calibration import CalibrationOptions
+from deploykit.proof import acceptance
+from deploykit.recipes import opened
+from deploykit.values import Precision, silent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from deploykit.pipeline.made import StrPath
+    from deploykit.recipes.opened import Opened
+    from deploykit.values import CalibrationTable, LayerPrecision, PrecisionPlan, Progress
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """How a model is quantised."""
+
+    source: str | None = None
+    """Data set of the images to calibrate on; None: `table` holds the ranges already."""
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    table: Path | None = None
+    """Calibration table: read where it exists, else written."""
+    plan: Path | None = None
+    """JSON {"layers": {node: precision}, "reasons": {node: text}}, over the recipe's own."""
+    float_type: Precision = Precision.FP16
+
+
+def quantize(
+    model: StrPath,
+    output: StrPath,
+    options: QuantizeOptions,
+    *,
+    record: StrPath | None = None,
+    progress: Progress = silent,
+) -> Made:
+    """Return the INT8 model: calibrated, Q/DQ placed by TensorRT's rules, proven.
+
+    Raises: InputError, OutputError; ProofError where the quantised graph does not run or lint.
+    """
+    model, output, record = Path(model), Path(output), path_or_none(record)
+    reads = {"the model": model, "--plan": options.plan}
+    places.check(reads, output=output, record=record, beside={"--table": options.table})
+    subject = opened.read(model)
+    plan = _plan(subject, options)
+    placed = placement.place(subject.graph, plan)
+    quantization.check(subject.graph, placed, options.float_type)
+    table = _table(subject, placement.activations(placed), options, progress)
+    graph, summary = quantization.quantize(subject, table, plan, float_type=options.float_type)
+    candidate = opened.made(graph, output)
+    acceptance.accept(candidate, subject)
+    artifact = written(candidate, subject.origin(), {"verb": "quantize", **summary})
+    return described(artifact, candidate, _notes(lint.precision_table(graph), table), record)
+
+
+def cast(model: StrPath, output: StrPath, *, record: StrPath | None = None) -> Made:
+    """Return the FP16 version of an ONNX file. Raises: InputError, OutputError, ProofError."""
+    model, output, record = Path(model), Path(output), path_or_none(record)
+    places.check({"the model": model}, output=output, record=record)
+    subject = opened.read(model)
+    graph, wide = float16.cast(subject)
+    candidate = opened.made(graph, output)
+    agreements = acceptance.accept(candidate, subject)
+    made_by = {
+        "verb": "cast",
+        "float_type": Precision.FP16.value,
+        "fp32_nodes": wide,
+        "max_relative_error": max(agreement.relative for agreement in agreements),
+    }
+    share = records.shares(lint.precision_table(graph)).get(Precision.FP16.value, 0.0)
+    notes = (f"{share:.1%} of the multiply-accumulates in FP16",)
+    return described(written(candidate, subject.origin(), made_by), candidate, notes, record)
+
+
+def _plan(model: Opened, options: QuantizeOptions) -> PrecisionPlan:
+    plan = placement.default_plan(model.graph, model.card)
+    if options.plan is None:
+        return plan
+    return placement.read_plan(options.plan, plan)
+
+
+def _table(
+    model: Opened, tensors: Sequence[str], options: QuantizeOptions, progress: Progress
+) -> CalibrationTable:
+    if options.table is not None and options.table.exists():
+        table = calibration.read_table(options.table)
+        calibration.check_fresh(table, model)
+        return table
+    if options.source is None:
+        raise OptionError("no images to calibrate on", fix="name a data set, or an existing table")
+    if model.card is None:
+        raise ModelError(
+            f"{model.path} does not say how its images are prepared",
+            expected="an ONNX file from `deploykit export`",
+        )
+    table = calibration.calibrate(
+        model,
+        sources.dataset(options.source),
+        model.card.preprocess,
+        tensors,
+        options=options.calibration,
+        progress=progress,
+    )
+    if options.table is not None:
+        calibration.write_table(options.table, table)
+    return table
+
+
+def _notes(layers: Sequence[LayerPrecision], table: CalibrationTable) -> tuple[str, ...]:
+    share = records.shares(layers).get(Precision.INT8.value, 0.0)
+    notes = [
+        f"{share:.1%} of the multiply-accumulates in INT8",
+        f"calibrated on {len(table.samples)} images ({table.observer})",
+    ]
+    if table.skipped:
+        notes.append(f"{len(table.skipped)} unreadable images left out: {table.skipped[0]}, ...")
+    return tuple(notes)

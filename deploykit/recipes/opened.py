@@ -1,0 +1,71 @@
+"""An ONNX model as a command found it: read once, hashed once, then handed down."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploykit.files import artifacts, onnxfile
+from deploykit.recipes import metadata
+
+if TYPE_CHECKING:
+    import os
+
+    import onnx_ir as ir
+
+    from deploykit.recipes.metadata import ModelCard
+
+
+@dataclass(frozen=True)
+class Opened:
+    """One ONNX model: its bytes, what they parse to, and what they say about themselves."""
+
+    path: Path
+    """Where it was read from, or will be written to."""
+    sha256: str
+    """Of `data`."""
+    data: bytes = field(repr=False)
+    """The model as a file holds it; weights beside the file are not among them."""
+    graph: ir.Model = field(repr=False)
+    """Parsed from `data`. Shared by everyone who has this value: clone it before a change."""
+
+    @cached_property
+    def card(self) -> ModelCard | None:
+        """Return what the model says about itself, None where nothing. Raises: ModelError."""
+        return metadata.read(self.graph.metadata_props)
+
+    def origin(self) -> dict[str, str]:
+        """Return file name -> sha256, as the sidecar of a file made from this one keeps it."""
+        return {self.path.name: self.sha256}
+
+    def copy(self) -> ir.Model:
+        """Return a graph of one's own; the weights are shared."""
+        return self.graph.clone()
+
+    def write(self) -> None:
+        """Write it to `path`, atomically. Raises: OutputError."""
+        with artifacts.replacing(self.path) as temporary:
+            temporary.write_bytes(self.data)
+
+
+def read(path: str | os.PathLike[str]) -> Opened:
+    """Return the ONNX model in a file. Raises: ModelError, see `onnxfile.parse`."""
+    return parsed(onnxfile.read_bytes(Path(path)), Path(path))
+
+
+def parsed(data: bytes, path: Path) -> Opened:
+    """Return the ONNX model in `data`, the content of `path`. Raises: ModelError."""
+    graph = onnxfile.parse(data, path)
+    return Opened(path, hashlib.sha256(data).hexdigest(), data, graph)
+
+
+def made(graph: ir.Model, path: Path) -> Opened:
+    """Return a graph in memory as the file `path` will hold it, which is not written yet.
+
+    Raises: OutputError where it is too large for one file.
+    """
+    data = onnxfile.to_bytes(graph, path)
+    return Opened(path, hashlib.sha256(data).hexdigest(), data, graph)
