@@ -17,6 +17,7 @@ from deploykit.values import TensorSpec
 
 if TYPE_CHECKING:
     from deploykit.data.preprocess import Preprocess
+    from deploykit.recipes.identity import Facts
     from deploykit.recipes.recipe import StateDict
 
 REGIONS = 2000
@@ -28,7 +29,7 @@ def build(variant: str, classes: int) -> vgg.FastRcnn:
     return vgg.FastRcnn(vgg.VARIANTS[variant], classes).eval()
 
 
-def identify(state: StateDict) -> tuple[str, int] | None:
+def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
     """Return the variant and the number of classes, None where it is another network."""
     return vgg_family.identify(state, proposals=False)
 

@@ -13,6 +13,7 @@ from deploykit.recipes.recipe import Family, Recipe
 
 if TYPE_CHECKING:
     from deploykit.networks.detectors.two_stage import TwoStage
+    from deploykit.recipes.identity import Facts
     from deploykit.recipes.recipe import StateDict
 
 
@@ -21,7 +22,7 @@ def build(variant: str, classes: int) -> TwoStage:
     return family.network(variant, classes, "boxes")
 
 
-def identify(state: StateDict) -> tuple[str, int] | None:
+def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
     """Return the variant and the number of classes, None where it is another network."""
     return family.identify(state, "boxes")
 

@@ -13,6 +13,7 @@ from deploykit.recipes.recipe import Family, Recipe
 from deploykit.tasks import detection
 
 if TYPE_CHECKING:
+    from deploykit.recipes.identity import Facts
     from deploykit.recipes.recipe import StateDict
 
 
@@ -21,7 +22,7 @@ def build(variant: str, classes: int) -> vgg.FasterRcnn:
     return vgg.FasterRcnn(vgg.VARIANTS[variant], classes).eval()
 
 
-def identify(state: StateDict) -> tuple[str, int] | None:
+def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
     """Return the variant and the number of classes, None where it is another network."""
     return vgg_family.identify(state, proposals=True)
 

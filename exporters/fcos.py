@@ -16,6 +16,7 @@ from deploykit.recipes.recipe import Family, Recipe
 from deploykit.tasks import detection
 
 if TYPE_CHECKING:
+    from deploykit.recipes.identity import Facts
     from deploykit.recipes.recipe import StateDict
 
 VARIANTS = {f"{body}_fpn": body for body in dense_family.BODIES}
@@ -27,7 +28,7 @@ def build(variant: str, classes: int) -> dense.Pyramid:
     return dense.Pyramid(model, grids.spread).eval()
 
 
-def identify(state: StateDict) -> tuple[str, int] | None:
+def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
     """Return the variant and the number of classes, None where it is not an FCOS."""
     classes = outputs(state, "head.classification_head.cls_logits.weight")
     centres = outputs(state, "head.regression_head.bbox_ctrness.weight")

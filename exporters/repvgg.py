@@ -14,10 +14,13 @@ from torch import Tensor, nn
 
 from deploykit.data.preprocess import Preprocess
 from deploykit.networks.reparam import RepVGGBlock, fold
-from deploykit.networks.states import outputs
+from deploykit.networks.states import children, inputs, outputs
 from deploykit.recipes.recipe import Family, KeepFloat, Recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from deploykit.recipes.identity import Facts
     from deploykit.recipes.recipe import StateDict
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -102,6 +105,7 @@ _TIMM = (
     (re.compile(r"\.conv_kxk\."), ".rbr_dense."),
     (re.compile(r"\.conv_1x1\."), ".rbr_1x1."),
     (re.compile(r"\.identity\."), ".rbr_identity."),
+    (re.compile(r"\.reparam_conv\."), ".rbr_reparam."),
     (re.compile(r"^head\.fc\."), "linear."),
 )
 
@@ -117,7 +121,7 @@ def _renamed(key: str) -> str:
     return key
 
 
-def identify(state: StateDict) -> tuple[str, int] | None:
+def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
     """Return the variant and the number of classes, None where it is not a RepVGG."""
     classes, found = outputs(state, "linear.weight"), _signature(state)
     if classes is None:
@@ -127,13 +131,21 @@ def identify(state: StateDict) -> tuple[str, int] | None:
 
 def _signature(state: StateDict) -> tuple[object, ...]:
     """Return what tells the variants apart: depths, widths, and inputs per group."""
-    stages = range(1, 5)
-    second = state.get("stage1.1.rbr_dense.conv.weight")
+    stages = [f"stage{i}" for i in range(1, 5)]
     return (
-        tuple(len({k.split(".")[1] for k in state if k.startswith(f"stage{i}.")}) for i in stages),
-        tuple(outputs(state, f"stage{i}.0.rbr_dense.conv.weight") for i in stages),
-        None if second is None or second.ndim < 2 else second.shape[1],
+        tuple(len(children(state, stage)) for stage in stages),
+        tuple(_first(outputs(state, name) for name in _convs(f"{stage}.0")) for stage in stages),
+        inputs(state, *_convs("stage1.1")),
     )
+
+
+def _convs(block: str) -> tuple[str, str]:
+    """Return the names of a block's 3x3 weight, as it is trained and folded."""
+    return f"{block}.rbr_dense.conv.weight", f"{block}.rbr_reparam.weight"
+
+
+def _first(values: Iterable[int | None]) -> int | None:
+    return next((value for value in values if value is not None), None)
 
 
 def _expected(a: Architecture) -> tuple[object, ...]:

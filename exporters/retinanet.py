@@ -19,6 +19,7 @@ from deploykit.recipes.recipe import Family, Recipe
 from deploykit.tasks import detection
 
 if TYPE_CHECKING:
+    from deploykit.recipes.identity import Facts
     from deploykit.recipes.recipe import StateDict
 
 ANCHORS = 9
@@ -64,7 +65,7 @@ def adapt(state: StateDict) -> StateDict:
     }
 
 
-def identify(state: StateDict) -> tuple[str, int] | None:
+def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
     """Return the variant and the number of classes, None where it is not a RetinaNet."""
     scores = outputs(state, "head.classification_head.cls_logits.weight")
     boxes = outputs(state, "head.regression_head.bbox_reg.weight")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from deploykit.recipes.identity import Facts
     from deploykit.recipes.recipe import StateDict
 
     Array = NDArray[np.float32]
@@ -117,7 +118,7 @@ def build(variant: str, classes: int) -> Network:
     return Network(model).eval()
 
 
-def identify(state: StateDict) -> tuple[str, int] | None:
+def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
     """Return the variant and the number of classes, None where it is not an SSD."""
     for variant, (key, boxes) in SCORES.items():
         scores = outputs(state, key)

@@ -6,12 +6,22 @@ Source: the names and shapes in the official checkpoints; see `deploykit.network
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast, get_args
 
 from deploykit.data.preprocess import Preprocess
+from deploykit.errors import CheckpointError, OptionError, unknown_name
 from deploykit.networks.reparam import fold
 from deploykit.networks.states import outputs
-from deploykit.networks.yolov6.network import VARIANTS, Architecture, Network
+from deploykit.networks.yolov6.architecture import (
+    VARIANTS,
+    Activation,
+    Architecture,
+    read,
+    refuse_foreign,
+)
+from deploykit.networks.yolov6.network import Network
+from deploykit.recipes.identity import Found, resolve
 from deploykit.recipes.recipe import Family, KeepFloat, Recipe
 from deploykit.tasks import detection
 from deploykit.values import Precision
@@ -20,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from deploykit.data.preprocess import Floats, Geometry
+    from deploykit.recipes.identity import Facts
     from deploykit.recipes.recipe import StateDict
     from deploykit.tasks.detections import Detections
 
@@ -31,6 +42,13 @@ def build(variant: str, classes: int) -> Network:
 
 _EXTRAS = re.compile(r"detect\.(reg_preds_dist|(cls|reg)_preds_ab)\.")
 """Branches that only training reads: self-distillation and the anchor-based aid."""
+_READ = {
+    "reg_preds_lrtb": (re.compile(r"detect\.reg_preds\."), "reg_preds"),
+    "reg_preds_af": (re.compile(r"detect\.reg_preds\."), "reg_preds"),
+    "cls_preds_af": (re.compile(r"detect\.cls_preds\."), "cls_preds"),
+}
+"""Branches that evaluation of release 0.3 reads -> those that it then leaves, and their name later:
+numbers beside the distributions of a distilled network, anchor-free beside anchor-based."""
 _BARE = re.compile(r"((?:.*\.)?(?!block\.|rbr_dense\.|rbr_1x1\.)[^.]+)\.(conv|bn)\.([^.]+)")
 _POOL = re.compile(r"(backbone\.ERBlock_5\.2\.)(cv\d\..*)")
 _BIAS = re.compile(r"(.*\.block)\.conv\.bias")
@@ -44,7 +62,8 @@ def adapt(state: StateDict) -> StateDict:
     norm(x + bias) is the norm of x with a mean less by the bias.
     """
     kind = "cspsppf" if any(k.startswith("backbone.ERBlock_5.2.cv3.") for k in state) else "sppf"
-    kept = {_renamed(key, kind): v for key, v in state.items() if not _EXTRAS.match(key)}
+    read = {key: v for key, v in _evaluated(state).items() if not _EXTRAS.match(key)}
+    kept = {_renamed(key, kind): v for key, v in read.items()}
     for key in [k for k in kept if _BIAS.fullmatch(k)]:
         mean = _BIAS.sub(r"\1.bn.running_mean", key)
         if mean in kept:
@@ -57,39 +76,73 @@ def _renamed(key: str, kind: str) -> str:
     return _BARE.sub(r"\1.block.\2.\3", pooled) if _BARE.fullmatch(pooled) else pooled
 
 
-_STEM = {"repvgg": "rbr_dense", "conv_silu": "block"}
+def _evaluated(state: StateDict) -> StateDict:
+    """Return `state` with the branches that evaluation reads under the names of release 0.4."""
+    for name, (left, later) in _READ.items():
+        prefix = f"detect.{name}."
+        if any(key.startswith(prefix) for key in state):
+            kept = {key: v for key, v in state.items() if not left.match(key)}
+            state = {key.replace(prefix, f"detect.{later}."): v for key, v in kept.items()}
+    return state
 
 
-def identify(state: StateDict) -> tuple[str, int] | None:
-    """Return the variant and the number of classes, None where it is not a YOLOv6."""
-    classes, found = outputs(state, "detect.cls_preds.0.bias"), _signature(state)
-    if classes is None:
+SIZES = {"RepPAN": "v2", "RepBiFPAN": "v3"}
+"""What the name of a variant begins with; `v2_silu` is one of another size than the releases'."""
+_KINDS = {"ReLU": "relu", "SiLU": "silu"}
+
+
+def identify(state: StateDict, facts: Facts) -> Found | None:
+    """Return the architecture in the weights and the number of classes, None for another network.
+
+    Raises: CheckpointError for a YOLOv6 that is not carried; OptionError where the weights do not
+    say the activation, and nobody else does.
+    """
+    classes = outputs(state, "detect.cls_preds.0.bias")
+    if classes is None or "backbone.stem" not in "".join(list(state)[:8]):
         return None
-    return next(((name, classes) for name, a in VARIANTS.items() if found == _expected(a)), None)
+    refuse_foreign(state)
+    found = read(state)
+    if found is None:
+        return None
+    if found.block == "conv":
+        found = replace(found, activation=_activation(found, facts))
+    name = _name(found)
+    if facts.variant not in (None, name):
+        raise unknown_name("variant for these weights", str(facts.variant), [name])
+    settings = resolve({}, facts)
+    return Found(name, classes, settings, lambda: Network(found, classes).eval())
 
 
-def _signature(state: StateDict) -> tuple[object, ...]:
-    """Return what tells the variants apart: neck, pooling, block, CSP, stem, depth, box outputs."""
-    stems = {kind: f"backbone.stem.{name}.conv.weight" for kind, name in _STEM.items()}
-    block = next((kind for kind, key in stems.items() if key in state), "repvgg")
-    csp = "backbone.ERBlock_4.1.cv1.block.conv.weight" in state
-    prefix = "backbone.ERBlock_4.1." + ("m.block." if csp else "block.")
-    return (
-        "RepBiFPAN" if "neck.Bifusion0.cv1.block.conv.weight" in state else "RepPAN",
-        "cspsppf" if "backbone.ERBlock_5.2.cspsppf.cv1.block.conv.weight" in state else "sppf",
-        block,
-        csp,
-        outputs(state, stems[block]),
-        len({k.removeprefix(prefix).split(".")[0] for k in state if k.startswith(prefix)}),
-        outputs(state, "detect.reg_preds.0.bias"),
+def _name(architecture: Architecture) -> str:
+    """Return the name of a release's architecture, or one that says the neck and the activation."""
+    plain = replace(architecture, inputs=3)
+    own = next((name for name, known in VARIANTS.items() if known == plain), None)
+    kind = "repvgg" if architecture.block == "repvgg" else architecture.activation
+    return own or f"{SIZES[architecture.neck]}_{kind}"
+
+
+def _activation(found: Architecture, facts: Facts) -> Activation:
+    """Return the activation of plain blocks: as the pickled module has it, or the stated variant.
+
+    Raises: OptionError where neither says it, CheckpointError where it is another one.
+    """
+    names = {_name(replace(found, activation=kind)): kind for kind in get_args(Activation)}
+    if facts.variant is not None:
+        if facts.variant not in names:
+            raise unknown_name("variant for these weights", facts.variant, names)
+        return cast(Activation, names[facts.variant])
+    inside = ("backbone.stem.act", "backbone.stem.block.act", "backbone.stem.relu")
+    kinds = {facts.layers[path].kind.rpartition(".")[2] for path in inside if path in facts.layers}
+    if len(kinds) == 1:
+        kind = kinds.pop()
+        if kind in _KINDS:
+            return cast(Activation, _KINDS[kind])
+        raise CheckpointError(f"a YOLOv6 with the activation {kind}", expected="ReLU or SiLU")
+    raise OptionError(
+        "these weights fit two networks, which differ in the activation, and a state dict does "
+        "not say it: " + " or ".join(f"{name} ({kind})" for name, kind in names.items()),
+        fix="name the one it was trained as: " + " or ".join(f"--variant {n}" for n in names),
     )
-
-
-def _expected(a: Architecture) -> tuple[object, ...]:
-    channels, repeats = a.scaled()
-    depth = (repeats[2] if a.csp is None else repeats[2] // 2) - 1
-    sides = 4 * (a.reg_max + 1)
-    return a.neck, a.pooling, a.block, a.csp is not None, channels[0], depth, sides
 
 
 def preprocess(variant: str, size: tuple[int, int] | None) -> Preprocess:

@@ -17,6 +17,7 @@ from deploykit.measuring.benchmarking import BenchOptions
 from deploykit.networks.detectors import vgg
 from deploykit.networks.loading import Network
 from deploykit.proof import random_inputs
+from deploykit.recipes.identity import Facts
 from deploykit.recipes.metadata import ModelCard
 from deploykit.recipes.recipe import RECIPES
 from deploykit.values import TensorSpec
@@ -154,11 +155,11 @@ def test_it_is_known_by_a_head_without_a_region_proposal_network() -> None:
     with torch.device("meta"):
         state = {v: dict(RECIPE.family.build(v, 20).state_dict()) for v in RECIPE.variants}
         other = RECIPES.load("faster_rcnn_vgg16").family.build("vgg16", 20).state_dict()
-    assert {v: RECIPE.family.identify(s) for v, s in state.items()} == {
+    assert {v: RECIPE.family.identify(s, Facts()) for v, s in state.items()} == {
         v: (v, 20) for v in RECIPE.variants
     }
-    assert RECIPE.family.identify(other) is None
-    assert RECIPES.load("faster_rcnn_vgg16").family.identify(state["vgg16"]) is None
+    assert RECIPE.family.identify(other, Facts()) is None
+    assert RECIPES.load("faster_rcnn_vgg16").family.identify(state["vgg16"], Facts()) is None
 
 
 def test_bench_and_verify_make_both_inputs(onnx: Path) -> None:

@@ -10,6 +10,7 @@ import vgg_models
 from torchvision.models import vgg16
 
 from deploykit.networks.detectors import vgg
+from deploykit.recipes.identity import Facts
 from deploykit.recipes.recipe import RECIPES
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def test_keys_of_the_pytorch_port_are_renamed() -> None:
 
 @pytest.mark.parametrize("variant", RECIPE.variants)
 def test_a_variant_is_known_by_its_anchors_and_its_boxes(variant: str) -> None:
-    assert RECIPE.family.identify(on_meta(variant, 7).state_dict()) == (variant, 7)
+    assert RECIPE.family.identify(on_meta(variant, 7).state_dict(), Facts()) == (variant, 7)
 
 
 def test_other_state_dicts_are_not_taken_for_it() -> None:
@@ -78,9 +79,11 @@ def test_other_state_dicts_are_not_taken_for_it() -> None:
         {"head.bbox_pred.weight": torch.zeros(8, 4096)},
         {"features.28.weight": torch.zeros(16, 16, 3, 3)},
     ]
-    assert RECIPE.family.identify({}) is None
-    assert RECIPE.family.identify({k: v for k, v in state.items() if "rpn" not in k}) is None
-    assert all(RECIPE.family.identify({**state, **change}) is None for change in changes)
+    assert RECIPE.family.identify({}, Facts()) is None
+    assert (
+        RECIPE.family.identify({k: v for k, v in state.items() if "rpn" not in k}, Facts()) is None
+    )
+    assert all(RECIPE.family.identify({**state, **change}, Facts()) is None for change in changes)
 
 
 @pytest.mark.parametrize("agnostic", [False, True])

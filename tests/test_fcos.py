@@ -9,6 +9,7 @@ from torch import nn
 from torchvision.models.detection import FCOS, FCOS_ResNet50_FPN_Weights, fcos_resnet50_fpn
 
 from deploykit.networks.detectors import dense, dense_family, grids
+from deploykit.recipes.identity import Facts
 from deploykit.recipes.recipe import RECIPES
 
 if TYPE_CHECKING:
@@ -69,18 +70,21 @@ def test_parameters_are_as_many_as_torchvision_publishes() -> None:
 @pytest.mark.parametrize("variant", RECIPE.variants)
 def test_a_variant_is_known_by_its_state_dict(variant: str) -> None:
     state = dict(on_meta(variant, 5).state_dict())
-    assert RECIPE.family.identify(state) == (variant, 5)
+    assert RECIPE.family.identify(state, Facts()) == (variant, 5)
     assert list(RECIPE.family.adapt(state)) == list(state)
-    assert RECIPE.family.identify({k: v for k, v in state.items() if "ctrness" not in k}) is None
+    assert (
+        RECIPE.family.identify({k: v for k, v in state.items() if "ctrness" not in k}, Facts())
+        is None
+    )
 
 
 def test_a_retinanet_is_not_taken_for_it_nor_it_for_one() -> None:
     retinanet = RECIPES.load("retinanet")
     with torch.device("meta"):
         other = retinanet.family.build("resnet50_fpn", 5).state_dict()
-    assert RECIPE.family.identify(other) is None
+    assert RECIPE.family.identify(other, Facts()) is None
     adapted = retinanet.family.adapt(on_meta("resnet50_fpn").state_dict())
-    assert retinanet.family.identify(adapted) is None
+    assert retinanet.family.identify(adapted, Facts()) is None
 
 
 @pytest.mark.parametrize("batch", [1, 2])

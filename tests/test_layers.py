@@ -72,8 +72,8 @@ def test_a_shortcut_is_weighted_by_alpha() -> None:
     assert torch.equal(block(x), 3 * x)
 
 
-def test_a_csp_stage_gives_its_share_of_the_channels_to_the_blocks() -> None:
-    stage = BepC3(lambda pair: conv(pair, 3), (6, 12), 4, 2 / 3, nn.ReLU)
+def test_a_csp_stage_gives_a_part_of_the_channels_to_the_blocks() -> None:
+    stage = BepC3(lambda pair: conv(pair, 3), (6, 12), 8, 2, nn.ReLU)
     assert stage.state_dict()["m.conv1.conv1.block.conv.weight"].shape[:2] == (8, 8)
     assert "m.block.0.alpha" in stage.state_dict()
     assert "m.block.1.alpha" not in stage.state_dict()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -8,10 +9,13 @@ import pytest
 import torch
 
 from deploykit.data.preprocess import Geometry
+from deploykit.networks import loading, reparam
+from deploykit.recipes.identity import Facts
 from deploykit.recipes.recipe import RECIPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from torch import nn
 
@@ -44,9 +48,12 @@ def test_other_state_dicts_are_not_taken_for_a_repvgg() -> None:
         {"stage1.1.rbr_dense.conv.weight": scalar},
         {"stage4.0.rbr_dense.conv.weight": torch.zeros(3, 3)},
     ]
-    assert RECIPE.family.identify({}) is None
-    assert RECIPE.family.identify({k: v for k, v in state.items() if "linear" not in k}) is None
-    assert all(RECIPE.family.identify({**state, **change}) is None for change in changes)
+    assert RECIPE.family.identify({}, Facts()) is None
+    assert (
+        RECIPE.family.identify({k: v for k, v in state.items() if "linear" not in k}, Facts())
+        is None
+    )
+    assert all(RECIPE.family.identify({**state, **change}, Facts()) is None for change in changes)
 
 
 @pytest.mark.parametrize("groups", [1, 4])
@@ -76,7 +83,7 @@ def test_timm_weights_give_what_timm_gives(randomised: Callable[[nn.Module], nn.
     timm = pytest.importorskip("timm", reason="timm is not installed: extra `zoo`")
     theirs = randomised(timm.create_model("repvgg_a0", num_classes=5))
     state = RECIPE.family.adapt(theirs.state_dict())
-    assert RECIPE.family.identify(state) == ("a0", 5)
+    assert RECIPE.family.identify(state, Facts()) == ("a0", 5)
     ours = on_meta("a0", 5)
     ours.load_state_dict(dict(state), assign=True)
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -93,3 +100,42 @@ def test_an_image_is_cropped_and_normalised_as_for_imagenet() -> None:
     assert np.allclose(values, white[:, None, None], atol=1e-5)
     assert geometry == Geometry(512, 256, 1.0, 1.0, -16, -144)
     assert RECIPE.preprocess("a0", (160, 128)).size == (160, 128)
+
+
+def test_weights_that_are_folded_already_are_read(
+    tmp_path: Path, randomised: Callable[[nn.Module], nn.Module]
+) -> None:
+    trained = randomised(RECIPE.family.build("a0", 4))
+    folded = RECIPE.family.deploy(trained)
+    official = folded.state_dict()
+    rules = (
+        (r"^stage0\.", "stem."),
+        (r"^stage(\d)\.", lambda m: f"stages.{int(m[1]) - 1}."),
+        (r"rbr_reparam", "reparam_conv"),
+        (r"^linear\.", "head.fc."),
+    )
+    for name, renamed in (("official.pth", ()), ("timm.pth", rules)):
+        state = dict(official)
+        for pattern, new in renamed:
+            state = {re.sub(pattern, new, key): value for key, value in state.items()}
+        torch.save(state, tmp_path / name)
+        network = loading.load_network(tmp_path / name, loading.NetworkOptions())
+        assert network.card.variant == "a0"
+        images = torch.rand(2, 3, 64, 64)
+        with torch.inference_mode():
+            assert torch.equal(network.module(images), folded(images))
+            assert torch.equal(RECIPE.family.deploy(network.module)(images), folded(images))
+
+
+def test_weights_of_which_only_some_blocks_are_folded_are_read(
+    randomised: Callable[[nn.Module], nn.Module],
+) -> None:
+    trained = randomised(RECIPE.family.build("a0", 4))
+    state = {k: v for k, v in trained.state_dict().items() if not k.startswith("stage2.1.")}
+    block = RECIPE.family.deploy(trained).get_submodule("stage2.1")
+    state |= {f"stage2.1.{key}": value for key, value in block.state_dict().items()}
+    network = reparam.as_stored(RECIPE.family.build("a0", 4), state.keys())
+    network.load_state_dict(state)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.allclose(network(images), trained(images), atol=1e-4)

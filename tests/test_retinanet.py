@@ -15,6 +15,7 @@ from torchvision.models.detection import (
 )
 
 from deploykit.networks.detectors import dense_family
+from deploykit.recipes.identity import Facts
 from deploykit.recipes.recipe import RECIPES
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def test_a_variant_is_known_by_its_state_dict(variant: str) -> None:
     state = on_meta(variant, 5).state_dict()
     if variant == "resnet50_fpn_eps0":  # published with frozen norms, which count no batches
         state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    assert RECIPE.family.identify(state) == (variant, 5)
+    assert RECIPE.family.identify(state, Facts()) == (variant, 5)
 
 
 def test_published_weights_are_run_with_the_epsilon_they_were_trained_with() -> None:
@@ -128,8 +129,8 @@ def test_other_state_dicts_are_not_taken_for_it() -> None:
         {"backbone.body.layer1.0.conv2.weight": torch.zeros(128, 4, 3, 3)},
         {"backbone.body.layer2.2.conv1.weight": torch.zeros(128, 128, 3, 3)},
     ]
-    assert RECIPE.family.identify({}) is None
-    assert all(RECIPE.family.identify({**state, **change}) is None for change in changes)
+    assert RECIPE.family.identify({}, Facts()) is None
+    assert all(RECIPE.family.identify({**state, **change}, Facts()) is None for change in changes)
 
 
 @pytest.mark.parametrize("batch", [1, 2])

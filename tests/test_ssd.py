@@ -10,6 +10,7 @@ from torch import nn
 from torchvision.models import detection as zoo
 
 from deploykit.errors import OptionError
+from deploykit.recipes.identity import Facts
 from deploykit.recipes.recipe import RECIPES
 
 if TYPE_CHECKING:
@@ -92,10 +93,12 @@ def test_keys_shapes_and_parameters_are_torchvisions(variant: str) -> None:
 @pytest.mark.parametrize("variant", RECIPE.variants)
 def test_a_variant_is_known_by_its_state_dict(variant: str) -> None:
     state = dict(on_meta(variant, 5).state_dict())
-    assert RECIPE.family.identify(state) == (variant, 5)
+    assert RECIPE.family.identify(state, Facts()) == (variant, 5)
     assert list(RECIPE.family.adapt(state)) == list(state)
     assert (
-        RECIPE.family.identify({k: v for k, v in state.items() if "classification" not in k})
+        RECIPE.family.identify(
+            {k: v for k, v in state.items() if "classification" not in k}, Facts()
+        )
         is None
     )
 

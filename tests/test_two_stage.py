@@ -27,6 +27,7 @@ from deploykit.networks.detectors import detectron2_layout, two_stage_family
 from deploykit.networks.detectors.two_stage import NOTHING, Proposals, Rois, Sampling, TwoStage
 from deploykit.pipeline import exporting
 from deploykit.pipeline.exporting import ExportOptions
+from deploykit.recipes.identity import Facts
 from deploykit.recipes.recipe import RECIPES
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def test_every_variant_is_told_from_its_state_dict(head: Any) -> None:
             state = recipe.family.build(variant, CLASSES).state_dict()
         if variant == two_stage_family.EPS0:
             state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-        assert recipe.family.identify(recipe.family.adapt(state)) == (
+        assert recipe.family.identify(recipe.family.adapt(state), Facts()) == (
             alike.get(variant, variant),
             CLASSES,
         )
@@ -254,7 +255,7 @@ def test_detectron2s_weights_come_to_their_places() -> None:
     theirs = detectron2s(state)
     assert "backbone.bottom_up.res4.0.shortcut.norm.running_mean" in theirs
     back = recipe.family.adapt(theirs)
-    assert recipe.family.identify(back) == ("detectron2_resnet50_fpn", CLASSES)
+    assert recipe.family.identify(back, Facts()) == ("detectron2_resnet50_fpn", CLASSES)
     for key, value in back.items():
         assert torch.equal(value, state[key]), key
     assert {k for k in set(state) - set(back) if not k.endswith("num_batches_tracked")} == set()

@@ -14,6 +14,7 @@ from two_stage_models import SIZE, assert_same_masks, pictures, settled
 
 from deploykit.networks import loading
 from deploykit.pipeline.exporting import ExportOptions
+from deploykit.recipes.identity import Facts
 from deploykit.recipes.recipe import RECIPES
 
 if TYPE_CHECKING:
@@ -97,5 +98,5 @@ def test_published_weights_of_resnet50_are_taken_for_those_with_an_epsilon_of_0(
         state = zoo.FasterRCNN(body("resnet50", FrozenBatchNorm2d), CLASSES + 1).state_dict()
         other = zoo.FasterRCNN(body("resnet101", FrozenBatchNorm2d), CLASSES + 1).state_dict()
     recipe = RECIPES.load("faster_rcnn")
-    assert recipe.family.identify(state) == ("resnet50_fpn_eps0", CLASSES)
-    assert recipe.family.identify(other) == ("resnet101_fpn", CLASSES)
+    assert recipe.family.identify(state, Facts()) == ("resnet50_fpn_eps0", CLASSES)
+    assert recipe.family.identify(other, Facts()) == ("resnet101_fpn", CLASSES)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -11,13 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.data.preprocess import Geometry
+from deploykit.errors import CheckpointError, OptionError
+from deploykit.networks import loading
+from deploykit.recipes.identity import Facts, found
 from deploykit.recipes.recipe import RECIPES
 from deploykit.values import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     Randomised = Callable[[nn.Module], nn.Module]
+
+
+class PickledModule(NamedTuple):
+    """What a checkpoint says of a pickled module."""
+
+    kind: str
+    values: dict[str, Any]
+
 
 RECIPE = RECIPES.load("yolov6")
 FAMILY: Any = sys.modules[RECIPE.family.build.__module__]
@@ -71,11 +83,14 @@ def test_other_state_dicts_are_not_taken_for_a_yolov6() -> None:
         {"detect.cls_preds.0.bias": scalar},
         {"detect.reg_preds.0.bias": scalar},
         {"backbone.stem.rbr_dense.conv.weight": scalar},
-        {"backbone.stem.rbr_dense.conv.weight": torch.zeros(24, 3, 3, 3)},
+        {"detect.reg_preds.0.bias": torch.zeros(12)},
     ]
-    assert RECIPE.family.identify({}) is None
-    assert RECIPE.family.identify({k: v for k, v in state.items() if "detect" not in k}) is None
-    assert all(RECIPE.family.identify({**state, **change}) is None for change in changes)
+    assert RECIPE.family.identify({}, Facts()) is None
+    assert (
+        RECIPE.family.identify({k: v for k, v in state.items() if "detect" not in k}, Facts())
+        is None
+    )
+    assert all(RECIPE.family.identify({**state, **change}, Facts()) is None for change in changes)
 
 
 def test_branches_that_only_training_reads_are_dropped() -> None:
@@ -99,6 +114,13 @@ def test_a_bias_before_a_batch_norm_moves_into_its_mean(randomised: Randomised) 
     assert difference(network, ours, images) < 1e-6
 
 
+def narrow(architecture: Any) -> Any:
+    """Return an architecture with a quarter of the channels."""
+    inner = architecture.inner and tuple(max(c // 4, 4) for c in architecture.inner)
+    channels = tuple(max(c // 4, 8) for c in architecture.channels)
+    return replace(architecture, channels=channels, inner=inner)
+
+
 def difference(a: nn.Module, b: nn.Module, images: Tensor) -> float:
     """Return the largest error of boxes or scores, relative to the range of each."""
     with torch.inference_mode():
@@ -109,7 +131,7 @@ def difference(a: nn.Module, b: nn.Module, images: Tensor) -> float:
 
 @pytest.mark.parametrize("variant", ["pico", "v2n", "v2m", "v2l", "v3n", "v3l"])
 def test_folding_changes_nothing_but_rounding(variant: str, randomised: Randomised) -> None:
-    small = replace(FAMILY.VARIANTS[variant], width=0.25)
+    small = narrow(FAMILY.VARIANTS[variant])
     trained = randomised(FAMILY.Network(small, 4).eval())
     folded = RECIPE.family.deploy(trained)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
@@ -183,3 +205,102 @@ def test_decode_reads_the_output_by_its_name() -> None:
 def test_prediction_and_decoding_stay_in_float(node: str, expected: Precision | None) -> None:
     found = [k.precision for k in RECIPE.keep_float if re.search(k.pattern, node)]
     assert found == ([] if expected is None else [expected])
+
+
+@pytest.mark.parametrize("variant", ["v2n", "v2m", "v2s_base", "v3s", "v3l", "v3n_base", "pico"])
+def test_the_architecture_is_read_from_the_weights(variant: str) -> None:
+    own = FAMILY.VARIANTS[variant]
+    odd = replace(own, channels=(24, 40, 56, 72, 88, 48, 40, 24, 56, 32, 64), inputs=1)
+    odd = replace(odd, inner=own.inner and (16, 20, 28, 36, 24, 20, 28, 32))
+    for architecture in (own, odd, replace(odd, repeats=(1, 2, 1, 3, 2, 1, 2, 4))):
+        with torch.device("meta"):
+            network = FAMILY.Network(architecture, 3)
+        for module in (network, RECIPE.family.deploy(network)):
+            assert FAMILY.read(module.state_dict(), architecture.activation) == architecture
+
+
+def test_sizes_that_no_release_has_are_carried(randomised: Randomised, tmp_path: Path) -> None:
+    small = narrow(FAMILY.VARIANTS["v2m"])
+    trained = randomised(FAMILY.Network(small, 3).eval())
+    torch.save(trained.state_dict(), tmp_path / "model.pt")
+    network = loading.load_network(tmp_path / "model.pt", loading.NetworkOptions())
+    assert network.card.variant == "v2_repvgg"
+    images = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(network.module(images), trained(images))
+
+
+def test_weights_that_are_folded_already_are_read(randomised: Randomised, tmp_path: Path) -> None:
+    trained = randomised(FAMILY.Network(narrow(FAMILY.VARIANTS["v3m"]), 3).eval())
+    folded = RECIPE.family.deploy(trained)
+    torch.save(folded.state_dict(), tmp_path / "model.pt")
+    network = loading.load_network(tmp_path / "model.pt", loading.NetworkOptions())
+    images = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(network.module(images), folded(images))
+
+
+@pytest.mark.parametrize(("variant", "other"), [("v3l_base", "v3l"), ("v2n_base", "v2_silu")])
+def test_an_activation_that_the_weights_do_not_say_is_asked_for(variant: str, other: str) -> None:
+    state = on_meta(variant, 3).state_dict()
+    with pytest.raises(OptionError) as error:
+        RECIPE.family.identify(state, Facts())
+    assert f"{variant} (relu) or {other} (silu)" in str(error.value)
+    assert f"--variant {variant} or --variant {other}" in str(error.value)
+    for stated, activation in ((variant, nn.ReLU), (other, nn.SiLU)):
+        answer = found(RECIPE.family.identify(state, Facts(variant=stated)))
+        assert answer is not None
+        assert answer.build is not None
+        assert answer.variant == stated
+        with torch.device("meta"):
+            network = answer.build()
+        assert isinstance(network.get_submodule("backbone.stem.block.act"), activation)
+    with pytest.raises(OptionError, match=r"v3n"):
+        RECIPE.family.identify(state, Facts(variant="v3n"))
+
+
+@pytest.mark.parametrize("name", ["act", "block.act", "relu"])
+def test_a_pickled_module_says_the_activation(name: str) -> None:
+    state = on_meta("v3l_base", 3).state_dict()
+    for kind, variant in (("ReLU", "v3l_base"), ("SiLU", "v3l")):
+        layer = PickledModule(f"torch.nn.modules.activation.{kind}", {"inplace": False})
+        facts = Facts({f"backbone.stem.{name}": layer})
+        answer = found(RECIPE.family.identify(state, facts))
+        assert answer is not None
+        assert answer.variant == variant
+    layer = PickledModule("torch.nn.modules.activation.Hardswish", {})
+    with pytest.raises(CheckpointError, match="Hardswish"):
+        RECIPE.family.identify(state, Facts({f"backbone.stem.{name}": layer}))
+
+
+def test_evaluation_of_release_0_3_reads_other_branches() -> None:
+    state = dict(on_meta("v3n", 3).state_dict())
+    plain = {k: v for k, v in state.items() if "_preds." not in k}
+    own = {k: v for k, v in state.items() if "_preds." in k}
+    anchors = {k.replace("_preds.", "_preds_ab."): torch.zeros(1) for k in own}
+    beside = plain | {k.replace("_preds.", "_preds_af."): v for k, v in own.items()} | anchors
+    read = RECIPE.family.adapt(beside)
+    assert all(read[key] is value for key, value in own.items())
+    assert read.keys() == state.keys()
+    distilled = dict(state)
+    for key in [key for key in own if "reg_preds" in key]:
+        distilled[key.replace("reg_preds", "reg_preds_lrtb")] = state[key]
+        distilled[key] = torch.zeros(68)
+    read = RECIPE.family.adapt(distilled)
+    assert all(read[key] is value for key, value in own.items())
+    assert read.keys() == state.keys()
+
+
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [
+        ("backbone.ERBlock_6.0.rbr_dense.conv.weight", "P6"),
+        ("backbone.ERBlock_2.1.m.0.0.conv1.block.conv.weight", "MBLA"),
+        ("detect.obj_preds.0.weight", "release 0.1"),
+        ("backbone.stem.rbr_1x1.weight", "QARepVGG"),
+    ],
+)
+def test_parts_that_are_not_carried_are_refused_by_name(key: str, what: str) -> None:
+    state = {**on_meta("v3n").state_dict(), key: torch.zeros(1)}
+    with pytest.raises(CheckpointError, match=what):
+        RECIPE.family.identify(state, Facts())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from deploykit.errors import CheckpointError, OptionError, unknown_name
-from deploykit.networks import checkpoint
+from deploykit.networks import checkpoint, pickled, reparam
 from deploykit.recipes import metadata
+from deploykit.recipes.identity import Facts, Found
+from deploykit.recipes.identity import found as as_found
 from deploykit.recipes.metadata import ModelCard
 from deploykit.recipes.recipe import RECIPES
 from deploykit.values import TensorSpec
@@ -16,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import torch
     from torch import nn
 
+    from deploykit.recipes.identity import Layer
     from deploykit.recipes.recipe import Recipe
 
 INPUT = "images"
@@ -33,6 +36,8 @@ class NetworkOptions:
     variant: str | None = None
     input_size: tuple[int, int] | None = None
     class_names: tuple[str, ...] | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """What the network is set up with, where the file does not say: name -> text."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,14 @@ def load_network(path: Path, options: NetworkOptions) -> Network:
     Raises: CheckpointError, OptionError.
     """
     loaded = checkpoint.load(path)
-    recipe, variant, classes = identify(loaded.state, options, path.name)
+    recipe, found = identify(loaded, options, path.name)
     state = recipe.family.adapt(loaded.state)
-    module = recipe.family.build(variant, classes)
-    checkpoint.fit(module, dict(state), name=f"{recipe.name} {variant}")
-    preprocess = recipe.preprocess(variant, options.input_size)
+    module = found.build() if found.build else recipe.family.build(found.variant, found.classes)
+    module = reparam.as_stored(module.eval(), state.keys())
+    checkpoint.fit(module, dict(state), name=f"{recipe.name} {found.variant}")
+    pickled.settle(module, _layers(loaded), pickled.paths(loaded.state, state))
+    make = found.preprocess or partial(recipe.preprocess, found.variant)
+    preprocess = make(options.input_size)
     if any(side <= 0 or side % recipe.size_multiple for side in preprocess.size):
         raise OptionError(
             f"input size {'x'.join(map(str, preprocess.size))} does not fit {recipe.name}",
@@ -70,10 +78,10 @@ def load_network(path: Path, options: NetworkOptions) -> Network:
         )
     card = ModelCard(
         recipe=metadata.recipe_name(options.recipe, recipe),
-        variant=variant,
+        variant=found.variant,
         task=recipe.task,
         preprocess=preprocess,
-        class_names=_class_names(recipe, classes, options.class_names or loaded.class_names),
+        class_names=_class_names(recipe, found.classes, options.class_names or loaded.class_names),
         checkpoint_sha256=loaded.sha256,
         keep_float=recipe.keep_float,
     )
@@ -81,23 +89,39 @@ def load_network(path: Path, options: NetworkOptions) -> Network:
 
 
 def identify(
-    state: Mapping[str, torch.Tensor], options: NetworkOptions, name: str
-) -> tuple[Recipe, str, int]:
-    """Return the recipe, variant and number of classes that a state dict belongs to."""
+    loaded: checkpoint.Checkpoint, options: NetworkOptions, name: str
+) -> tuple[Recipe, Found]:
+    """Return the recipe that a checkpoint belongs to, and what it says of it."""
     names = [options.recipe] if options.recipe else sorted(RECIPES.shipped())
+    facts = Facts(_layers(loaded), loaded.sha256, options.variant, options.settings)
     for recipe in map(RECIPES.load, names):
-        found = recipe.family.identify(recipe.family.adapt(state))
+        found = as_found(recipe.family.identify(recipe.family.adapt(loaded.state), facts))
         if found is None:
             continue
-        variant = options.variant or found[0]
-        if variant not in recipe.variants:
-            raise unknown_name(f"variant of {recipe.name}", variant, recipe.variants)
-        return recipe, variant, found[1]
+        if found.build is None:
+            return recipe, _as_stated(recipe, found, facts)
+        return recipe, found
+    state = loaded.state
     keys = ", ".join(list(state)[:3])
     raise CheckpointError(
         f"{name} is not a checkpoint of {' or '.join(names)}: its first keys are {keys}",
         fix="name the model's family with --recipe, by name or as a file of your own",
     )
+
+
+def _layers(loaded: checkpoint.Checkpoint) -> Mapping[str, Layer]:
+    """Return what a pickled module says of its parts, nothing for a state dict."""
+    return getattr(loaded, "modules", {})
+
+
+def _as_stated(recipe: Recipe, found: Found, facts: Facts) -> Found:
+    """Return what was found, with the variant that the user stated."""
+    if facts.given:
+        raise unknown_name(f"setting of {recipe.name}", next(iter(facts.given)), ())
+    variant = facts.variant or found.variant
+    if variant not in recipe.variants:
+        raise unknown_name(f"variant of {recipe.name}", variant, recipe.variants)
+    return replace(found, variant=variant)
 
 
 def _class_names(recipe: Recipe, count: int, given: tuple[str, ...] | None) -> tuple[str, ...]:

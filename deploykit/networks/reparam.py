@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
-from typing import Protocol, TypeVar, cast, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
 Conv = TypeVar("Conv", bound=nn.Conv2d | nn.ConvTranspose2d)
+_COUNTER = "num_batches_tracked"
 
 
 @runtime_checkable
@@ -39,6 +43,26 @@ def _folded(module: nn.Module) -> nn.Module:
     if isinstance(module, nn.Sequential):
         _fold_neighbours(module)
     return module
+
+
+def as_stored(network: nn.Module, names: AbstractSet[str]) -> nn.Module:
+    """Return `network` with those parts folded that are folded in a checkpoint already.
+
+    names: of the weights in the checkpoint. A part is folded where its folded weights are all
+    there and some of its own are not.
+    """
+    for path, module in list(network.named_modules()):
+        if not isinstance(module, Foldable) or not path:
+            continue
+        weights = cast(nn.Module, module).state_dict()
+        own = {f"{path}.{name}" for name in weights if not name.endswith(_COUNTER)}
+        if own <= names:
+            continue
+        simple = module.folded()
+        if {f"{path}.{name}" for name in simple.state_dict()} <= names:
+            parent, _, last = path.rpartition(".")
+            setattr(network.get_submodule(parent), last, simple)
+    return network
 
 
 def _fold_neighbours(chain: nn.Sequential) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from deploykit.data.preprocess import Preprocess
+    from deploykit.recipes.identity import Facts, Found
     from deploykit.tasks.detections import Decode
     from deploykit.values import TensorSpec
 
@@ -42,8 +43,9 @@ class Family:
     """(variant, number of classes) -> the network as it was trained, in eval mode."""
     adapt: Callable[[StateDict], StateDict]
     """Checkpoint keys of any known layout -> the keys of `build`'s module; drops known extras."""
-    identify: Callable[[StateDict], tuple[str, int] | None]
-    """Adapted state dict -> (variant, number of classes), or None: not this family."""
+    identify: Callable[[StateDict, Facts], Found | tuple[str, int] | None]
+    """Adapted state dict, and what else is known -> what was found, or only (variant, number of
+    classes); None: not this family."""
     deploy: Callable[[nn.Module], nn.Module]
     """The trained network -> a new one with every branch and batch norm folded."""
 

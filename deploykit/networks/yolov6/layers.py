@@ -68,15 +68,14 @@ class BepC3(nn.Module):
     """CSPStackRep: half of the channels pass a stage of BottleRep, half pass by."""
 
     def __init__(
-        self, make: Make, channels: Pair, count: int, share: float, act: type[nn.Module]
+        self, make: Make, channels: Pair, inner: int, count: int, act: type[nn.Module]
     ) -> None:
-        """Make the stage with count // 2 BottleRep of int(out * share) channels."""
+        """Make the stage with `count` BottleRep of `inner` channels."""
         super().__init__()
-        inner = int(channels[1] * share)
         self.cv1 = conv((channels[0], inner), activation=act)
         self.cv2 = conv((channels[0], inner), activation=act)
         self.cv3 = conv((2 * inner, channels[1]), activation=act)
-        self.m = Stage(lambda pair: BottleRep(make, pair), (inner, inner), count // 2)
+        self.m = Stage(lambda pair: BottleRep(make, pair), (inner, inner), count)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return float32[batch, out, H, W]."""

@@ -6,10 +6,8 @@ and shapes in the official checkpoints; the code is written from those descripti
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from deploykit.networks.yolov6 import layers
 from deploykit.networks.yolov6.layers import conv
 
 if TYPE_CHECKING:
+    from deploykit.networks.yolov6.architecture import Architecture
     from deploykit.networks.yolov6.layers import Pair, Raw
 
 STRIDES = (8, 16, 32)
@@ -27,79 +26,27 @@ BN_EPS, BN_MOMENTUM = 1e-3, 0.03
 """Not PyTorch's defaults: with 1e-5 the official weights load and give wrong results."""
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """All that tells one variant from another."""
-
-    depth: float
-    """Multiplies `repeats`, rounded, at least 1."""
-    width: float
-    """Multiplies `channels`, rounded up to a multiple of 8."""
-    neck: Literal["RepPAN", "RepBiFPAN"]
-    pooling: Literal["sppf", "cspsppf"]
-    block: Literal["repvgg", "conv_silu"] = "repvgg"
-    csp: float | None = None
-    """Share of the channels inside a CSPStackRep stage; None: plain RepVGG stages."""
-    reg_max: Literal[0, 16] = 0
-    """Box sides are the mean of a distribution over 0 to reg_max cells; 0: a plain number."""
-    channels: tuple[int, ...] = (64, 128, 256, 512, 1024, 256, 128, 128, 256, 256, 512)
-    """Stem, four stages, then p4, p3, down to n3, n3, down to n4, n4 of the neck."""
-    repeats: tuple[int, ...] = (6, 12, 18, 6, 12, 12, 12, 12)
-    """Blocks in the four stages, then in p4, p3, n3, n4."""
-
-    def scaled(self) -> tuple[list[int], list[int]]:
-        """Return the channels and the repeats after scaling."""
-        channels = [math.ceil(c * self.width / 8) * 8 for c in self.channels]
-        return channels, [max(round(n * self.depth), 1) for n in self.repeats]
-
-
-_M2 = Architecture(0.60, 0.75, "RepPAN", "sppf", csp=2 / 3, reg_max=16)
-_L2 = Architecture(1.0, 1.0, "RepPAN", "sppf", "conv_silu", csp=1 / 2, reg_max=16)
-VARIANTS = {
-    "v2n": Architecture(0.33, 0.25, "RepPAN", "sppf"),
-    "v2t": Architecture(0.25, 0.50, "RepPAN", "sppf"),
-    "v2s": Architecture(0.33, 0.50, "RepPAN", "sppf"),
-    "v2m": _M2,
-    "v2l": _L2,
-    "v2l_relu": replace(_L2, block="repvgg"),
-    "v3n": Architecture(0.33, 0.25, "RepBiFPAN", "cspsppf"),
-    "v3s": Architecture(0.33, 0.50, "RepBiFPAN", "cspsppf"),
-    "v3m": replace(_M2, neck="RepBiFPAN"),
-    "v3l": replace(_L2, neck="RepBiFPAN"),
-    "pico": Architecture(
-        1.0,
-        1.0,
-        "RepBiFPAN",
-        "cspsppf",
-        reg_max=16,
-        channels=(16, 16, 32, 64, 112, 40, 32, 32, 48, 48, 80),
-        repeats=(1, 2, 2, 1, 1, 1, 1, 1),
-    ),
-}
-
-
 class Builder:
     """Makes the stages that one architecture is composed of."""
 
     def __init__(self, architecture: Architecture) -> None:
         """Keep what every stage needs."""
         self.architecture = architecture
-        self.channels, self.repeats = architecture.scaled()
-        silu = architecture.block == "conv_silu"
-        self.act: type[nn.Module] = nn.SiLU if silu else nn.ReLU
+        self.channels = architecture.channels
+        self.act: type[nn.Module] = nn.SiLU if architecture.activation == "silu" else nn.ReLU
 
     def block(self, channels: Pair, stride: int = 1) -> nn.Module:
         """Return the basic 3x3 block."""
         if self.architecture.block == "repvgg":
             return RepVGGBlock(channels, stride=stride)
-        return conv(channels, 3, stride, nn.SiLU)
+        return conv(channels, 3, stride, self.act)
 
     def stage(self, channels: Pair, index: int) -> nn.Module:
         """Return stage `index` of the repeats."""
-        count, csp = self.repeats[index], self.architecture.csp
-        if csp is None:
+        count, inner = self.architecture.repeats[index], self.architecture.inner
+        if inner is None:
             return layers.Stage(self.block, channels, count)
-        return layers.BepC3(self.block, channels, count, csp, self.act)
+        return layers.BepC3(self.block, channels, inner[index], count, self.act)
 
     def pooling(self, channels: int) -> nn.Module:
         """Return the last layer of the backbone."""
@@ -119,7 +66,7 @@ class Backbone(nn.Module):
         """Make the stem and four stages, each at half the size of the one before."""
         super().__init__()
         c = make.channels
-        self.stem = make.block((3, c[0]), 2)
+        self.stem = make.block((make.architecture.inputs, c[0]), 2)
         stages = [
             nn.Sequential(make.block((c[i], c[i + 1]), 2), make.stage((c[i + 1], c[i + 1]), i))
             for i in range(4)
