@@ -78,7 +78,8 @@ _L2_RELU = scaled(1.0, 1.0, "RepPAN", csp=1 / 2)
 _L2 = replace(_L2_RELU, block="conv", activation="silu")
 _V2 = {
     "v2n": scaled(0.33, 0.25, "RepPAN"),
-    "v2t": scaled(0.33, 0.375, "RepPAN"),
+    "v2t": scaled(0.25, 0.50, "RepPAN"),
+    "v2t_375": scaled(0.33, 0.375, "RepPAN"),
     "v2s": scaled(0.33, 0.50, "RepPAN"),
     "v2m": _M2,
     "v2l": _L2,
@@ -109,7 +110,9 @@ VARIANTS: dict[str, Architecture] = {
         reg_max=16,
     ),
 }
-"""Name of a release and its size -> its architecture; `base`: plain convolutions with a ReLU."""
+"""Name of a release and its size -> its architecture; `base`: plain convolutions with a ReLU.
+
+`v2t` has the size that is published for T, `v2t_375` that of the configuration file."""
 
 _CONV = ("rbr_dense.conv.weight", "rbr_reparam.weight", "block.conv.weight")
 """The 3x3 convolution of a RepVGG block, of a folded one, and of a plain one."""
