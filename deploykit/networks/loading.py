@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from deploykit.recipes.identity import Layer
     from deploykit.recipes.recipe import Recipe
 
 INPUT = "images"
@@ -68,7 +67,7 @@ def load_network(path: Path, options: NetworkOptions) -> Network:
     module = found.build() if found.build else recipe.family.build(found.variant, found.classes)
     module = reparam.as_stored(module.eval(), state.keys())
     checkpoint.fit(module, dict(state), name=f"{recipe.name} {found.variant}")
-    pickled.settle(module, _layers(loaded), pickled.paths(loaded.state, state))
+    pickled.settle(module, loaded.modules, pickled.paths(loaded.state, state))
     make = found.preprocess or partial(recipe.preprocess, found.variant)
     preprocess = make(options.input_size)
     if any(side <= 0 or side % recipe.size_multiple for side in preprocess.size):
@@ -93,7 +92,7 @@ def identify(
 ) -> tuple[Recipe, Found]:
     """Return the recipe that a checkpoint belongs to, and what it says of it."""
     names = [options.recipe] if options.recipe else sorted(RECIPES.shipped())
-    facts = Facts(_layers(loaded), loaded.sha256, options.variant, options.settings)
+    facts = Facts(loaded.modules, loaded.sha256, options.variant, options.settings)
     for recipe in map(RECIPES.load, names):
         found = as_found(recipe.family.identify(recipe.family.adapt(loaded.state), facts))
         if found is None:
@@ -107,11 +106,6 @@ def identify(
         f"{name} is not a checkpoint of {' or '.join(names)}: its first keys are {keys}",
         fix="name the model's family with --recipe, by name or as a file of your own",
     )
-
-
-def _layers(loaded: checkpoint.Checkpoint) -> Mapping[str, Layer]:
-    """Return what a pickled module says of its parts, nothing for a state dict."""
-    return getattr(loaded, "modules", {})
 
 
 def _as_stated(recipe: Recipe, found: Found, facts: Facts) -> Found:
