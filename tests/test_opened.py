@@ -7,6 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+import onnx_ir as ir
 import pytest
 
 import deploykit
@@ -98,8 +99,11 @@ def test_a_graph_in_memory_is_what_its_bytes_hold(model: Path, tmp_path: Path) -
     assert subject.card is not None
     graph = subject.copy()
     graph.graph.name = "changed"
+    for value in graph.graph[0].outputs:
+        value.dtype = ir.DataType.FLOAT16
     made = opened.made(graph, tmp_path / "new.onnx")
     assert subject.graph.graph.name != "changed", "a copy is one's own"
+    assert subject.graph.graph[0].outputs[0].dtype is ir.DataType.FLOAT, "its types too"
     made.write()
     assert opened.read(made.path).sha256 == made.sha256 == hashlib.sha256(made.data).hexdigest()
     assert len(repr(subject)) < 400

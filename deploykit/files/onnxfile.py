@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy as shallow
 from typing import TYPE_CHECKING
 
 import onnx
@@ -126,6 +127,25 @@ def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:
             expected=f"a file of at least {end} bytes beside the model",
             fix="copy every file of the model together",
         )
+
+
+def copied(model: ir.Model) -> ir.Model:
+    """Return a copy that may be changed at will; the weights' values are shared.
+
+    A clone of onnx-ir shares the types of its values, which are changed in place.
+    """
+    copy: ir.Model = model.clone()
+    for graph in (copy.graph, *(function.graph for function in copy.functions.values())):
+        for value in _values(graph):
+            value.type = shallow(value.type)
+    return copy
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        yield from node.outputs
 
 
 def write_model(model: ir.Model, path: Path) -> None:

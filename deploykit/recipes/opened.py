@@ -43,7 +43,7 @@ class Opened:
 
     def copy(self) -> ir.Model:
         """Return a graph of one's own; the weights are shared."""
-        return self.graph.clone()
+        return onnxfile.copied(self.graph)
 
     def write(self) -> None:
         """Write it to `path`, atomically. Raises: OutputError."""
