@@ -35,7 +35,7 @@ from deploykit.networks import loading
 from deploykit.networks.detectors import light
 from deploykit.pipeline import exporting
 from deploykit.pipeline.exporting import ExportOptions
-from deploykit.tasks import keypoints, masks, matching
+from deploykit.tasks import heatmaps, masks, matching
 from deploykit.tasks.matching import Rows
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ class Tally:
             ious = np.where(either > 0, (pasted & truth).sum((1, 2)) / np.maximum(either, 1), 1)
             self.ious += ious.tolist()
         if "keypoints" in ours and len(left):
-            located = keypoints.locate(ours["keypoints"][right], theirs["boxes"].numpy()[left])
+            located = heatmaps.locate(ours["keypoints"][right], theirs["boxes"].numpy()[left])
             off = np.abs(located[..., :2] - theirs["keypoints"].numpy()[left, :, :2]).max(-1)
             self.points += off.ravel().tolist()
 

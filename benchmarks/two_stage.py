@@ -168,7 +168,7 @@ def ours(model: Any, image: Pixels, folder: Path, threads: int) -> Way:  # noqa:
     from deploykit.files import onnxfile  # noqa: PLC0415 - as above
     from deploykit.pipeline import exporting  # noqa: PLC0415 - as above
     from deploykit.recipes import metadata  # noqa: PLC0415 - as above
-    from deploykit.tasks import detection, masks  # noqa: PLC0415 - as above
+    from deploykit.tasks import decoding, masks  # noqa: PLC0415 - as above
 
     checkpoint, path = folder / "mask_rcnn.pth", folder / "deploykit.onnx"
     torch.save(model.state_dict(), checkpoint)
@@ -182,7 +182,7 @@ def ours(model: Any, image: Pixels, folder: Path, threads: int) -> Way:  # noqa:
     def run(image: Pixels) -> Result:
         pixels, place = card.preprocess(image)
         values = session.run(None, {"images": pixels[None]})
-        found = detection.padded(dict(zip(names, values, strict=True)), [place])[0]
+        found = decoding.padded(dict(zip(names, values, strict=True)), [place])[0]
         assert found.masks is not None, "the recipe has masks"
         frames = found.boxes if found.frames is None else found.frames
         pasted = masks.paste(found.masks, frames, *image.shape[:2])

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeGuard
+
+import numpy as np
 
 from deploykit.data import images
 from deploykit.data.sources import Dataset, Sample, Source
-from deploykit.errors import DataError, InputError, OptionError, unknown_name
-from deploykit.files import artifacts
+from deploykit.errors import DataError, OptionError, unknown_name
+from deploykit.files import elements
+from deploykit.tasks.annotations import ImageAnnotations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
+
+    from deploykit.files.elements import Element
     from deploykit.values import Json
 
 _PREFIX = "instances_"
@@ -24,6 +30,9 @@ _ROBOFLOW = "_annotations.coco.json"
 """Roboflow's exports keep this file among the images."""
 _SHOWN = 80
 """Characters of a wrong value that a message shows."""
+_NUMBER = (int, float)
+_LARGEST = 2**62
+"""Ids are kept in 64 bits."""
 _LAYOUTS = ("{split}", "images/{split}", "images", ".")
 """Where below DIR the images of annotations/instances_{split}.json may lie."""
 
@@ -31,13 +40,58 @@ _LAYOUTS = ("{split}", "images/{split}", "images", ".")
 def _open(location: str) -> Dataset:
     """Return the images that the annotation file lists, in its order."""
     root, named = _parsed(location)
-    annotations = named or _only_annotations(root)
-    names = [str(image["file_name"]) for image in _read(annotations)["images"]]
-    folder = root if named else _image_folder(root, annotations, names[0])
+    file = named or _only_annotations(root)
+    index = _read(file)
+    names = [image.name for image in index.images]
+    folder = root if named else _image_folder(root, file, names[0])
     _require_files(folder, names)
-    samples = [Sample(name, partial(images.decode, folder / name)) for name in names]
-    # The annotations are read again when they are wanted: they can be much larger than the names.
-    return Dataset(f"coco:{location}", samples, truth=partial(_read, annotations))
+    samples = [
+        Sample(image.name, partial(images.decode, folder / image.name), partial(index.truth, image))
+        for image in index.images
+    ]
+    return Dataset(f"coco:{location}", samples, index.categories)
+
+
+class _Image(NamedTuple):
+    """One entry of the list of images."""
+
+    number: int
+    name: str
+    size: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Where in the file the annotations of each image stand: they are read one image at a time."""
+
+    path: Path
+    images: list[_Image]
+    categories: dict[int, str]
+    owners: NDArray[np.int64]
+    """int64[N]: of each annotation its image's id, in rising order."""
+    spans: NDArray[np.int64]
+    """int64[N, 2]: its first byte, and the byte behind it."""
+
+    def truth(self, image: _Image) -> ImageAnnotations:
+        """Return what the file says about an image. Raises: DataError where it has changed."""
+        low, high = np.searchsorted(self.owners, [image.number, image.number + 1]).tolist()
+        try:
+            found = elements.parse(self.path, self.spans[low:high].tolist())
+            annotations = tuple(map(_completed, found))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"cannot read the annotations of {image.name} in {self.path}: {error}",
+                fix="leave the file as it is while it is in use",
+            ) from error
+        return ImageAnnotations(image.number, annotations, image.size)
+
+
+def _completed(annotation: Json) -> Json:
+    """Return an annotation with what it may leave out: no crowd, and the area of its box."""
+    annotation.setdefault("iscrowd", 0)
+    if _is_box(annotation.get("bbox")):
+        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+    return annotation
 
 
 def _parsed(location: str) -> tuple[Path, Path | None]:
@@ -100,16 +154,17 @@ def _require_files(folder: Path, names: list[str]) -> None:
         )
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and value != ""
-
-
 def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    """Tell whether `value` is a finite number; NaN is below nothing."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 def _is_size(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
+    return _is_number(value) and value >= 0
 
 
 def _is_box(value: object) -> bool:
@@ -117,7 +172,7 @@ def _is_box(value: object) -> bool:
     return (
         isinstance(value, list)
         and len(value) == 4
-        and all(isinstance(v, (int, float)) and math.isfinite(v) for v in value)
+        and all(_is_number(v) for v in value)
         and min(value[2:]) >= 0
     )
 
@@ -129,28 +184,24 @@ def _is_segmentation(value: object) -> bool:
         if not isinstance(size, list) or len(size) != 2 or not all(map(_is_whole, size)):
             return False
         if isinstance(counts, list):
-            return all(map(_is_whole, counts)) and sum(counts) == size[0] * size[1]
+            return all(_is_whole(n) and n >= 0 for n in counts) and sum(counts) == size[0] * size[1]
         return isinstance(counts, str)
     return isinstance(value, list) and all(
         isinstance(polygon, list)
         and len(polygon) >= 6
         and len(polygon) % 2 == 0
-        and all(isinstance(v, (int, float)) and math.isfinite(v) for v in polygon)
+        and all(map(_is_number, polygon))
         for polygon in value
     )
 
 
 def _are_keypoints(value: object) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) % 3 == 0
-        and all(isinstance(v, (int, float)) and math.isfinite(v) for v in value)
-    )
+    return isinstance(value, list) and len(value) % 3 == 0 and all(map(_is_number, value))
 
 
 _Check: TypeAlias = "tuple[Callable[[object], bool], str]"
 _WHOLE: _Check = (_is_whole, "an integer")
-_TEXT: _Check = (_is_text, "a text")
+_TEXT: _Check = (lambda value: isinstance(value, str) and value != "", "a text")
 _FIELDS: dict[str, dict[str, _Check]] = {
     "images": {"id": _WHOLE, "file_name": _TEXT},
     "annotations": {
@@ -175,59 +226,81 @@ _LINKS = {"image_id": "images", "category_id": "categories"}
 """Field of an annotation -> the list whose ids it refers to."""
 
 
-def _read(path: Path) -> Json:
-    """Return the checked COCO object in `path`; an absent area is the box's, iscrowd 0."""
+def _read(path: Path) -> _Index:
+    """Return the checked content of `path`, without the annotations themselves."""
+    found: dict[str, list[Any]] = {}
     try:
-        truth = artifacts.read_json(path)
-    except InputError as error:
-        raise DataError(error.found, expected=error.expected) from error
+        for element in elements.elements(path):
+            entries = found.setdefault(element.key, [])
+            if element.key in _FIELDS and element.end > element.start:
+                entries.append(_entry(path, element, len(entries)))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON: {error}", expected="a COCO instances file") from error
     for key in _FIELDS:
-        if not isinstance(truth.get(key), list) or not all(isinstance(e, dict) for e in truth[key]):
+        if key not in found:
             raise _bad(path, f"no list of {key}", "a COCO instances file")
-    if not truth["images"]:
+    pictures: list[_Image] = found["images"]
+    if not pictures:
         raise _bad(path, "an empty list of images", "at least one image")
-    for annotation in truth["annotations"]:
-        annotation.setdefault("iscrowd", 0)
-        if _is_box(annotation.get("bbox")):
-            annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
-    for key, fields in _FIELDS.items():
-        _check_fields(path, key, truth[key], fields)
-    for key, field in (("images", "id"), ("images", "file_name"), ("categories", "id")):
-        _check_unique(path, f"{field} in {key}", [entry[field] for entry in truth[key]])
-    for field, key in _LINKS.items():
-        _check_link(path, truth, field, key)
-    return truth
+    categories: list[tuple[int, str]] = found["categories"]
+    _check_unique(path, "id in images", [image.number for image in pictures])
+    _check_unique(path, "file_name in images", [image.name for image in pictures])
+    _check_unique(path, "id in categories", [number for number, _ in categories])
+    places = np.array(found["annotations"], np.int64).reshape(-1, 4)
+    _check_link(path, "image_id", places[:, 0], [image.number for image in pictures])
+    _check_link(path, "category_id", places[:, 1], [number for number, _ in categories])
+    order = np.argsort(places[:, 0], kind="stable")
+    return _Index(path, pictures, dict(categories), places[order, 0], places[order, 2:])
+
+
+def _entry(path: Path, element: Element, number: int) -> Any:  # noqa: ANN401 - one form per list
+    """Return what is kept of an entry; of an annotation only where it stands."""
+    key = element.key
+    if not isinstance(element.value, dict):
+        raise _bad(path, f"no list of {key}: {key}[{number}] is no object", "a COCO instances file")
+    if key == "annotations":
+        value = _completed(element.value)
+        _check_fields(path, f"{key}[{number}]", value, key)
+        return value["image_id"], value["category_id"], element.start, element.end
+    (value,) = elements.parse(path, [(element.start, element.end)])  # text beyond ASCII too
+    _check_fields(path, f"{key}[{number}]", value, key)
+    if key == "categories":
+        return value["id"], value["name"]
+    size = (value["height"], value["width"]) if {"height", "width"} <= value.keys() else None
+    return _Image(value["id"], value["file_name"], size)
 
 
 def _bad(path: Path, found: str, expected: str) -> DataError:
     return DataError(f"{path}: {found}", expected=expected)
 
 
-def _check_fields(path: Path, key: str, entries: list[Json], fields: dict[str, _Check]) -> None:
-    for number, entry in enumerate(entries):
-        absent = next((field for field in fields if field not in entry), None)
-        if absent is not None:
-            raise _bad(path, f"{key}[{number}] has no {absent!r}", fields[absent][1])
-        for field, (is_good, expected) in {**fields, **_OPTIONAL[key]}.items():
-            if field in entry and not is_good(entry[field]):
-                found = repr(entry[field])[:_SHOWN]
-                raise _bad(path, f"{key}[{number}] has {field} {found}", expected)
+def _check_fields(path: Path, where: str, entry: Json, key: str) -> None:
+    fields = _FIELDS[key]
+    absent = next((field for field in fields if field not in entry), None)
+    if absent is not None:
+        raise _bad(path, f"{where} has no {absent!r}", fields[absent][1])
+    for field, (is_good, expected) in {**fields, **_OPTIONAL[key]}.items():
+        if field in entry and not is_good(entry[field]):
+            found = repr(entry[field])[:_SHOWN]
+            raise _bad(path, f"{where} has {field} {found}", expected)
 
 
-def _check_unique(path: Path, what: str, values: list[object]) -> None:
+def _check_unique(path: Path, what: str, values: Sequence[object]) -> None:
     if len(set(values)) != len(values):
         value, times = Counter(values).most_common(1)[0]
         raise _bad(path, f"{what}: {value!r} stands {times} times", "each one once")
 
 
-def _check_link(path: Path, truth: Json, field: str, key: str) -> None:
-    known = {entry["id"] for entry in truth[key]}
-    unknown = [a[field] for a in truth["annotations"] if a[field] not in known]
-    if unknown:
+def _check_link(path: Path, field: str, given: NDArray[np.int64], known: Sequence[int]) -> None:
+    unknown = given[~np.isin(given, known)]
+    if len(unknown):
         raise _bad(
             path,
-            f"{len(unknown)} annotations have a {field} that is not in {key}, e.g. {unknown[0]}",
-            f"the {field} of an annotation to be the id of one of the {key}",
+            f"{len(unknown)} annotations have a {field} that is not in {_LINKS[field]}, "
+            f"e.g. {unknown[0]}",
+            f"the {field} of an annotation to be the id of one of the {_LINKS[field]}",
         )
 
 

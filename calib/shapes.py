@@ -23,6 +23,7 @@ from deploykit.data import drawing
 from deploykit.data.drawing import Materials, Shape
 from deploykit.data.sources import Dataset, Sample, Source
 from deploykit.errors import DataError, OptionError, unknown_name
+from deploykit.tasks.annotations import ImageAnnotations
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -154,26 +155,18 @@ def render(spec: Spec, index: int) -> tuple[Pixels, list[Instance]]:
     return pixels, scene.instances()
 
 
-def truth(spec: Spec) -> Json:
-    """Return the COCO `instances` object of a set; masks are uncompressed run lengths."""
-    images: list[Json] = []
-    annotations: list[Json] = []
-    for index in range(spec.count):
-        scene = _scene(spec, index)
-        size = {"height": scene.height, "width": scene.width}
-        images.append({"id": index + 1, "file_name": _name(spec, index), **size})
-        for instance in scene.instances():
-            number = len(annotations) + 1
-            links = {"id": number, "image_id": index + 1, "category_id": instance.category + 1}
-            annotations.append({**links, **_annotation(scene, instance)})
-    categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES, start=1)]
-    return {"images": images, "annotations": annotations, "categories": categories}
+def truth(spec: Spec, index: int) -> ImageAnnotations:
+    """Return the objects of image `index`; masks are uncompressed run lengths."""
+    scene = _scene(spec, index)
+    annotations = tuple(_annotation(scene, instance) for instance in scene.instances())
+    return ImageAnnotations(index + 1, annotations, (scene.height, scene.width))
 
 
 def _annotation(scene: _Scene, instance: Instance) -> Json:
     x1, y1, x2, y2 = instance.box
     size = (scene.height, scene.width)
     return {
+        "category_id": instance.category + 1,
         "bbox": [x1, y1, x2 - x1, y2 - y1],
         "area": int(instance.mask.sum()),
         "iscrowd": 0,
@@ -291,8 +284,11 @@ def _read(spec: Spec, index: int) -> Pixels:
 def _open(location: str) -> Dataset:
     spec = parse(location)
     _materials(spec.split)
-    samples = [Sample(_name(spec, i), partial(_read, spec, i)) for i in range(spec.count)]
-    return Dataset(f"shapes:{spec}", samples, truth=partial(truth, spec))
+    samples = [
+        Sample(_name(spec, i), partial(_read, spec, i), partial(truth, spec, i))
+        for i in range(spec.count)
+    ]
+    return Dataset(f"shapes:{spec}", samples, dict(enumerate(CLASSES, start=1)))
 
 
 source = Source("shapes", "generated shapes on photographs, with boxes and masks", _open)

@@ -47,7 +47,9 @@ if TYPE_CHECKING:
     )
     from deploykit.precision.calibration import CalibrationOptions
     from deploykit.recipes.recipe import Family, KeepFloat, Recipe
+    from deploykit.tasks.annotations import ImageAnnotations
     from deploykit.tasks.detections import Detections
+    from deploykit.tasks.task import Display, Metric, Pair, Pairing, Scores, Task
     from deploykit.values import Precision
 
 __version__ = "0.1.0"
@@ -65,15 +67,20 @@ _HOME = {
     "Dataset": "data.sources",
     "DeployError": "errors",
     "Detections": "tasks.detections",
+    "Display": "tasks.task",
     "EvalOptions": "pipeline",
     "ExportOptions": "pipeline",
     "Family": "recipes.recipe",
     "Geometry": "data.preprocess",
+    "ImageAnnotations": "tasks.annotations",
     "InputError": "errors",
     "KeepFloat": "recipes.recipe",
+    "Metric": "tasks.task",
     "ModelError": "errors",
     "OptionError": "errors",
     "OutputError": "errors",
+    "Pair": "tasks.task",
+    "Pairing": "tasks.task",
     "Plugin": "ops.plugin",
     "Precision": "values",
     "Preprocess": "data.preprocess",
@@ -81,7 +88,9 @@ _HOME = {
     "QuantizeOptions": "pipeline",
     "Recipe": "recipes.recipe",
     "Sample": "data.sources",
+    "Scores": "tasks.task",
     "Source": "data.sources",
+    "Task": "tasks.task",
     "VerifyOptions": "pipeline",
     "bench": "pipeline",
     "build": "pipeline",
@@ -111,15 +120,20 @@ __all__ = [
     "Dataset",
     "DeployError",
     "Detections",
+    "Display",
     "EvalOptions",
     "ExportOptions",
     "Family",
     "Geometry",
+    "ImageAnnotations",
     "InputError",
     "KeepFloat",
+    "Metric",
     "ModelError",
     "OptionError",
     "OutputError",
+    "Pair",
+    "Pairing",
     "Plugin",
     "Precision",
     "Preprocess",
@@ -127,7 +141,9 @@ __all__ = [
     "QuantizeOptions",
     "Recipe",
     "Sample",
+    "Scores",
     "Source",
+    "Task",
     "VerifyOptions",
     "__version__",
     "bench",

@@ -12,7 +12,6 @@ from deploykit.data.preprocess import PROPOSALS
 from deploykit.networks.detectors import vgg, vgg_family
 from deploykit.networks.reparam import fold
 from deploykit.recipes.recipe import Family, Recipe
-from deploykit.tasks import detection
 from deploykit.values import TensorSpec
 
 if TYPE_CHECKING:
@@ -47,7 +46,6 @@ recipe = Recipe(
     preprocess=vgg_family.preprocess,
     outputs=vgg_family.OUTPUTS,
     extra_inputs=regions,
-    decode=detection.padded,
     keep_float=vgg_family.KEEP_FLOAT,
     size_multiple=1,
     class_names=vgg_family.class_names,

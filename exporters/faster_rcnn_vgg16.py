@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from deploykit.networks.detectors import vgg, vgg_family
 from deploykit.networks.reparam import fold
 from deploykit.recipes.recipe import Family, Recipe
-from deploykit.tasks import detection
 
 if TYPE_CHECKING:
     from deploykit.recipes.identity import Facts
@@ -34,7 +33,6 @@ recipe = Recipe(
     family=Family(build, vgg_family.adapt, identify, fold),
     preprocess=vgg_family.preprocess,
     outputs=vgg_family.OUTPUTS,
-    decode=detection.padded,
     keep_float=vgg_family.KEEP_FLOAT,
     size_multiple=1,
     class_names=vgg_family.class_names,

@@ -13,7 +13,6 @@ from deploykit.networks.detectors import dense, dense_family, grids
 from deploykit.networks.reparam import fold
 from deploykit.networks.states import outputs
 from deploykit.recipes.recipe import Family, Recipe
-from deploykit.tasks import detection
 
 if TYPE_CHECKING:
     from deploykit.recipes.identity import Facts
@@ -45,7 +44,6 @@ recipe = Recipe(
     family=Family(build, dense_family.adapt, identify, fold),
     preprocess=dense_family.preprocess,
     outputs=dense_family.OUTPUTS,
-    decode=detection.padded,
     keep_float=dense_family.KEEP_FLOAT,
     class_names=dense_family.class_names,
 )

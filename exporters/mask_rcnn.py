@@ -34,7 +34,6 @@ recipe = Recipe(
     family=Family(build, family.adapt, identify, family.deploy),
     preprocess=family.preprocess,
     outputs=(*family.OUTPUTS, "masks"),
-    decode=family.decode,
     keep_float=family.KEEP_FLOAT,
     class_names=family.class_names,
 )

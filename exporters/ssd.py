@@ -19,7 +19,6 @@ from deploykit.networks.detectors import dense, dense_family, grids
 from deploykit.networks.reparam import fold
 from deploykit.networks.states import outputs
 from deploykit.recipes.recipe import Family, KeepFloat, Recipe
-from deploykit.tasks import detection
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -151,7 +150,6 @@ recipe = Recipe(
     family=Family(build, lambda state: state, identify, fold),
     preprocess=preprocess,
     outputs=dense_family.OUTPUTS,
-    decode=detection.padded,
     keep_float=(
         KeepFloat(
             r"^head\.\w+_head\.module_list\.\d+(\.1)?\.",

@@ -23,16 +23,11 @@ from deploykit.networks.yolov6.architecture import (
 from deploykit.networks.yolov6.network import Network
 from deploykit.recipes.identity import Found, resolve
 from deploykit.recipes.recipe import Family, KeepFloat, Recipe
-from deploykit.tasks import detection
 from deploykit.values import Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from deploykit.data.preprocess import Floats, Geometry
     from deploykit.recipes.identity import Facts
     from deploykit.recipes.recipe import StateDict
-    from deploykit.tasks.detections import Detections
 
 
 def build(variant: str, classes: int) -> Network:
@@ -155,11 +150,6 @@ def preprocess(variant: str, size: tuple[int, int] | None) -> Preprocess:
     return Preprocess(size or (640, 640), resampler="cv2-area", rounding="down")
 
 
-def decode(outputs: Mapping[str, Floats], geometries: Sequence[Geometry], /) -> list[Detections]:
-    """Return the objects in each image: at most 300, scores over 0.03, after class-wise NMS."""
-    return detection.decode(outputs["outputs"], geometries)
-
-
 recipe = Recipe(
     name="yolov6",
     task="detection",
@@ -167,7 +157,6 @@ recipe = Recipe(
     family=Family(build, adapt, identify, fold),
     preprocess=preprocess,
     outputs=("outputs",),
-    decode=decode,
     keep_float=(
         KeepFloat(
             r"detect\.(cls|reg)_preds\.",

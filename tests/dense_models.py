@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from deploykit import backends, ops
+from deploykit import backends, ops, tasks
 from deploykit.files import onnxfile
 from deploykit.graph import fusion
 from deploykit.networks import loading, tracing
@@ -81,7 +81,7 @@ def exported(network: nn.Module, recipe: Recipe, size: tuple[int, int], path: Pa
     """Return the ONNX file of a network for inputs of `size`, written as `export` does."""
     variant = recipe.variants[0]
     preprocess = replace(recipe.preprocess(variant, None), size=size)
-    card = ModelCard(recipe.name, variant, recipe.task, preprocess, ("a",), "")
+    card = ModelCard(recipe.name, variant, tasks.name(recipe.task), preprocess, ("a",), "")
     deployed = loading.Network(recipe.family.deploy(network).eval(), recipe, card)
     model = tracing.to_onnx(deployed, 19)
     fusion.fuse(model)

@@ -85,6 +85,6 @@ def test_a_recipe_of_the_users_own_runs_where_the_user_names_it(
     assert network.card.recipe == "mine.py", "without the folders of the machine it was made on"
     path = hostile(model, tmp_path, {**card, "recipe": network.card.recipe})
     with pytest.raises(DeployError, match=r"--recipe path/to/mine\.py"):
-        open_model(path).decode()
+        open_model(path).task()
     shipped = evaluate(model, EvalOptions(SOURCE))
     assert evaluate(path, EvalOptions(SOURCE, recipe=str(own))).metrics == shipped.metrics

@@ -5,6 +5,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from coco_truth import whole
 from PIL import Image
 
 from deploykit.data import sources
@@ -55,9 +56,7 @@ def test_roboflow_and_explicit_layouts_are_read(tmp_path: Path) -> None:
 
 def test_the_truth_fills_in_areas_and_crowd_marks(tmp_path: Path) -> None:
     write(tmp_path, "annotations/instances_val.json", "images")
-    truth = sources.dataset(f"coco:{tmp_path}").truth
-    assert truth is not None
-    first, second = truth()["annotations"]
+    first, second = whole(sources.dataset(f"coco:{tmp_path}"))["annotations"]
     assert (first["area"], first["iscrowd"]) == (9, 0)
     assert (second["area"], second["iscrowd"]) == (12, 1)
 

@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from coco_truth import of_image, scored
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.data.preprocess import Preprocess
 from deploykit.data.sources import Dataset, Sample
 from deploykit.errors import BackendError, DataError, ModelError, OptionError
-from deploykit.tasks import evaluation
+from deploykit.tasks import categories, evaluation
+from deploykit.tasks.detection import Detection
 from deploykit.tasks.detections import Detections
 from deploykit.tasks.evaluation import Contract
 
@@ -23,6 +28,15 @@ if TYPE_CHECKING:
 
     from deploykit.data.preprocess import Floats, Geometry
     from deploykit.tasks.detections import Decode
+
+
+def averages(
+    known: Any, detections: Mapping[str, Detections], classes: Sequence[str]
+) -> SimpleNamespace:
+    """The metrics by name, and the scores they are part of."""
+    scores = scored(known, detections, classes)
+    return SimpleNamespace(**scores.metrics, scores=scores, per_class=scores.per_class)
+
 
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
@@ -130,7 +144,7 @@ def test_ap_equals_a_textbook_implementation(
         ]
         guesses += [(1, next(scores), *rng.uniform(0, 30, 2), *rng.uniform(31, 90, 2))]
         detections[name] = found(*guesses)
-    result = evaluation.coco_ap(truth(known, ("cat", "dog")), detections, (10, 20))
+    result = averages(truth(known, ("cat", "dog")), detections, ("cat", "dog"))
 
     present = sorted({int(row[0]) for rows in known.values() for row in rows})
     table = np.array([[textbook_ap(known, detections, k, t) for t in IOUS] for k in present])
@@ -148,13 +162,12 @@ def test_perfect_detections_score_one_in_every_size_that_exists(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     known = {"a": [[0, 0, 0, 20, 20], [0, 100, 100, 150, 150]], "b": []}
-    result = evaluation.coco_ap(
-        truth(known), {"a": found((0, 0.9, 0, 0, 20, 20), (0, 0.8, 100, 100, 150, 150))}, (10,)
+    result = averages(
+        truth(known), {"a": found((0, 0.9, 0, 0, 20, 20), (0, 0.8, 100, 100, 150, 150))}, ("cat",)
     )
     assert (result.ap, result.ap50, result.ap_small, result.ap_medium) == (1, 1, 1, 1)
     assert result.ap_large is None
-    assert result.images == 1
-    assert json.loads(json.dumps(result.to_json()))["per_class"] == {"cat": 1.0}
+    assert result.per_class == {"cat": 1.0}
     assert capsys.readouterr().out == ""
 
 
@@ -164,7 +177,7 @@ def test_a_hand_made_case_gives_the_value_worked_out_by_hand() -> None:
     # precision is 1/3 up to recall 0.5.
     known = {"a": [[0, 0, 0, 10, 10], [0, 50, 50, 60, 60]]}
     guesses = found((0, 0.9, 0, 0, 10, 8), (0, 0.8, 200, 0, 210, 9), (0, 0.7, 50, 50, 60, 60))
-    result = evaluation.coco_ap(truth(known), {"a": guesses}, (10,))
+    result = averages(truth(known), {"a": guesses}, ("cat",))
     low, high = (51 + 50 * 2 / 3) / 101, 51 / 3 / 101
     assert result.ap50 == pytest.approx(low)
     assert result.ap == pytest.approx((7 * low + 3 * high) / 10)
@@ -173,7 +186,7 @@ def test_a_hand_made_case_gives_the_value_worked_out_by_hand() -> None:
 def test_the_area_of_the_truth_decides_the_size_class() -> None:
     known = truth({"a": [[0, 0, 0, 40, 40]]})
     known["annotations"][0]["area"] = 500  # of the mask
-    result = evaluation.coco_ap(known, {"a": found((0, 1, 0, 0, 40, 40))}, (10,))
+    result = averages(known, {"a": found((0, 1, 0, 0, 40, 40))}, ("cat",))
     assert (result.ap_small, result.ap_medium) == (1, None)
 
 
@@ -181,58 +194,53 @@ def test_a_crowd_swallows_detections_without_reward_or_punishment() -> None:
     known = truth({"a": [[0, 0, 0, 100, 100], [0, 200, 200, 220, 220]]})
     known["annotations"][0]["iscrowd"] = 1
     guesses = found((0, 0.9, 5, 5, 20, 20), (0, 0.8, 200, 200, 220, 220))
-    assert evaluation.coco_ap(known, {"a": guesses}, (10,)).ap == 1
+    assert averages(known, {"a": guesses}, ("cat",)).ap == 1
 
 
 def test_no_detections_at_all_score_zero() -> None:
-    result = evaluation.coco_ap(truth({"a": [[0, 0, 0, 9, 9]]}), {"a": found()}, (10,))
+    result = averages(truth({"a": [[0, 0, 0, 9, 9]]}), {"a": found()}, ("cat",))
     assert (result.ap, result.ap50) == (0, 0)
 
 
 def test_images_that_were_not_run_do_not_count() -> None:
     known = truth({"a": [[0, 0, 0, 9, 9]], "b": [[0, 0, 0, 9, 9]]})
-    result = evaluation.coco_ap(known, {"b": found((0, 1, 0, 0, 9, 9))}, (10,))
-    assert (result.ap, result.images) == (1, 1)
+    result = averages(known, {"b": found((0, 1, 0, 0, 9, 9))}, ("cat",))
+    assert result.ap == 1
 
 
 def test_the_truth_is_left_as_it_was() -> None:
     known = truth({"a": [[0, 0, 0, 9, 9]]})
     before = json.dumps(known)
-    evaluation.coco_ap(known, {"a": found((0, 1, 0, 0, 9, 9))}, (10,))
+    averages(known, {"a": found((0, 1, 0, 0, 9, 9))}, ("cat",))
     assert json.dumps(known) == before
-
-
-def test_an_image_that_the_truth_lacks_is_an_error() -> None:
-    with pytest.raises(DataError, match="knows no image called x"):
-        evaluation.coco_ap(truth({"a": []}), {"x": found()}, (10,))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_detections_that_are_no_finite_numbers_are_an_error(value: float) -> None:
     with pytest.raises(ModelError, match="not a finite number"):
-        evaluation.coco_ap(truth({"a": []}), {"a": found((0, 0.5, 0, 0, value, 9))}, (10,))
+        averages(truth({"a": []}), {"a": found((0, 0.5, 0, 0, value, 9))}, ("cat",))
 
 
 def test_without_faster_coco_eval_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    with pytest.raises(BackendError, match=r"deploykit\[eval\]"):
-        evaluation.coco_ap(truth({"a": []}), {}, (10,))
+    with pytest.raises(BackendError, match="pip install faster-coco-eval"):
+        averages(truth({"a": []}), {}, ("cat",))
 
 
-def categories(*names: str) -> Any:
-    return {"categories": [{"id": 10 * (i + 1), "name": n} for i, n in enumerate(names)]}
+def known_as(*names: str) -> dict[int, str]:
+    return {10 * (i + 1): name for i, name in enumerate(names)}
 
 
 def test_classes_are_matched_by_name_where_the_names_agree() -> None:
-    found_ids = evaluation.category_ids(categories("cat", "dog", "cow"), ("cow", "cat", "dog"))
+    found_ids = categories.ids(known_as("cat", "dog", "cow"), ("cow", "cat", "dog"))
     assert found_ids == (30, 10, 20)
 
 
 def test_other_names_are_matched_by_position() -> None:
-    shuffled = {"categories": categories("cat", "dog")["categories"][::-1]}
-    assert evaluation.category_ids(shuffled, ("class0", "class1")) == (10, 20)
-    assert evaluation.category_ids(categories("airplane", "bus"), ("aeroplane", "bus")) == (10, 20)
-    assert evaluation.category_ids(categories("same", "same"), ("same", "same")) == (10, 20)
+    shuffled = {20: "dog", 10: "cat"}
+    assert categories.ids(shuffled, ("class0", "class1")) == (10, 20)
+    assert categories.ids(known_as("airplane", "bus"), ("aeroplane", "bus")) == (10, 20)
+    assert categories.ids(known_as("same", "same"), ("same", "same")) == (10, 20)
 
 
 @pytest.mark.parametrize(
@@ -248,21 +256,25 @@ def test_classes_that_do_not_fit_are_an_error_that_names_them(
     known: tuple[str, ...], classes: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        evaluation.category_ids(categories(*known), classes)
+        categories.ids(known_as(*known), classes)
 
 
-def contract(decode: Decode) -> Contract:
-    return Contract(Preprocess((32, 32)), ("cat",), decode)
+def contract(read: Decode) -> Contract:
+    return Contract(Preprocess((32, 32)), ("cat",), Detection(read))
 
 
 def squares(count: int) -> Dataset:
     """Image i is grey level i and holds one object at (i, i)."""
+    known = truth({str(i): [[0, i, i, i + 20, i + 20]] for i in range(count)})
     samples = [
-        Sample(str(i), lambda i=i: np.full((64, 64, 3), i, np.uint8))  # type: ignore[misc]
+        Sample(
+            str(i),
+            partial(np.full, (64, 64, 3), i, np.uint8),
+            partial(of_image, known, str(i)),
+        )
         for i in range(count)
     ]
-    known = truth({str(i): [[0, i, i, i + 20, i + 20]] for i in range(count)})
-    return Dataset("squares", samples, truth=lambda: known)
+    return Dataset("squares", samples, {10: "cat"})
 
 
 def run(images: Floats) -> dict[str, Floats]:
@@ -277,14 +289,43 @@ def decode(outputs: Mapping[str, Floats], geometries: Sequence[Geometry]) -> lis
 
 @pytest.mark.parametrize(("limit", "images"), [(None, 7), (3, 3)])
 def test_a_model_is_scored_on_the_images_it_was_run_on(limit: int | None, images: int) -> None:
-    scores = evaluation.evaluate(run, squares(7), contract(decode), batch_size=3, limit=limit)
-    assert (scores.ap, scores.images) == (1, images)
+    found = evaluation.evaluate(run, squares(7), contract(decode), batch_size=3, limit=limit)
+    assert (found.scores.value, found.images) == (1, images)
+
+
+def test_the_truth_is_read_only_of_the_images_that_are_run() -> None:
+    read: list[str] = []
+
+    def told(sample: Sample) -> object:
+        read.append(sample.name)
+        assert sample.truth is not None
+        return sample.truth()
+
+    plain = squares(9)
+    samples = [replace(sample, truth=partial(told, sample)) for sample in plain.samples]
+    data = replace(plain, samples=samples)
+    evaluation.evaluate(run, data, contract(decode), batch_size=2, limit=3)
+    assert read == ["0", "3", "6"]
 
 
 def test_a_source_without_truth_cannot_be_scored() -> None:
-    data = Dataset("folder:x", squares(2).samples)
-    with pytest.raises(OptionError, match="folder:x has images but no truth"):
+    bare = [replace(sample, truth=None) for sample in squares(2).samples]
+    with pytest.raises(OptionError, match="folder:x has images but no truth to compare with"):
+        evaluation.evaluate(run, Dataset("folder:x", bare), contract(decode))
+    half = Dataset("half", [*bare, replace(squares(1).samples[0], name="known")])
+    with pytest.raises(OptionError, match="for 2 of 3"):
+        evaluation.evaluate(run, half, contract(decode))
+
+
+def test_truth_of_another_form_is_an_error_that_names_the_image() -> None:
+    data = Dataset("ids", [replace(squares(1).samples[0], truth=lambda: 3)], {10: "cat"})
+    with pytest.raises(DataError, match="the truth about 0 is a int"):
         evaluation.evaluate(run, data, contract(decode))
+
+
+def test_a_class_that_the_model_has_no_name_for_is_an_error() -> None:
+    with pytest.raises(ModelError, match="an object of class 1"):
+        averages(truth({"a": []}), {"a": found((1, 0.5, 0, 0, 9, 9))}, ("cat",))
 
 
 def test_a_decoder_that_drops_images_is_an_error() -> None:

@@ -24,7 +24,7 @@ def test_nested_images_are_listed_by_sorted_relative_path(tmp_path: Path) -> Non
     (tmp_path / "notes.txt").write_text("no image")
     data = sources.dataset(f"folder:{tmp_path}")
     assert [s.name for s in data.samples] == ["a/c.webp", "a/deep/er/x.bmp", "a/z.JPG", "b.png"]
-    assert data.truth is None
+    assert all(sample.truth is None for sample in data.samples)
     assert data.samples[1].read().shape == (2, 3, 3)
 
 

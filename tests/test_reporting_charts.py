@@ -9,14 +9,17 @@ from hypothesis import strategies as st
 
 from deploykit.reporting import Row, charts
 from deploykit.reporting.axes import Axis, spanning
+from deploykit.reporting.rows import Figure
+from deploykit.tasks.task import Display
 from deploykit.values import BenchRecord
 
+AP = Display("AP")
 VALUES = st.lists(st.floats(1e-4, 1e6), min_size=1, max_size=8)
 
 
 def row(name: str, seconds: tuple[float, ...], scope: str = "device") -> Row:
     bench = BenchRecord(name, name, "onnxruntime", scope, 1, seconds)
-    return Row(name, "int8 + fp16", ap=0.5, bytes=1000, bench=bench)
+    return Row(name, "int8 + fp16", (Figure("ap", AP, 0.5),), bytes=1000, bench=bench)
 
 
 def numbers(drawing: str) -> list[float]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from coco_truth import whole
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,8 +91,7 @@ def test_train_and_val_share_no_photograph_and_no_texture_pixels(shapes: Any) ->
 def test_the_truth_describes_the_pictures_that_are_read(shapes: Any) -> None:
     spec = shapes.parse("count=12,seed=4")
     data = sources.dataset(f"shapes:{spec}")
-    assert data.truth is not None
-    truth = json.loads(json.dumps(data.truth()))
+    truth = json.loads(json.dumps(whole(data)))
     assert [c["name"] for c in truth["categories"]] == list(shapes.CLASSES)
     assert [i["file_name"] for i in truth["images"]] == [s.name for s in data.samples]
     for index, (image, sample) in enumerate(zip(truth["images"], data.samples, strict=True)):
@@ -128,7 +128,7 @@ def test_masks_are_disjoint_touch_their_box_on_each_side_and_fill_the_area(shape
 def test_run_lengths_are_what_faster_coco_eval_reads(shapes: Any) -> None:
     faster_coco_eval = pytest.importorskip("faster_coco_eval")
     spec = shapes.Spec(seed=3, count=6)
-    coco = faster_coco_eval.COCO(shapes.truth(spec))
+    coco = faster_coco_eval.COCO(whole(sources.dataset(f"shapes:{spec}")))
     for index in range(spec.count):
         _, instances = shapes.render(spec, index)
         annotations = coco.imgToAnns[index + 1]
@@ -160,7 +160,7 @@ def test_hidden_shapes_are_painted_but_not_in_the_truth(shapes: Any) -> None:
 
 
 def test_every_class_size_and_aspect_occurs(shapes: Any) -> None:
-    truth = shapes.truth(shapes.Spec(count=300))
+    truth = whole(sources.dataset(f"shapes:{shapes.Spec(count=300)}"))
     counts = np.bincount([a["category_id"] for a in truth["annotations"]], minlength=7)[1:]
     assert counts.min() > 0.7 * counts.mean()
     longest = np.array([max(a["bbox"][2:]) for a in truth["annotations"]])
@@ -171,10 +171,10 @@ def test_every_class_size_and_aspect_occurs(shapes: Any) -> None:
     assert ratios.max() > 1.3
 
 
-def test_shapes_grow_with_the_image(shapes: Any) -> None:
+def test_shapes_grow_with_the_image() -> None:
     small, large = (
-        np.mean([a["area"] for a in shapes.truth(shapes.Spec(size=s, count=40))["annotations"]])
-        for s in (160, 640)
+        np.mean([item["area"] for item in whole(data)["annotations"]])
+        for data in (sources.dataset(f"shapes:size={size},count=40") for size in (160, 640))
     )
     assert 10 < large / small < 22
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,12 +17,14 @@ from deploykit.data import sources
 from deploykit.data.preprocess import Preprocess
 from deploykit.data.sources import Dataset, Sample
 from deploykit.errors import DataError
+from deploykit.tasks.annotations import ImageAnnotations
 from deploykit.training import loops
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 SIZE = (96, 96)
+BLANK = np.zeros((9, 9, 3), np.uint8)
 
 
 def marked(box: tuple[int, int, int, int], height: int, width: int) -> Dataset:
@@ -39,13 +42,9 @@ def marked(box: tuple[int, int, int, int], height: int, width: int) -> Dataset:
         "bbox": [x1, y1, x2 - x1, y2 - y1],
         "segmentation": {"size": [height, width], "counts": counts},
     }
-    truth = {
-        "images": [{"id": 7, "file_name": "a", "height": height, "width": width}],
-        "annotations": [item],
-        "categories": [{"id": 30, "name": "b"}, {"id": 20, "name": "a"}],
-    }
-    sample = Sample("a", lambda: np.repeat(255 * mask[..., None], 3, -1))
-    return Dataset("marked", [sample], truth=lambda: truth)
+    truth = ImageAnnotations(7, [item], (height, width))
+    sample = Sample("a", lambda: np.repeat(255 * mask[..., None], 3, -1), lambda: truth)
+    return Dataset("marked", [sample], {30: "b", 20: "a"})
 
 
 @pytest.mark.parametrize("shape", [(96, 96), (192, 96), (64, 96), (50, 80)])
@@ -75,18 +74,15 @@ def test_images_are_kept_as_levels_whatever_the_network_is_fed() -> None:
 
 def test_an_image_without_objects_has_empty_ones() -> None:
     data = marked((10, 20, 40, 44), 96, 96)
-    assert data.truth is not None
-    truth = {**data.truth(), "annotations": []}
-    _, (found,) = loops.load(
-        Dataset("none", data.samples, truth=lambda: truth), Preprocess(SIZE), masks=True
-    )
+    empty = replace(data.samples[0], truth=lambda: ImageAnnotations(7, ()))
+    _, (found,) = loops.load(Dataset("none", [empty]), Preprocess(SIZE), masks=True)
     assert found.boxes.shape == (0, 4)
     assert found.masks().shape == (0, *SIZE)
 
 
 def test_a_set_without_truth_is_refused() -> None:
     with pytest.raises(DataError, match="no truth to learn from"):
-        loops.load(Dataset("bare", []), Preprocess(SIZE))
+        loops.load(Dataset("bare", [Sample("a", lambda: BLANK)]), Preprocess(SIZE))
 
 
 def test_boxes_turn_with_their_planes() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from deploykit import tasks
 from deploykit.data.preprocess import Geometry
 from deploykit.errors import CheckpointError, OptionError
 from deploykit.networks import loading
@@ -184,10 +185,9 @@ def test_an_image_is_letterboxed_on_grey_and_scaled_to_one() -> None:
     assert RECIPE.preprocess("v3s", (320, 416)).size == (320, 416)
 
 
-def test_decode_reads_the_output_by_its_name() -> None:
-    assert RECIPE.decode is not None
+def test_its_task_reads_the_one_output() -> None:
     rows = np.array([[[50, 50, 20, 10, 1, 0.9, 0.2]]], np.float32)
-    found = RECIPE.decode({"outputs": rows}, [Geometry(100, 100, 1.0, 1.0)])[0]
+    found = tasks.find(RECIPE.task).decode({"outputs": rows}, [Geometry(100, 100, 1.0, 1.0)])[0]
     assert found.classes.tolist() == [0, 1]
 
 

@@ -61,12 +61,12 @@ def assert_same_keypoints(
     found: Sequence[NDArray[Any]], expected: Sequence[Mapping[str, torch.Tensor]]
 ) -> None:
     """Compare the boxes and the located keypoints with torchvision's."""
-    from deploykit.tasks import keypoints
+    from deploykit.tasks import heatmaps
 
     assert_same(found, expected, 1)
-    boxes, _, classes, counts, heatmaps = found
+    boxes, _, classes, counts, logits = found
     for i, wanted in enumerate(expected):
         order = aligned(boxes[i, : counts[i]], classes[i, : counts[i]], wanted, 1)
-        points = keypoints.locate(heatmaps[i][order], wanted["boxes"].numpy())
+        points = heatmaps.locate(logits[i][order], wanted["boxes"].numpy())
         off = np.abs(points[..., :2] - wanted["keypoints"][..., :2].numpy()).max(-1)
         assert (off <= 0.5).mean() >= 0.99

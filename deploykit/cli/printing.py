@@ -171,24 +171,17 @@ def _first(name: str) -> str:
     return f"{first} + {len(others)} more" if others else first
 
 
-_KINDS = {"mask_": "masks", "keypoint_": "keypoints", "": "boxes"}
-"""Prefix of a metric's name -> what it is about."""
-
-
 def accuracy(found: AccuracyRecord) -> str:
-    """Return the scores of one evaluation as text."""
-    parts: dict[str, dict[str, str]] = {}
-    for metric, value in found.metrics.items():
-        prefix, name = next((p, metric.removeprefix(p)) for p in _KINDS if metric.startswith(p))
-        shown = "-" if value is None else f"{value:.4f}"
-        parts.setdefault(_KINDS[prefix], {})[name.upper().replace("_", " ")] = shown
-    header = ["", *dict.fromkeys(name for part in parts.values() for name in part)]
-    rows = [[kind, *(part.get(n, "-") for n in header[1:])] for kind, part in parts.items()]
-    classes = found.per_class.items()
+    """Return the scores of one evaluation as text, the primary one first."""
+    shown = found.shown()
+    rows = [(display.title, display.text(found.metrics[name])) for name, display in shown.items()]
     about = f"{found.model} on {found.images} images of {found.dataset} ({found.backend})"
-    lines = [_lined([about]), table(header, rows), ""]
-    per_class = [(name, "-" if value is None else f"{value:.4f}") for name, value in classes]
-    return "\n".join([*lines, table(("class", "box AP"), per_class)])
+    lines = [_lined([about]), table(("metric", "value"), rows)]
+    if found.per_class and found.primary in shown:
+        primary = shown[found.primary]
+        classes = [(name, primary.text(value)) for name, value in found.per_class.items()]
+        lines += ["", table(("class", primary.title), classes)]
+    return "\n".join(lines)
 
 
 def measurements(found: Sequence[BenchRecord]) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from deploykit.errors import OptionError
 from deploykit.files import extensions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from deploykit.data.preprocess import Pixels
-    from deploykit.values import Json
 
 
 @dataclass(frozen=True)
@@ -23,16 +22,20 @@ class Sample:
     """Unique in its data set: a relative path or a generated name."""
     read: Callable[[], Pixels]
     """Returns uint8[H, W, 3] RGB, upright. Raises: DataError naming the file."""
+    truth: Callable[[], object] | None = None
+    """Returns what is known about it, in the form that the task takes, such as the COCO
+    annotations of this image, the id of a category or a map of ids; read only when asked for.
+    None: nothing is known."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images, and the truth about them where it is known."""
+    """Images, and what the truth about them tells apart."""
 
     name: str
     samples: Sequence[Sample]
-    truth: Callable[[], Json] | None = None
-    """Returns a COCO `instances` object whose images' `file_name` are sample names."""
+    categories: Mapping[int, str] = field(default_factory=dict)
+    """Id -> name of what the truth tells apart."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,13 @@ class Source:
 SOURCES = extensions.Kind("source", "calib", Source)
 
 
-def dataset(spec: str) -> Dataset:
-    """Return the data set that `spec` names: `source:location`, e.g. `coco:/data/val2017`.
+def dataset(spec: str | Dataset) -> Dataset:
+    """Return the data set that `spec` is, or names: `source:location`, e.g. `coco:/data/val2017`.
 
     Raises: OptionError, DataError.
     """
+    if isinstance(spec, Dataset):
+        return spec
     name, colon, location = spec.partition(":")
     if not colon:
         raise OptionError(

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from deploykit.errors import InputError, OutputError
 from deploykit.files import appending
+from deploykit.measuring.fields import CHECKS
+from deploykit.tasks import coco
+from deploykit.tasks.task import Display
 from deploykit.values import SCHEMA_VERSION, BenchRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from deploykit.values import Artifact, Json, LayerPrecision
@@ -26,7 +29,7 @@ class AccuracyRecord:
     model: str
     model_sha256: str
     metrics: Mapping[str, float | None]
-    """Metric name (`ap`, `ap50`, `ap_small`, ...) -> 0 to 1; None where it is undefined."""
+    """Metric name -> value; None where it is undefined."""
     images: int
     """How many images were run."""
     dataset: str
@@ -34,7 +37,21 @@ class AccuracyRecord:
     backend: str = ""
     protocol: Mapping[str, Any] = field(default_factory=dict)
     per_class: Mapping[str, float | None] = field(default_factory=dict)
-    """Class name -> its `ap`; None where it is undefined."""
+    """Class name -> the primary metric of it alone; None where it is undefined."""
+    task: str = ""
+    primary: str = "ap"
+    """The metric that models are ranked by."""
+    display: Mapping[str, Display] = field(default_factory=dict)
+    """Metric name -> how it is shown; where a record does not say it, see `shown`."""
+
+    def shown(self) -> dict[str, Display]:
+        """Return how each metric is shown, the primary one first.
+
+        A metric that the record does not describe is COCO's of that name, or shown plainly.
+        """
+        names = sorted(self.metrics, key=lambda name: name != self.primary)
+        known = {**coco.DISPLAY, **self.display}
+        return {name: known.get(name, Display(name.replace("_", " "))) for name in names}
 
     def to_json(self) -> Json:
         """Return the record as plain JSON values."""
@@ -150,9 +167,8 @@ def _read(path: Path) -> Iterator[Record]:
 
 
 _EXPECTED = "records as JSON lines, as bench, eval and build write them"
-_LARGEST = 2**63
-_SHORTEST = 1e-9
-"""Seconds: no clock resolves less, so a mean below it was not measured."""
+_LATER = frozenset({"task", "primary", "display"})
+"""Fields that a record may lack."""
 _KINDS: Mapping[str, type[Any]] = {
     "bench": BenchRecord,
     "accuracy": AccuracyRecord,
@@ -189,73 +205,15 @@ def _decode(data: Json, where: str) -> Record:
             fix="read it with the version of deploykit that wrote it",
         )
     wanted = {item.name for item in fields(kind)}
-    wrong = sorted(wanted ^ set(data)) + sorted(
-        name for name in wanted & set(data) if not _CHECKS[name](data[name])
+    wrong = sorted((wanted ^ set(data)) - _LATER) + sorted(
+        name for name in wanted & set(data) if not CHECKS[name](data[name])
     )
     if wrong:
         raise InputError(
             f"{where} is not a record: {', '.join(wrong)} missing, unknown or of the wrong form",
             expected=_EXPECTED,
         )
+    if "display" in data:
+        data["display"] = {name: Display(**shown) for name, shown in data["display"].items()}
     record: Record = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
     return record
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_number(value: object) -> bool:
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and -_LARGEST < value < _LARGEST  # neither NaN nor an infinity is
-    )
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LARGEST
-
-
-def _are_texts(value: object) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value))
-
-
-def _are_times(value: object) -> bool:
-    return (
-        isinstance(value, list)
-        and all(_is_number(item) and item >= 0 for item in value)
-        and sum(value) >= _SHORTEST * len(value)
-    )
-
-
-def _is_object(value: object) -> bool:
-    return isinstance(value, dict)
-
-
-def _are_scores(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        item is None or _is_number(item) for item in value.values()
-    )
-
-
-def _are_shares(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        _is_number(item) and 0 <= item <= 1 for item in value.values()
-    )
-
-
-_CHECKS: Mapping[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("model", "model_sha256", "backend", "scope", "dataset"), _is_text),
-    **dict.fromkeys(("dataset_sha256", "path", "sha256", "target"), _is_text),
-    **dict.fromkeys(("protocol", "environment"), _is_object),
-    **dict.fromkeys(("warnings", "notes"), _are_texts),
-    **dict.fromkeys(("bytes", "images"), _is_count),
-    "batch_size": lambda value: _is_count(value) and value > 0,
-    "seconds": lambda value: _are_times(value) and bool(value),
-    "device_seconds": _are_times,
-    **dict.fromkeys(("metrics", "per_class"), _are_scores),
-    "precision": _are_shares,
-    "parents": lambda value: _is_object(value) and all(map(_is_text, value.values())),
-}
-"""Name of a record's field -> what its JSON value must be."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from deploykit import tasks
 from deploykit.errors import CheckpointError, OptionError, unknown_name
 from deploykit.networks import checkpoint, pickled, reparam
 from deploykit.recipes import metadata
@@ -78,7 +79,7 @@ def load_network(path: Path, options: NetworkOptions) -> Network:
     card = ModelCard(
         recipe=metadata.recipe_name(options.recipe, recipe),
         variant=found.variant,
-        task=recipe.task,
+        task=tasks.name(recipe.task),
         preprocess=preprocess,
         class_names=_class_names(recipe, found.classes, options.class_names or loaded.class_names),
         checkpoint_sha256=loaded.sha256,

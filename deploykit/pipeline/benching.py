@@ -92,4 +92,4 @@ def _work(model: Model, options: BenchOptions, source: str | None) -> Arrays | E
         placed = [preprocess(next(turn).read()) for _ in range(options.batch_size)]
         return {name: np.stack([pixels for pixels, _ in placed])}, [place for _, place in placed]
 
-    return EndToEnd(prepare, model.decode())
+    return EndToEnd(prepare, model.task().decode)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploykit import tasks
 from deploykit.data import samples, sources
 from deploykit.measuring import records
 from deploykit.measuring.records import AccuracyRecord
@@ -13,7 +14,7 @@ from deploykit.pipeline import places
 from deploykit.pipeline.made import path_or_none
 from deploykit.pipeline.opening import kind, open_model
 from deploykit.proof import random_inputs, verification
-from deploykit.tasks import evaluation
+from deploykit.tasks import SHIPPED, evaluation
 from deploykit.tasks.evaluation import Contract
 from deploykit.values import digest, silent
 
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from deploykit.backends import Arrays
+    from deploykit.data.sources import Dataset
     from deploykit.pipeline.made import StrPath
     from deploykit.pipeline.opening import Model
+    from deploykit.tasks import AnyTask, Pairing
     from deploykit.values import Agreement, Progress
 
 
@@ -39,9 +42,16 @@ class VerifyOptions:
 
 
 def verify(
-    candidate: StrPath, reference: StrPath, options: VerifyOptions, *, progress: Progress = silent
+    candidate: StrPath,
+    reference: StrPath,
+    options: VerifyOptions,
+    *,
+    task: str | AnyTask | None = None,
+    progress: Progress = silent,
 ) -> tuple[Agreement, ...]:
     """Return how each output, and each column of it, compares with `reference`.
+
+    task: How outputs are brought together; None: as the task of `reference` does.
 
     Raises: InputError, OptionError, BackendError.
     """
@@ -59,7 +69,16 @@ def verify(
         atol=options.atol,
         rtol=options.rtol,
         columns=True,
+        pairing=_pairing(opened[reference], task),
     )
+
+
+def _pairing(opened: Model, task: str | AnyTask | None) -> Pairing | None:
+    """Return the pairing of a model's task; None where neither the user nor its file names one."""
+    if task is None and opened.recipe is None:
+        named = SHIPPED.get(opened.card.task) if opened.card else None
+        return named.agreement() if named else None
+    return opened.task(task).agreement()
 
 
 def _feeds(opened: Model, options: VerifyOptions, progress: Progress) -> Iterator[Arrays]:
@@ -79,7 +98,7 @@ def _feeds(opened: Model, options: VerifyOptions, progress: Progress) -> Iterato
 class EvalOptions:
     """What a model is evaluated on, and how it is run."""
 
-    source: str
+    source: str | Dataset
     recipe: str | None = None
     backend: str | None = None
     limit: int | None = None
@@ -92,10 +111,13 @@ def evaluate(
     path: StrPath,
     options: EvalOptions,
     *,
+    task: str | AnyTask | None = None,
     record: StrPath | None = None,
     progress: Progress = silent,
 ) -> AccuracyRecord:
-    """Return the COCO average precision of a detector; appended to `record` where given.
+    """Return how well a model does its task; appended to `record` where given.
+
+    task: The model's, by name or as a value of your own; None: the one that its file names.
 
     Raises: InputError, OutputError, BackendError.
     """
@@ -108,10 +130,11 @@ def evaluate(
     opened.images()  # raises where images are not all that it takes
     batch = opened.session.inputs[0].shape[0]
     batch_size = samples.batch_size(options.batch_size, batch, opened.contract().preprocess.size)
-    scores = evaluation.evaluate(
+    chosen = opened.task(task)
+    scores, images = evaluation.evaluate(
         opened.forward,
         data,
-        Contract(opened.contract().preprocess, opened.contract().class_names, opened.decode()),
+        Contract(opened.contract().preprocess, opened.contract().class_names, chosen),
         batch_size=batch_size,
         limit=options.limit,
         progress=progress,
@@ -119,13 +142,16 @@ def evaluate(
     found = AccuracyRecord(
         model=opened.path.name,
         model_sha256=opened.sha256,
-        metrics=scores.metrics(),
-        images=scores.images,
+        metrics=scores.metrics,
+        images=images,
         dataset=data.name,
         dataset_sha256=digest(sample.name for sample in data.samples),
         backend=opened.backend,
         protocol={"batch_size": batch_size},
-        per_class=dict(scores.per_class),
+        per_class=scores.per_class,
+        task=tasks.name(chosen),
+        primary=scores.primary,
+        display={name: shown for name, shown in scores.display.items() if name in scores.metrics},
     )
     if record is not None:
         records.append(record, found)

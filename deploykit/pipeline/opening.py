@@ -7,12 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit import backends
+from deploykit import backends, tasks
 from deploykit.backends import onnxruntime
 from deploykit.errors import DeployError, InputError, ModelError, OptionError
 from deploykit.files import artifacts, contents, onnxfile
 from deploykit.recipes import metadata, opened
 from deploykit.recipes.metadata import ModelCard
+from deploykit.recipes.recipe import RECIPES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from deploykit.data.preprocess import Floats
     from deploykit.pipeline.made import StrPath
     from deploykit.recipes.opened import Opened
-    from deploykit.tasks.detections import Decode
+    from deploykit.tasks import AnyTask
     from deploykit.values import Artifact
 
 PYTORCH, ONNXRUNTIME = "pytorch", "onnxruntime"
@@ -49,15 +50,25 @@ class Model:
             )
         return self.card
 
-    def decode(self) -> Decode:
-        """Return the function that turns outputs into detections. Raises: OptionError."""
-        recipe = metadata.recipe_of(self.contract(), self.recipe)
-        if recipe.decode is None:
+    def task(self, given: str | AnyTask | None = None) -> AnyTask:
+        """Return the task given, else that of the recipe given, else the one that the file names.
+
+        Raises: OptionError or ModelError where the file names none of ours.
+        """
+        if given is None and self.recipe is not None:
+            given = RECIPES.load(self.recipe).task
+        if given is not None:
+            return tasks.find(given)
+        card = self.contract()
+        metadata.check_recipe(card)
+        if card.task not in tasks.SHIPPED:
             raise OptionError(
-                f"{self.path} is a classifier: {recipe.name} has no detections",
-                expected="a detector",
+                f"{self.path} is made for the task {card.task!r}, which deploykit does not ship",
+                expected="one of " + ", ".join(tasks.SHIPPED),
+                fix="give the recipe it was exported with, --recipe FILE, or in Python the task "
+                "itself: deploykit.evaluate(..., task=my_task)",
             )
-        return recipe.decode
+        return tasks.SHIPPED[card.task]
 
     def images(self) -> str:
         """Return the name of the only input. Raises: ModelError where there are more."""

@@ -93,15 +93,13 @@ def recipe_name(given: str | None, recipe: Recipe) -> str:
     return PurePath(given).name if given is not None and given.endswith(_OWN) else recipe.name
 
 
-def recipe_of(card: ModelCard, given: str | None = None) -> Recipe:
-    """Return the recipe that the user names, else the shipped one that `card` names.
+def check_recipe(card: ModelCard) -> None:
+    """Check that a card names a shipped recipe, or none; a file runs where the user names it.
 
-    Raises: OptionError; ModelError where the card names none of ours.
+    Raises: ModelError, OptionError.
     """
-    if given is not None:
-        return RECIPES.load(given)
-    if card.recipe in RECIPES.shipped():
-        return RECIPES.load(card.recipe)
+    if not card.recipe or card.recipe in RECIPES.shipped():
+        return
     if card.recipe.endswith(_OWN):
         name = PurePath(card.recipe).name
         raise ModelError(

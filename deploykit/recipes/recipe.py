@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from deploykit.files import extensions
 from deploykit.values import Precision
@@ -15,13 +15,10 @@ if TYPE_CHECKING:
 
     from deploykit.data.preprocess import Preprocess
     from deploykit.recipes.identity import Facts, Found
-    from deploykit.tasks.detections import Decode
+    from deploykit.tasks import AnyTask
     from deploykit.values import TensorSpec
 
     StateDict: TypeAlias = Mapping[str, Tensor]
-
-Task: TypeAlias = Literal["detection", "instance_segmentation", "keypoints", "classification"]
-"""All but the last give Detections; masks and keypoints come with a box each."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +52,14 @@ class Recipe:
     """Everything about one model family that no other module may know."""
 
     name: str
-    task: Task
+    task: str | AnyTask
+    """One of `tasks.SHIPPED` by its name, or a value of your own."""
     variants: tuple[str, ...]
     family: Family
     preprocess: Callable[[str, tuple[int, int] | None], Preprocess]
     """(variant, input size H, W or None for the family's own) -> how its input is made."""
     outputs: tuple[str, ...]
     """Names of the exported outputs, in the order the network returns them."""
-    decode: Decode | None = None
-    """None for a classifier, whose only output is float32[batch, classes] logits."""
     keep_float: tuple[KeepFloat, ...] = ()
     extra_inputs: Callable[[Preprocess], tuple[TensorSpec, ...]] = field(default=lambda _: ())
     """What the network takes beside the images, in the order of its arguments."""

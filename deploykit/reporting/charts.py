@@ -26,8 +26,9 @@ _LABEL = 260
 _BAR = 30
 _SCATTER = 340
 
-LEAST_AP = 0.02
-"""Height of the AP axis, at least."""
+_LEAST_STEPS = 200
+"""Height of the axis of scores, at least, in steps of the last digit that is shown: differences
+below it must look small."""
 
 
 def latencies(rows: Sequence[Row]) -> Markup | None:
@@ -75,28 +76,35 @@ def _distribution(row: Row, bench: BenchRecord, axis: Axis, top: float) -> Marku
 
 
 def trade_off(rows: Sequence[Row]) -> Markup | None:
-    """Return AP against FPS, a point per row that has both; None for fewer than two.
+    """Return the primary metric against FPS, a point per row that has both; None for fewer than 2.
 
     Of the scopes `device` and `end-to-end` only the one that most rows have is drawn.
     """
     timed = [(row, row.bench) for row in rows if row.bench is not None]
     scope = Counter(bench.scope for _, bench in timed).most_common(1)
     known = [
-        (row, bench.fps_wall, row.ap)
+        (row, bench.fps_wall, row.primary.value * row.primary.display.scale)
         for row, bench in timed
-        if row.ap is not None and bench.scope == scope[0][0]
+        if row.primary and row.primary.value is not None and bench.scope == scope[0][0]
     ]
     if len(known) < 2:
         return None
+    display = next(row.primary.display for row, _, _ in known if row.primary)
     across = spanning([fps for _, fps, _ in known], 64, WIDTH - _MARGIN, margin=0.15)
-    scores = [ap for _, _, ap in known]
-    middle = (min(scores) + max(scores)) / 2  # differences below LEAST_AP must look small
-    room = [middle - LEAST_AP / 2, middle + LEAST_AP / 2]
-    up = spanning([*scores, *room], _SCATTER, _MARGIN, margin=0.25)
-    marks = [_horizontal(across, _MARGIN, _SCATTER, "images per second"), _vertical(up, across)]
+    scores = [value for _, _, value in known]
+    middle = (min(scores) + max(scores)) / 2
+    room = _LEAST_STEPS * 10.0**-display.digits / 2
+    ends = (_SCATTER, _MARGIN) if display.higher_is_better else (_MARGIN, _SCATTER)
+    up = spanning([*scores, middle - room, middle + room], *ends, margin=0.25)
+    title = f"{display.title}, {display.unit}" if display.unit else display.title
+    marks = [
+        _horizontal(across, _MARGIN, _SCATTER, "images per second"),
+        _vertical(up, across, title),
+    ]
     taken: list[tuple[float, float]] = []
-    for row, fps, ap in sorted(known, key=lambda point: -point[2]):
-        marks.append(_point(row, across(fps), up(ap), f"AP {ap:.4f}, {rate(fps).text} FPS", taken))
+    for row, fps, value in sorted(known, key=lambda point: up(point[2])):
+        note = f"{display.title} {value:.{display.digits}f}, {rate(fps).text} FPS"
+        marks.append(_point(row, across(fps), up(value), note, taken))
     return _svg("Accuracy against speed: up and to the right is better", _SCATTER + 44, marks)
 
 
@@ -159,7 +167,7 @@ def _horizontal(axis: Axis, top: float, bottom: float, unit: str) -> Markup:
     return join([*parts, _text(axis.end, bottom + 34, unit, "tick", anchor="end")])
 
 
-def _vertical(axis: Axis, across: Axis) -> Markup:
+def _vertical(axis: Axis, across: Axis, title: str) -> Markup:
     parts: list[Markup] = []
     for tick in axis.ticks():
         y = axis(tick)
@@ -167,7 +175,7 @@ def _vertical(axis: Axis, across: Axis) -> Markup:
             _line(across.start, y, across.end, y, "grid"),
             _text(across.start - 8, y + 4, f"{tick:g}", "tick", anchor="end"),
         ]
-    return join([*parts, _text(across.start + 6, _MARGIN + 4, "AP", "tick")])
+    return join([*parts, _text(across.start + 6, _MARGIN + 4, title, "tick")])
 
 
 def _svg(title: str, height: float, parts: Sequence[Markup]) -> Markup:

@@ -12,17 +12,29 @@ from deploykit.measuring.records import AccuracyRecord, ArtifactRecord
 from deploykit.values import BenchRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from deploykit.measuring.records import Record
+    from deploykit.tasks.task import Display
 
 MIN_SHARE = 0.005
 """Share of the multiply-accumulates below which a precision does not name a model."""
-DataKey: TypeAlias = tuple[str, str, int, str]
-"""Data set, its sha256, number of images, and protocol but for the batch size.
+DataKey: TypeAlias = tuple[str, str, int, str, str]
+"""Data set, its sha256, number of images, protocol but for the batch size, and primary metric.
 
-Scores compare only where all four are equal.
+Scores compare only where all five are equal.
 """
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One metric of one model."""
+
+    name: str
+    display: Display
+    value: float | None
+    drop: float | None = None
+    """What it lost since the first ancestor that was evaluated, above 0 where it got worse."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +44,11 @@ class Row:
     name: str
     precision: str
     """Such as `int8 + fp16`, the larger share first; empty where nobody read it back."""
-    ap: float | None = None
-    ap50: float | None = None
-    ap_drop: float | None = None
-    """AP of the first ancestor that was evaluated, minus this one's; negative: it got better."""
-    mask_ap: float | None = None
-    mask_ap_drop: float | None = None
+    figures: tuple[Figure, ...] = ()
+    """What summaries show of its scores, the primary metric first."""
     baseline: str = ""
     """The ancestor that the drops compare with."""
-    ap_source: str = ""
+    scores_of: str = ""
     """The file the scores belong to, where this one was built from it and was not evaluated."""
     bytes: int | None = None
     int8_share: float | None = None
@@ -50,6 +58,11 @@ class Row:
     notes: tuple[str, ...] = ()
     ancestors: int = 0
     """How many files it was made from, directly or not: 0 for a checkpoint."""
+
+    @property
+    def primary(self) -> Figure | None:
+        """Return the primary metric; None where the model was not evaluated."""
+        return self.figures[0] if self.figures else None
 
 
 @dataclass(frozen=True)
@@ -133,17 +146,13 @@ class _Files:
             scored = next((self.scores[s] for s in _origins(artifact) if s in self.scores), None)
             source = scored.model if scored else ""
         shares: Mapping[str, float] = artifact.precision if artifact else {}
-        drop, baseline = self._drop(scored, "ap")
+        base = self._baseline(scored)
         return Row(
             name=name,
             precision=_precision(shares),
-            ap=_metric(scored, "ap"),
-            ap50=_metric(scored, "ap50"),
-            ap_drop=drop,
-            mask_ap=_metric(scored, "mask_ap"),
-            mask_ap_drop=self._drop(scored, "mask_ap")[0],
-            baseline=baseline,
-            ap_source=source,
+            figures=tuple(_figures(scored, base)) if scored else (),
+            baseline=base.model if base else "",
+            scores_of=source,
             bytes=artifact.bytes if artifact else None,
             int8_share=shares.get("int8", 0.0) if shares else None,
             target=artifact.target if artifact else "",
@@ -152,17 +161,13 @@ class _Files:
             ancestors=len(self._ancestors(sha256)),
         )
 
-    def _drop(self, scored: AccuracyRecord | None, name: str) -> tuple[float | None, str]:
-        """Return what a metric lost since the first evaluated ancestor, and that one's name."""
-        own = _metric(scored, name)
-        if scored is None or own is None:
-            return None, ""
-        for sha in reversed(self._ancestors(scored.model_sha256)):
-            base = self.scores.get(sha)
-            theirs = _metric(base, name)
-            if base is not None and theirs is not None:
-                return theirs - own, base.model
-        return None, ""
+    def _baseline(self, scored: AccuracyRecord | None) -> AccuracyRecord | None:
+        """Return the scores of the first ancestor that was evaluated."""
+        if scored is None or scored.metrics.get(scored.primary) is None:
+            return None
+        found = (self.scores.get(sha) for sha in reversed(self._ancestors(scored.model_sha256)))
+        known = (base for base in found if base and base.metrics.get(base.primary) is not None)
+        return next(known, None)
 
     def _ancestors(self, sha256: str) -> list[str]:
         """Return every file it was made from, directly or not, the nearest first."""
@@ -181,8 +186,16 @@ def _origins(artifact: ArtifactRecord) -> tuple[str, ...]:
     return tuple(artifact.parents.values())
 
 
-def _metric(record: AccuracyRecord | None, name: str) -> float | None:
-    return record.metrics.get(name) if record else None
+def _figures(scored: AccuracyRecord, base: AccuracyRecord | None) -> Iterator[Figure]:
+    """Yield the metrics that summaries show, the primary one first."""
+    for name, display in scored.shown().items():
+        if name != scored.primary and not display.summary:
+            continue
+        value, drop = scored.metrics[name], None
+        before = base.metrics.get(name) if base else None
+        if value is not None and before is not None and (display.drop or name == scored.primary):
+            drop = before - value if display.higher_is_better else value - before
+        yield Figure(name, display, value, drop)
 
 
 def _precision(shares: Mapping[str, float]) -> str:
@@ -194,7 +207,7 @@ def data_key(record: AccuracyRecord) -> DataKey:
     """Return what two accuracy records must share to be compared."""
     settings = {name: value for name, value in record.protocol.items() if name != "batch_size"}
     protocol = json.dumps(settings, sort_keys=True, default=str)
-    return record.dataset, record.dataset_sha256, record.images, protocol
+    return record.dataset, record.dataset_sha256, record.images, protocol, record.primary
 
 
 def _machine_name(facts: Sequence[tuple[str, str]], number: int) -> str:

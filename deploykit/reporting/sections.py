@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deploykit.reporting import charts, tables
+from deploykit.reporting import charts, scores, tables
 from deploykit.reporting.rows import data_key
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ def lead(joined: Joined) -> str:
     timed = f"timed on {_count(machines, 'machine')}" if machines else "none of them timed"
     text = f"{_count(files, 'model')}, {timed}."
     if joined.compared_on:
-        name, sha256, images, _ = joined.compared_on
-        text += f" AP is COCO AP50-95 on {name} ({_count(images, 'image')}, {sha256[:12]})."
+        name, sha256, images, *_ = joined.compared_on
+        text += f" Scores are those on {name} ({_count(images, 'image')}, {sha256[:12]})."
     return text
 
 
@@ -84,8 +84,8 @@ def _sections(joined: Joined) -> Iterator[Section]:
     if drawing is not None:
         yield Section("File size", charts=(("Size on disk, in megabytes (10^6 bytes)", drawing),))
     if joined.accuracies:
-        scores = _filled(tables.accuracy(joined), tables.per_class(joined))
-        yield Section("Accuracy", "Every score as it was measured.", scores)
+        tables_ = _filled(scores.accuracy(joined), scores.per_class(joined))
+        yield Section("Accuracy", "Every score as it was measured.", tables_)
     for machine in joined.machines:
         yield Section(f"How it was measured on {machine.name}", _METHOD, _conditions(machine))
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deploykit.measuring import conditions
-from deploykit.reporting.rows import data_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
-    from deploykit.measuring.records import AccuracyRecord
-    from deploykit.reporting.rows import Joined, Machine, Row
+    from deploykit.reporting.rows import Machine, Row
+    from deploykit.tasks.task import Display
     from deploykit.values import BenchRecord
 
 ABSENT = "-"
@@ -73,9 +72,36 @@ def share(value: float | None) -> Cell:
     return number(value, ".1f", scale=100)
 
 
-def _ap(row: Row, value: float | None, form: str = ".4f") -> Cell:
-    cell = number(value, form)
-    return Cell(cell.text + "*", cell.value) if row.ap_source and value is not None else cell
+def score(value: float | None, display: Display, *, sign: str = "") -> Cell:
+    """Return the cell of a metric, in the unit and with the digits that it asks for."""
+    cell = number(value, f"{sign}.{display.digits}f", scale=display.scale)
+    unit = f" {display.unit}" if display.unit and value is not None else ""
+    return Cell(cell.text + unit, cell.value)
+
+
+def _marked(row: Row, name: str) -> Cell:
+    figure = next((figure for figure in row.figures if figure.name == name), None)
+    if figure is None:
+        return Cell(ABSENT)
+    cell = score(figure.value, figure.display)
+    known = row.scores_of and figure.value is not None
+    return Cell(f"{cell.text}*", cell.value) if known else cell
+
+
+def _lost(row: Row, name: str) -> Cell:
+    figure = next((figure for figure in row.figures if figure.name == name), None)
+    return score(figure.drop, figure.display, sign="+") if figure else Cell(ABSENT)
+
+
+def _scored(rows: Sequence[Row]) -> dict[str, list[Cell]]:
+    """Return title -> cells of every metric that summaries show, and of what it lost."""
+    columns = {}
+    shown = {figure.name: figure.display for row in rows for figure in row.figures}
+    for name, display in shown.items():
+        columns[display.title] = [_marked(row, name) for row in rows]
+        word = "drop" if display.higher_is_better else "rise"
+        columns[f"{display.title} {word}"] = [_lost(row, name) for row in rows]
+    return columns
 
 
 def measured(row: Row) -> Cell:
@@ -86,39 +112,50 @@ def measured(row: Row) -> Cell:
     return Cell(f"{row.bench.backend}, {scope}, batch {row.bench.batch_size}")
 
 
-_SUMMARY: Mapping[str, tuple[bool, Callable[[Row], Cell]]] = {
-    "Model": (False, lambda row: Cell(row.name)),
-    "Precision": (False, lambda row: Cell(row.precision or ABSENT)),
-    "AP": (True, lambda row: _ap(row, row.ap)),
-    "AP50": (True, lambda row: _ap(row, row.ap50)),
-    "AP drop": (True, lambda row: _ap(row, row.ap_drop, "+.4f")),
-    "Mask AP": (True, lambda row: _ap(row, row.mask_ap)),
-    "Mask AP drop": (True, lambda row: _ap(row, row.mask_ap_drop, "+.4f")),
-    "Size, MB": (True, lambda row: size(row.bytes)),
-    "INT8 MACs, %": (True, lambda row: share(row.int8_share)),
-    "FPS": (True, lambda row: rate(row.bench.fps_wall if row.bench else None)),
-    "p50, ms": (
-        True,
-        lambda row: milliseconds(row.bench.wall.p50) if row.bench else Cell(ABSENT),
-    ),
-    "Measured": (False, measured),
-    "Engine for": (False, lambda row: Cell(row.target or ABSENT)),
-    "Notes": (False, lambda row: Cell("; ".join(row.notes))),
+_NAMED: Mapping[str, Callable[[Row], Cell]] = {
+    "Model": lambda row: Cell(row.name),
+    "Precision": lambda row: Cell(row.precision or ABSENT),
 }
-"""Title -> whether it is a number, and its cell."""
+_NUMBERS: Mapping[str, Callable[[Row], Cell]] = {
+    "Size, MB": lambda row: size(row.bytes),
+    "INT8 MACs, %": lambda row: share(row.int8_share),
+    "FPS": lambda row: rate(row.bench.fps_wall if row.bench else None),
+    "p50, ms": lambda row: milliseconds(row.bench.wall.p50) if row.bench else Cell(ABSENT),
+}
+_WORDS: Mapping[str, Callable[[Row], Cell]] = {
+    "Measured": measured,
+    "Engine for": lambda row: Cell(row.target or ABSENT),
+    "Notes": lambda row: Cell("; ".join(row.notes)),
+}
+"""Title -> cell, left and right of the scores."""
 
 
 def summary(caption: str, rows: Sequence[Row]) -> Table:
     """Return accuracy, size, precision and speed of each row; empty columns are left out."""
-    columns = {title: [cell(row) for row in rows] for title, (_, cell) in _SUMMARY.items()}
-    marks = [f"AP drop is against {row.baseline}" for row in rows if row.baseline]
-    marks += [
-        f"* scores of {row.ap_source}, which {row.name} was built from; not measured on it"
+    scores = _scored(rows)
+    columns = {
+        **_cells(_NAMED, rows),
+        **scores,
+        **_cells(_NUMBERS, rows),
+        **_cells(_WORDS, rows),
+    }
+    marks = [
+        f"{row.primary.display.title} drop is against {row.baseline}"
         for row in rows
-        if row.ap_source and row.ap is not None
+        if row.baseline and row.primary
     ]
-    numeric = {title for title, (is_number, _) in _SUMMARY.items() if is_number}
-    return _filled(caption, columns, numeric, tuple(dict.fromkeys(marks)))
+    marks += [
+        f"* scores of {row.scores_of}, which {row.name} was built from; not measured on it"
+        for row in rows
+        if row.scores_of and row.primary and row.primary.value is not None
+    ]
+    return _filled(caption, columns, {*scores, *_NUMBERS}, tuple(dict.fromkeys(marks)))
+
+
+def _cells(
+    columns: Mapping[str, Callable[[Row], Cell]], rows: Sequence[Row]
+) -> dict[str, list[Cell]]:
+    return {title: [cell(row) for row in rows] for title, cell in columns.items()}
 
 
 def _filled(
@@ -224,45 +261,3 @@ def _extent(values: Iterable[Any]) -> str:
         low, high = min(known), max(known)
         return f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
     return ", ".join(dict.fromkeys(map(str, known))) or "not readable"
-
-
-def accuracy(joined: Joined) -> Table:
-    """Return every score that was measured."""
-    names = list(dict.fromkeys(name for r in joined.accuracies for name in r.metrics))
-    rows = tuple(_scores(record, names) for record in joined.accuracies)
-    last = 3 + len(names)
-    return Table(
-        "Scores, 0 to 1",
-        ("Model", "Data set", "Images", *(name.upper() for name in names), "Backend", "Protocol"),
-        rows,
-        frozenset(range(2, last)),
-    )
-
-
-def per_class(joined: Joined) -> Table:
-    """Return the AP of each class, a column per model evaluated on the data set compared on."""
-    records = [
-        record
-        for record in joined.accuracies
-        if record.per_class and data_key(record) == joined.compared_on
-    ]
-    names = dict.fromkeys(name for record in records for name in record.per_class)
-    rows = ((Cell(n), *(number(r.per_class.get(n), ".4f") for r in records)) for n in names)
-    return Table(
-        "AP50-95 of each class",
-        ("Class", *(record.model for record in records)),
-        tuple(rows),
-        frozenset(range(1, 1 + len(records))),
-    )
-
-
-def _scores(record: AccuracyRecord, names: Sequence[str]) -> tuple[Cell, ...]:
-    settings = (f"{path}={value}" for path, value in conditions.leaves(record.protocol))
-    return (
-        Cell(record.model),
-        Cell(f"{record.dataset} ({record.dataset_sha256[:12]})"),
-        number(record.images, ",.0f"),
-        *(number(record.metrics.get(name), ".4f") for name in names),
-        Cell(record.backend or ABSENT),
-        Cell(", ".join(settings)),
-    )

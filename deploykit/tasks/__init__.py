@@ -1,1 +1,52 @@
-"""What a model is for: truth, results, metric."""
+"""What models are for: one file per task, each a value with the members of `Task`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from deploykit.errors import unknown_name
+from deploykit.tasks.detection import Detection
+from deploykit.tasks.instances import Instances
+from deploykit.tasks.keypoints import Keypoints
+from deploykit.tasks.task import Display, Metric, Pair, Pairing, Scores, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+AnyTask: TypeAlias = "Task[Any]"
+
+SHIPPED: Mapping[str, AnyTask] = {
+    "detection": Detection(),
+    "instance_segmentation": Instances(),
+    "keypoints": Keypoints(),
+}
+"""Name -> task, as recipes and the cards of files name them."""
+
+__all__ = [
+    "SHIPPED",
+    "AnyTask",
+    "Display",
+    "Metric",
+    "Pair",
+    "Pairing",
+    "Scores",
+    "Task",
+    "find",
+    "name",
+]
+
+
+def find(task: str | AnyTask) -> AnyTask:
+    """Return the task itself, or the shipped one of that name. Raises: OptionError."""
+    if not isinstance(task, str):
+        return task
+    if task not in SHIPPED:
+        raise unknown_name("task", task, SHIPPED)
+    return SHIPPED[task]
+
+
+def name(task: str | AnyTask) -> str:
+    """Return a task's name: that of the shipped one it equals, or of a user's own class."""
+    if isinstance(task, str):
+        return task
+    return next((known for known, ours in SHIPPED.items() if ours == task), type(task).__name__)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from deploykit.errors import BackendError, DataError, ModelError
-from deploykit.tasks import masks
+from deploykit.tasks import categories, masks
+from deploykit.tasks.annotations import ImageAnnotations
+from deploykit.tasks.task import Display, Scores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -19,173 +20,210 @@ if TYPE_CHECKING:
     from deploykit.tasks.detections import Detections
     from deploykit.values import Json
 
-    Size = tuple[int, int]
+    Size: TypeAlias = tuple[int, int]
+    Doubles: TypeAlias = NDArray[np.float64]
 
+Part: TypeAlias = Literal["bbox", "segm", "keypoints"]
+"""What is compared with the truth, as faster-coco-eval names it."""
 
-@dataclass(frozen=True)
-class Scores:
-    """COCO average precision over one set of images, each 0 to 1.
-
-    None where the truth holds no object of that size or class, or the protocol has no such size.
-    """
-
-    ap: float | None
-    """Mean over IoU 0.50, 0.55 ... 0.95, also written AP50-95."""
-    ap50: float | None
-    ap75: float | None
-    ap_small: float | None
-    """Objects below 32 x 32 pixels."""
-    ap_medium: float | None
-    ap_large: float | None
-    """Objects from 96 x 96 pixels."""
-    per_class: Mapping[str, float | None]
-    """Truth category name -> AP50-95."""
-    images: int
-    masks: Scores | None = None
-    """The same with the IoU of masks; None where the model or the truth has none."""
-    keypoints: Scores | None = None
-    """The same with the similarity of keypoints (OKS) in place of IoU; at most 20 objects."""
-
-    def to_json(self) -> Json:
-        """Return the scores as plain JSON values."""
-        return asdict(self)
-
-    def metrics(self) -> dict[str, float | None]:
-        """Return every score by name, those of masks as `mask_ap` ..., keypoints `keypoint_ap`."""
-        parts = (("", self), ("mask_", self.masks), ("keypoint_", self.keypoints))
-        return {
-            prefix + name: getattr(scores, name)
-            for prefix, scores in parts
-            if scores is not None
-            for name in METRICS
-        }
-
-
-METRICS: Mapping[str, tuple[float | None, str]] = {
-    "ap": (None, "all"),
-    "ap50": (0.5, "all"),
-    "ap75": (0.75, "all"),
-    "ap_small": (None, "small"),
-    "ap_medium": (None, "medium"),
-    "ap_large": (None, "large"),
+METRICS: Mapping[str, tuple[str, float | None, str]] = {
+    "ap": ("AP", None, "all"),
+    "ap50": ("AP50", 0.5, "all"),
+    "ap75": ("AP75", 0.75, "all"),
+    "ap_small": ("AP small", None, "small"),
+    "ap_medium": ("AP medium", None, "medium"),
+    "ap_large": ("AP large", None, "large"),
 }
-"""Field of Scores -> IoU threshold (None: the mean over all ten) and object size."""
+"""Metric -> title, IoU threshold (None: mean over 0.50, 0.55 ... 0.95) and size of objects.
+
+Small: below 32 x 32 pixels; large: from 96 x 96.
+"""
+_NAMES: Mapping[Part, tuple[str, str]] = {
+    "bbox": ("", ""),
+    "segm": ("mask_", "Mask "),
+    "keypoints": ("keypoint_", "Keypoint "),
+}
+"""Part -> what stands before a metric's name, and before its title."""
+DISPLAY: Mapping[str, Display] = {
+    prefix + name: Display(
+        label + title, summary=name == "ap" or prefix + name == "ap50", drop=name == "ap"
+    )
+    for prefix, label in _NAMES.values()
+    for name, (title, _, _) in METRICS.items()
+}
 _ABSENT = -1
 """What faster-coco-eval writes where there is no truth to find."""
-PERSON_KEYPOINTS = 17
-"""Of COCO's persons, the only objects whose keypoints have published tolerances."""
+PERSON = (
+    *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
+    *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
+)
+"""How far annotators of COCO's 17 keypoints of a person disagree, over the object's scale.
+
+Source: Ronchi and Perona 2017, as the COCO evaluation publishes it.
+"""
 
 
-class Objects(NamedTuple):
-    """What was found in one image, as little of it as the scores need."""
+class _Kept(NamedTuple):
+    """What the scores need of one image: no mask is kept as pixels."""
 
-    rows: NDArray[np.float64]
+    image_id: int
+    size: Size
+    truth: Sequence[Json]
+    rows: Doubles
     """[N, 7]: image id, x, y, width, height, score, category id."""
-    segments: tuple[Json, ...] | None
-    """Compressed run lengths."""
+    segments: Sequence[Json]
+    """Of the results: compressed run lengths; none where masks do not count."""
     points: Floats | None
-    """float32[N, K, 3]."""
+    """Of the results: float32[N, K, 3]."""
 
 
-@dataclass
-class Results:
-    """The objects found in the images that were run."""
+class AveragePrecision:
+    """COCO average precision of the images taken in, at most 100 objects each (keypoints 20).
 
-    truth: Json
-    """A COCO `instances` object."""
-    categories: Sequence[int]
-    """Its category id of each class."""
-    found: dict[str, Objects] = field(default_factory=dict)
+    Masks are scored where all results and all objects of the truth have them, keypoints likewise;
+    the last part that is scored gives the primary metric.
+    """
 
-    def __post_init__(self) -> None:
-        """Index the truth's images."""
-        self._images = {str(image["file_name"]): image for image in self.truth["images"]}
-        self._has_masks = _all_have(self.truth, "segmentation")
+    def __init__(
+        self,
+        known: Mapping[int, str],
+        classes: Sequence[str],
+        parts: Sequence[Part] = ("bbox",),
+        tolerances: Sequence[float] = PERSON,
+    ) -> None:
+        """Take the truth's known categories and the model's classes.
 
-    def add(self, name: str, found: Detections, size: Size | None = None) -> None:
-        """Take the objects of the image `name`, of size H, W; None: as the truth says.
-
-        Raises: DataError for an image that the truth does not know, or whose size is not the
-        truth's where masks are scored; ModelError for numbers that are not finite.
+        tolerances: Of each keypoint, over the object's scale.
+        Raises: DataError where the classes do not fit; BackendError without faster-coco-eval.
         """
-        if name not in self._images:
-            raise DataError(f"the truth knows no image called {name}")
-        image = self._images[name]
-        segments = None
-        if found.masks is not None and self._has_masks:
-            segments = tuple(_segments(found, _size(image, size)))
-        rows = _rows(int(image["id"]), found, self.categories)
-        self.found[name] = Objects(rows, segments, found.keypoints)
+        _require()
+        self._categories = dict(known)
+        self._ids = np.array(categories.ids(known, classes), np.int64)
+        self._tolerances = tuple(tolerances)
+        self._parts = list(parts)
+        """Those that every image so far has."""
+        self._objects = 0
+        self._kept: list[_Kept] = []
+
+    def add(self, name: str, result: Detections, truth: Any, size: Size, /) -> None:  # noqa: ANN401 - checked
+        """Take the objects found in the image `name`, of H and W pixels.
+
+        Raises: DataError for truth of another form, or of another size where masks are scored;
+        ModelError for numbers that are not finite.
+        """
+        if not isinstance(truth, ImageAnnotations):
+            raise DataError(
+                f"the truth about {name} is a {type(truth).__name__}",
+                expected="COCO annotations, as the sources coco and shapes give them",
+            )
+        objects = [a for a in truth.annotations if not a["iscrowd"]]
+        self._objects += len(objects)
+        self._parts = [part for part in self._parts if self._is_known(part, result, objects)]
+        if "segm" in self._parts and truth.size not in (None, size):
+            raise DataError(
+                f"the truth says that image {name} is {_sides(truth.size)}, and it has "
+                f"{_sides(size)} pixels",
+                expected="the height and the width of each image: its masks are drawn on them",
+            )
+        kept = _Kept(
+            truth.image_id,
+            size,
+            tuple(self._compact(annotation, size) for annotation in truth.annotations),
+            _rows(truth.image_id, result, self._ids),
+            _segments(result, size) if "segm" in self._parts else (),
+            result.keypoints if "keypoints" in self._parts else None,
+        )
+        self._kept.append(kept)
 
     def scores(self) -> Scores:
-        """Return the scores. Raises: BackendError without faster-coco-eval."""
-        scores = self._scored("bbox", [objects.rows for objects in self.found.values()])
-        if self.found and all(objects.segments is not None for objects in self.found.values()):
-            scores = replace(scores, masks=self._scored("segm", self._records("segmentation")))
-        if self._scores_keypoints():
-            scores = replace(
-                scores, keypoints=self._scored("keypoints", self._records("keypoints"))
-            )
-        return scores
+        """Return the scores of all images."""
+        metrics: dict[str, float | None] = {}
+        primary, per_class = "", dict[str, float | None]()
+        for part in self._parts if self._objects else self._parts[:1]:
+            prefix = _NAMES[part][0]
+            found, per_class = self._scored(part)
+            primary = f"{prefix}ap"
+            metrics |= {prefix + name: value for name, value in found.items()}
+        return Scores(metrics, primary, DISPLAY, per_class)
 
-    def _scores_keypoints(self) -> bool:
-        points = [objects.points for objects in self.found.values()]
-        known = _all_have(self.truth, "keypoints")
-        return known and bool(points) and all(_are_persons(p) for p in points)
+    def _is_known(self, part: Part, result: Detections, objects: Sequence[Json]) -> bool:
+        """Return whether the objects found, and those of the truth, have this part."""
+        if part == "bbox":
+            return True
+        field = _FIELDS[part][0]
+        if not all(annotation.get(field) for annotation in objects):
+            return False
+        if part == "segm":
+            return result.masks is not None or not len(result.boxes)
+        shape = (len(self._tolerances), 3)
+        points = result.keypoints
+        return not len(result.boxes) or (points is not None and points.shape[1:] == shape)
 
-    def _records(self, kind: str) -> list[Json]:
-        """Return each object as faster-coco-eval wants it, with its mask or its keypoints.
+    def _compact(self, annotation: Json, size: Size) -> Json:
+        """Return what the scores need of an annotation; a mask as compressed run lengths."""
+        parts = [part for part in self._parts if part != "bbox"]
+        names = [name for part in parts for name in _FIELDS[part] if annotation.get(name)]
+        kept = {name: annotation[name] for name in (*_PLAIN, *names)}
+        if "segmentation" in kept:
+            kept["segmentation"] = masks.compressed(kept["segmentation"], size)
+        if "keypoints" in kept:
+            seen = sum(visible > 0 for visible in kept["keypoints"][2::3])
+            kept["num_keypoints"] = annotation.get("num_keypoints", seen)
+        return kept
+
+    def _scored(self, part: Part) -> tuple[dict[str, float | None], dict[str, float | None]]:
+        """Return the metrics of one part, and its AP per class."""
+        coco, coco_eval = _require()
+        known = coco(self._truth(part))
+        results: Any = list(self._records(part))
+        if part == "bbox":
+            results = np.concatenate([np.empty((0, 7)), *(kept.rows for kept in self._kept)])
+        evaluation = coco_eval(known, known.loadRes(results), part)
+        if part == "keypoints":
+            evaluation.params.kpt_oks_sigmas = np.array(self._tolerances)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        return _figures(evaluation, self._categories)
+
+    def _truth(self, part: Part) -> Json:
+        """Return a COCO object; its annotations are numbered from 1: 0 would mean unmatched."""
+        needed = _FIELDS[part][:1]
+        annotations = [
+            {**annotation, "image_id": kept.image_id}
+            for kept in self._kept
+            for annotation in kept.truth
+            if all(name in annotation for name in needed)
+        ]
+        images = ((kept.image_id, *kept.size) for kept in self._kept)
+        return {
+            "images": [
+                dict(zip(("id", "height", "width"), image, strict=True)) for image in images
+            ],
+            "annotations": [{**a, "id": number} for number, a in enumerate(annotations, start=1)],
+            "categories": [{"id": i, "name": name} for i, name in self._categories.items()],
+        }
+
+    def _records(self, part: Part) -> Iterator[Json]:
+        """Yield each object as faster-coco-eval wants it, with its mask or its keypoints.
 
         Without a box: an object's area is then its mask's, not its box's.
         """
-        return [
-            {"image_id": int(row[0]), "category_id": int(row[6]), "score": row[5], kind: value}
-            for objects in self.found.values()
-            for row, value in zip(objects.rows, _values(objects, kind), strict=True)
-        ]
-
-    def _scored(self, kind: str, rows: Sequence[Any]) -> Scores:
-        coco, coco_eval = require()
-        ids = {int(self._images[name]["id"]) for name in self.found}
-        known = coco(_restricted(self.truth, ids, kind))
-        results = np.concatenate([np.empty((0, 7)), *rows]) if kind == "bbox" else list(rows)
-        evaluation = coco_eval(known, known.loadRes(results), kind)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        names = {int(c["id"]): str(c["name"]) for c in self.truth["categories"]}
-        return _scores(evaluation, names, len(self.found))
+        for kept in self._kept if part != "bbox" else ():
+            field = _FIELDS[part][0]
+            values: Sequence[Any] = kept.segments
+            if part == "keypoints":
+                points = kept.points
+                values = [] if points is None else [list(p.ravel().astype(float)) for p in points]
+            for row, value in zip(kept.rows, values, strict=True):
+                links = {"image_id": int(row[0]), "category_id": int(row[6])}
+                yield {**links, "score": float(row[5]), field: value}
 
 
-def coco_ap(truth: Json, detections: Mapping[str, Detections], categories: Sequence[int]) -> Scores:
-    """Return the scores of `detections` (image file name -> objects) under the COCO protocol.
-
-    Images without an entry in `detections` do not count; at most 100 objects per image do.
-
-    Args:
-        truth: A COCO `instances` object.
-        detections: Objects found, with classes that index `categories`.
-        categories: The truth's category id of each class.
-
-    Raises: DataError for an image that the truth does not know; BackendError without
-        faster-coco-eval.
-    """
-    require()
-    unknown = sorted(detections.keys() - {str(image["file_name"]) for image in truth["images"]})
-    if unknown:
-        raise DataError(f"the truth knows no image called {shortened(unknown)}")
-    results = Results(truth, categories)
-    for name, found in detections.items():
-        results.add(name, found)
-    return results.scores()
+def _sides(size: Size | None) -> str:
+    return "x".join(map(str, size or ()))
 
 
-def shortened(names: Sequence[str], most: int = 5) -> str:
-    """Return the first few names, and how many more there are."""
-    more = [f"and {len(names) - most} more"] if len(names) > most else []
-    return ", ".join([*names[:most], *more])
-
-
-def require() -> tuple[Any, Any]:
+def _require() -> tuple[Any, Any]:
     """Return faster-coco-eval's truth and evaluation classes. Raises: BackendError."""
     try:
         from faster_coco_eval import COCO, COCOeval_faster  # noqa: PLC0415 - an optional package
@@ -197,81 +235,39 @@ def require() -> tuple[Any, Any]:
     return COCO, COCOeval_faster
 
 
-def _all_have(truth: Json, key: str) -> bool:
-    """Return whether there are objects in the truth, all of them with `key`."""
-    objects = [a for a in truth["annotations"] if not a["iscrowd"]]
-    return bool(objects) and all(annotation.get(key) for annotation in objects)
-
-
-def _are_persons(points: Floats | None) -> bool:
-    return points is not None and points.shape[1:] == (PERSON_KEYPOINTS, 3)
-
-
-def _size(image: Json, given: Size | None) -> Size:
-    """Return an image's height and width. Raises: DataError where the truth says otherwise."""
-    size = (image.get("height"), image.get("width"))
-    if None in size or (given is not None and size != given):
-        was = "" if given is None else f", and it has {given[0]}x{given[1]} pixels"
-        raise DataError(
-            f"the truth says that image {image['file_name']} is {size[0]}x{size[1]}{was}",
-            expected="the height and the width of each image: its masks are drawn on them",
-        )
-    return int(image["height"]), int(image["width"])
-
-
-def _segments(found: Detections, size: Size) -> Iterator[Json]:
-    """Yield the compressed run lengths of each object's mask in an image of `size`."""
-    from faster_coco_eval.core import mask  # noqa: PLC0415 - an optional package
-
-    assert found.masks is not None  # the caller looked
+def _segments(found: Detections, size: Size) -> tuple[Json, ...]:
+    """Return the compressed run lengths of each object's mask in an image of `size`."""
+    if found.masks is None:
+        return ()
     frames = found.boxes if found.frames is None else found.frames
-    for counts in masks.run_lengths(found.masks, frames, *size):
-        yield mask.frPyObjects({"size": list(size), "counts": counts}, *size)
+    counts = masks.run_lengths(found.masks, frames, *size)
+    return tuple(masks.compressed({"size": list(size), "counts": c}, size) for c in counts)
 
 
-def _values(objects: Objects, kind: str) -> Sequence[Any]:
-    if kind == "segmentation":
-        return objects.segments or ()
-    assert objects.points is not None  # the caller looked
-    rows: list[list[float]] = objects.points.reshape(len(objects.points), -1).tolist()
-    return rows
+_PLAIN = ("category_id", "bbox", "area", "iscrowd")
+_FIELDS: Mapping[Part, tuple[str, ...]] = {
+    "bbox": (),
+    "segm": ("segmentation",),
+    "keypoints": ("keypoints", "num_keypoints"),
+}
+"""Part -> what the truth about each object has for it, beyond its box."""
 
 
-_FIELDS = {"segm": ("segmentation",), "keypoints": ("keypoints", "num_keypoints"), "bbox": ()}
-"""Kind of score -> what the truth about each object has for it, beyond its box."""
-
-
-def _restricted(truth: Json, image_ids: set[int], kind: str) -> Json:
-    """Return the images asked for with their objects, numbered from 1: 0 would mean unmatched."""
-    fields = ("image_id", "category_id", "bbox", "area", "iscrowd", *_FIELDS[kind])
-    kept = [a for a in truth["annotations"] if a["image_id"] in image_ids]
-    return {
-        "images": [dict(image) for image in truth["images"] if image["id"] in image_ids],
-        "annotations": [
-            {"id": number, **{field: _known(annotation, field) for field in fields}}
-            for number, annotation in enumerate(kept, start=1)
-            if all(annotation.get(field) is not None for field in _FIELDS[kind][:1])
-        ],
-        "categories": [dict(category) for category in truth["categories"]],
-    }
-
-
-def _known(annotation: Json, name: str) -> Any:  # noqa: ANN401 - JSON
-    """Return a field of an annotation; the number of keypoints is counted where it is absent."""
-    if name == "num_keypoints" and name not in annotation:
-        return sum(seen > 0 for seen in annotation["keypoints"][2::3])
-    return annotation[name]
-
-
-def _rows(image_id: int, found: Detections, categories: Sequence[int]) -> NDArray[np.float64]:
+def _rows(image_id: int, found: Detections, ids: NDArray[np.int64]) -> Doubles:
     """Return float64[N, 7]: image id, x, y, width, height, score, category id."""
+    classes = np.asarray(found.classes)
     boxes = np.asarray(found.boxes, np.float64).reshape(-1, 4)
+    if classes.size and not (classes.min() >= 0 and classes.max() < len(ids)):
+        raise ModelError(
+            f"the model found an object of class {classes.max()}",
+            expected=f"a class from 0 to {len(ids) - 1}, one of its class names",
+        )
     rows = np.empty((len(boxes), 7))
     rows[:, 0] = image_id
     rows[:, 1:3] = boxes[:, :2]
     rows[:, 3:5] = boxes[:, 2:] - boxes[:, :2]
     rows[:, 5] = found.scores
-    rows[:, 6] = np.asarray(categories)[found.classes]
+    rows[:, 6] = ids[classes]
     if not np.isfinite(rows).all():
         raise ModelError(
             "the model found an object whose box or score is not a finite number",
@@ -280,28 +276,27 @@ def _rows(image_id: int, found: Detections, categories: Sequence[int]) -> NDArra
     return rows
 
 
-def _scores(evaluation: Any, names: Mapping[int, str], images: int) -> Scores:  # noqa: ANN401 - the package has no types
+def _figures(
+    evaluation: Any,  # noqa: ANN401 - the package has no types
+    names: Mapping[int, str],
+) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """Return every metric of `METRICS`, and the AP of each class by its name."""
     params = evaluation.params
     thresholds = [round(float(t), 2) for t in params.iouThrs]
     sizes = list(params.areaRngLbl)
     # [IoU thresholds, recall points, categories, object sizes, detections per image]
     precision = np.asarray(evaluation.eval["precision"])[..., -1]
-    metrics: dict[str, Any] = {}
-    for name, (threshold, size) in METRICS.items():
-        by_size = (
-            precision[..., sizes.index(size) : sizes.index(size) + 1]
-            if size in sizes
-            else precision[..., :0]
-        )
+    metrics: dict[str, float | None] = {}
+    for name, (_, threshold, size) in METRICS.items():
+        place = sizes.index(size) if size in sizes else len(sizes)
+        by_size = precision[..., place : place + 1]
         chosen = by_size if threshold is None else by_size[thresholds.index(threshold)]
         metrics[name] = _mean(chosen)
     everything = precision[..., sizes.index("all")]
-    per_class = {
-        names[int(number)]: _mean(everything[:, :, k]) for k, number in enumerate(params.catIds)
-    }
-    return Scores(**metrics, per_class=per_class, images=images)
+    numbers = map(int, params.catIds)
+    return metrics, {names[n]: _mean(everything[:, :, k]) for k, n in enumerate(numbers)}
 
 
-def _mean(precision: NDArray[np.float64]) -> float | None:
+def _mean(precision: Doubles) -> float | None:
     valid = precision[precision != _ABSENT]
     return float(valid.mean()) if valid.size else None

@@ -1,166 +1,45 @@
-"""From a detector's raw rows to objects: candidates, non-maximum suppression, the best few."""
+"""Detection: objects in boxes, scored by COCO average precision."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
-from deploykit.errors import ProofError
-from deploykit.tasks import keypoints
-from deploykit.tasks.detections import Detections
+from deploykit.tasks import decoding, painting
+from deploykit.tasks.agreement import PaddedRows
+from deploykit.tasks.coco import AveragePrecision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from numpy.typing import NDArray
-
-    from deploykit.data.preprocess import Floats, Geometry
-
-    Indices = NDArray[np.int64]
+    from deploykit.data.preprocess import Floats, Geometry, Pixels
+    from deploykit.tasks.coco import Part
+    from deploykit.tasks.detections import Decode, Detections
 
 
 @dataclass(frozen=True)
-class Limits:
-    """When a candidate counts as an object. Defaults: the protocol YOLOv6 reports its AP with."""
+class Detection:
+    """The objects in an image, each with a class and a box."""
 
-    confidence: float = 0.03
-    """A candidate's score must be above it."""
-    iou: float = 0.65
-    """Of two overlapping candidates of a class, the lesser goes where their IoU is above it."""
-    candidates: int = 30_000
-    """The best so many are looked at."""
-    objects: int = 300
-    """Most objects per image."""
+    read: Decode = decoding.objects
+    """Outputs -> objects; by default by the form of the outputs."""
+    parts: ClassVar[tuple[Part, ...]] = ("bbox",)
+    """What is scored; the last gives the primary metric."""
 
+    def decode(
+        self, outputs: Mapping[str, Floats], geometries: Sequence[Geometry], /
+    ) -> Sequence[Detections]:
+        """Return the objects in each image, best first, in its own pixels."""
+        return self.read(outputs, geometries)
 
-_LIMITS = Limits()
+    def metric(self, categories: Mapping[int, str], classes: Sequence[str], /) -> AveragePrecision:
+        """Return a fresh COCO average precision. Raises: DataError, BackendError."""
+        return AveragePrecision(categories, classes, self.parts)
 
+    def agreement(self) -> PaddedRows:
+        """Return a pairing of padded rows; other outputs are compared in order."""
+        return PaddedRows()
 
-def decode(
-    rows: Floats, geometries: Sequence[Geometry], limits: Limits = _LIMITS
-) -> list[Detections]:
-    """Return the objects in each image, best first, in its own pixels.
-
-    rows: float32[batch, anchors, 5 + classes]: cx, cy, w, h in input pixels, objectness, class
-    scores. An anchor may be an object of several classes.
-    Raises: ProofError where a row holds NaN or infinity.
-    """
-    return [
-        _objects(image, geometry, limits) for image, geometry in zip(rows, geometries, strict=True)
-    ]
-
-
-def _objects(rows: Floats, geometry: Geometry, limits: Limits) -> Detections:
-    finite = np.isfinite(rows).all(1)
-    if not finite.all():
-        raise ProofError(
-            f"{np.count_nonzero(~finite)} of {len(rows)} anchors hold NaN or infinity",
-            expected="finite boxes and scores",
-            fix="check the weights; in FP16, keep the layers that overflow in FP32",
-        )
-    scores = rows[:, 5:] * rows[:, 4:5]
-    anchors, classes = np.nonzero(scores > limits.confidence)
-    chosen = scores[anchors, classes]
-    best = top(chosen, limits.candidates)
-    anchors, classes, chosen = anchors[best], classes[best], chosen[best]
-    boxes = xyxy(rows[anchors, :4])
-    kept = nms(boxes, chosen, limits.iou, classes=classes, limit=limits.objects)
-    return Detections(geometry.to_image(boxes[kept]), chosen[kept], classes[kept])
-
-
-def padded(outputs: Mapping[str, Floats], geometries: Sequence[Geometry]) -> list[Detections]:
-    """Return the objects in each image, best first, in its own pixels.
-
-    outputs: `boxes` float32[batch, M, 4] in input pixels, `scores` and `classes` [batch, M],
-    `count` [batch]: how many rows are objects; where the model has them `masks`
-    float32[batch, M, S, S] and `keypoints` float32[batch, M, K, S, S], logits over the boxes.
-    Objects that lie wholly beside the image are left out.
-    Raises: ProofError where an object holds NaN or infinity.
-    """
-    return [_image(outputs, i, geometry) for i, geometry in enumerate(geometries)]
-
-
-def _image(outputs: Mapping[str, Floats], i: int, geometry: Geometry) -> Detections:
-    rows = {
-        name: array[i, : int(outputs["count"][i])]
-        for name, array in outputs.items()
-        if name != "count"
-    }
-    boxes, scores = rows["boxes"], rows["scores"]
-    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-        raise ProofError(
-            "an object's box or score is NaN or infinity",
-            expected="finite boxes and scores",
-            fix="check the weights; in FP16, keep the layers that overflow in FP32",
-        )
-    visible = geometry.to_image(boxes)
-    seen = (visible[:, 2:] > visible[:, :2]).all(1)
-    rows = {name: array[seen] for name, array in rows.items()}
-    found = Detections(visible[seen], rows["scores"], rows["classes"].astype(np.int64))
-    if "masks" in rows:
-        frames = geometry.unclipped(rows["boxes"])
-        found = replace(found, masks=rows["masks"], frames=frames)
-    if "keypoints" in rows:
-        points = keypoints.locate(rows["keypoints"], rows["boxes"])
-        points[..., :2] = geometry.unclipped(np.tile(points[..., :2], 2))[..., :2]
-        found = replace(found, keypoints=points)
-    return found
-
-
-def xyxy(boxes: Floats) -> Floats:
-    """Return corners x1, y1, x2, y2 (float32[N, 4]) of boxes given as cx, cy, w, h."""
-    half = boxes[:, 2:] / 2
-    corners: Floats = np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], 1)
-    return corners
-
-
-def top(scores: Floats, count: int) -> Indices:
-    """Return the indices of the `count` highest scores, best first; ties in their order."""
-    return np.argsort(-scores, kind="stable")[:count]
-
-
-def nms(
-    boxes: Floats,
-    scores: Floats,
-    threshold: float,
-    *,
-    classes: Indices | None = None,
-    limit: int | None = None,
-) -> Indices:
-    """Return the indices of the boxes that no better box suppresses, best first.
-
-    Greedy: the best box stays, those whose IoU with it is above `threshold` go, and so on; at
-    most `limit` stay. Boxes of different `classes` never meet: what an offset per class is for,
-    without its rounding. A box of no area or with a NaN corner suppresses and loses to none.
-    """
-    groups = np.zeros(len(boxes), np.int64) if classes is None else classes
-    order = top(scores, len(scores))
-    grouped = order[np.argsort(groups[order], kind="stable")]  # by class, best first in each
-    place = np.empty(len(order), np.int64)
-    place[grouped] = np.arange(len(order))
-    ends = np.searchsorted(groups[grouped], groups[grouped], side="right")
-    sides = np.ascontiguousarray(boxes[grouped].T)
-    alive = np.ones(len(order), bool)
-    kept: list[int] = []
-    for index, i in zip(order.tolist(), place[order].tolist(), strict=True):
-        if len(kept) == limit:
-            break
-        if alive[i]:
-            kept.append(index)
-            rest = slice(i + 1, ends[i])
-            alive[rest] &= ~(_iou(sides[:, i], sides[:, rest]) > threshold)
-    return np.array(kept, np.int64)
-
-
-def _iou(box: Floats, others: Floats) -> NDArray[np.float64]:
-    """Return the IoU (float64[N]) of float32[4] with float32[4, N]; NaN for two of no area."""
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        width = np.minimum(box[2], others[2]) - np.maximum(box[0], others[0])
-        height = np.minimum(box[3], others[3]) - np.maximum(box[1], others[1])
-        shared = np.maximum(width, 0) * np.maximum(height, 0)
-        area = (box[2] - box[0]) * (box[3] - box[1])
-        areas = (others[2] - others[0]) * (others[3] - others[1])
-        iou: NDArray[np.float64] = (shared / (area + areas - shared)).astype(np.float64)
-    return iou
+    def draw(self, image: Pixels, result: Detections, classes: Sequence[str], /) -> Pixels:
+        """Return the image with boxes, class names and scores."""
+        return painting.objects(image, result, classes)

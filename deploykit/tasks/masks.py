@@ -6,7 +6,7 @@ one zero, the box grows with it and is cut to whole pixels, both ends included.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.data.preprocess import Floats
+    from deploykit.values import Json
 
     Bools: TypeAlias = NDArray[np.bool_]
     Doubles: TypeAlias = NDArray[np.float64]
@@ -117,3 +118,17 @@ def _axis(low: float, high: float, samples: int, limit: int) -> tuple[int, Doubl
     weights[index, near] = 1 - (place - near)
     weights[index, np.minimum(near + 1, samples - 1)] += place - near
     return min(start, limit), weights
+
+
+def compressed(segmentation: Any, size: tuple[int, int]) -> Json:  # noqa: ANN401 - JSON
+    """Return COCO's compressed run lengths of polygons, or of run lengths, in an image of H, W.
+
+    The format is that of faster-coco-eval, which must be there.
+    """
+    from faster_coco_eval.core import mask  # noqa: PLC0415 - an optional package
+
+    if isinstance(segmentation, list):
+        return dict(mask.merge(mask.frPyObjects(segmentation, *size)))
+    if isinstance(segmentation["counts"], list):
+        return dict(mask.frPyObjects(segmentation, *size))
+    return dict(segmentation)

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
+from deploykit import tasks
 from deploykit.errors import DataError
 from deploykit.tasks import evaluation
+from deploykit.tasks.annotations import ImageAnnotations
 from deploykit.tasks.evaluation import Contract
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.data.preprocess import Floats, Geometry, Preprocess
-    from deploykit.data.sources import Dataset
+    from deploykit.data.sources import Dataset, Sample
     from deploykit.recipes.recipe import Recipe
     from deploykit.values import Json
 
@@ -55,9 +57,7 @@ def load(data: Dataset, preprocess: Preprocess, *, masks: bool = False) -> tuple
     Masks must be uncompressed run lengths, as the `shapes` source gives them, and W a multiple
     of 8. Raises: DataError for a set without truth.
     """
-    if data.truth is None:
-        raise DataError(f"{data.name} has no truth to learn from", expected="annotations")
-    by_image = _annotations(data.truth())
+    order = {number: k for k, number in enumerate(sorted(data.categories))}
     # The levels of the pixels themselves; what the network gets is normalised batch by batch.
     placed = replace(preprocess, scale=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
     images = torch.empty((len(data.samples), 3, *preprocess.size), dtype=torch.uint8)
@@ -65,24 +65,24 @@ def load(data: Dataset, preprocess: Preprocess, *, masks: bool = False) -> tuple
     for k, sample in enumerate(data.samples):
         pixels, place = placed(sample.read())
         images[k] = torch.from_numpy(np.round(pixels).astype(np.uint8))
-        found = by_image[sample.name]
+        found = _annotations(data, sample)
         bits = _masks(found, placed) if masks else None
-        objects.append(Objects(_classes(found), _boxes(found, place), bits))
+        objects.append(Objects(_classes(found, order), _boxes(found, place), bits))
     return images, objects
 
 
-def _annotations(truth: Json) -> dict[str, list[Json]]:
-    """Return file name -> its annotations, each with `class`."""
-    order = {c: k for k, c in enumerate(sorted(int(c["id"]) for c in truth["categories"]))}
-    names = {int(image["id"]): str(image["file_name"]) for image in truth["images"]}
-    found: dict[str, list[Json]] = {name: [] for name in names.values()}
-    for item in truth["annotations"]:
-        found[names[item["image_id"]]].append({**item, "class": order[item["category_id"]]})
-    return found
+def _annotations(data: Dataset, sample: Sample) -> Sequence[Json]:
+    truth = sample.truth() if sample.truth is not None else None
+    if not isinstance(truth, ImageAnnotations):
+        raise DataError(
+            f"{data.name} has no truth to learn from about {sample.name}",
+            expected="COCO annotations, as the sources coco and shapes give them",
+        )
+    return truth.annotations
 
 
-def _classes(found: Sequence[Json]) -> NDArray[np.int64]:
-    return np.array([item["class"] for item in found], np.int64)
+def _classes(found: Sequence[Json], order: Mapping[int, int]) -> NDArray[np.int64]:
+    return np.array([order[item["category_id"]] for item in found], np.int64)
 
 
 def _boxes(found: Sequence[Json], place: Geometry) -> Floats:
@@ -177,8 +177,7 @@ def scores(network: nn.Module, recipe: Recipe, variant: str, data: Dataset, name
 
     names: The network's classes, in its order. Raises: as `evaluation.evaluate`.
     """
-    assert recipe.decode is not None, "a classifier has no boxes"
-    contract = Contract(recipe.preprocess(variant, None), names, recipe.decode)
+    contract = Contract(recipe.preprocess(variant, None), names, tasks.find(recipe.task))
 
     @torch.inference_mode()
     def forward(images: Floats) -> dict[str, Floats]:
@@ -186,7 +185,8 @@ def scores(network: nn.Module, recipe: Recipe, variant: str, data: Dataset, name
         values = found if isinstance(found, tuple) else (found,)
         return {k: v.numpy() for k, v in zip(recipe.outputs, values, strict=True)}
 
-    return evaluation.evaluate(forward, data, contract, batch_size=16).to_json()
+    scores, images = evaluation.evaluate(forward, data, contract, batch_size=16)
+    return {**scores.metrics, "per_class": dict(scores.per_class), "images": images}
 
 
 def half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,15 +16,12 @@ from deploykit.networks.detectors.two_stage import TwoStage
 from deploykit.networks.reparam import Phases, fold
 from deploykit.networks.states import outputs
 from deploykit.recipes.recipe import KeepFloat
-from deploykit.tasks import detection
 from deploykit.values import Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from deploykit.data.preprocess import Floats, Geometry
     from deploykit.recipes.recipe import StateDict
-    from deploykit.tasks.detections import Detections
 
 Head: TypeAlias = Literal["boxes", "masks", "keypoints"]
 """What the network finds: boxes alone, or masks or keypoints too."""
@@ -202,11 +199,6 @@ def preprocess(variant: str, size: tuple[int, int] | None) -> Preprocess:
         rounding="half-up",
     )
     return prepared.at_scale(*dense_family.LIMITS)
-
-
-def decode(outputs: Mapping[str, Floats], geometries: Sequence[Geometry], /) -> list[Detections]:
-    """Return the objects in each image, see `detection.padded`."""
-    return detection.padded(outputs, geometries)
 
 
 def class_names(count: int) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from torchvision import ops
 
 from deploykit.data.preprocess import Geometry
 from deploykit.errors import ProofError
-from deploykit.tasks.detection import Limits, decode, nms, top, xyxy
+from deploykit.tasks.decoding import Limits, decode, nms, top, xyxy
 
 Floats = NDArray[np.float32]
 PLAIN = Geometry(100, 200, 1.0, 1.0)

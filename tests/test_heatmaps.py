@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
 
-from deploykit.tasks import keypoints
+from deploykit.tasks import heatmaps
 
 
 @settings(max_examples=20, deadline=None)
@@ -17,7 +17,7 @@ def test_keypoints_are_torchvisions(seed: int) -> None:
     low = rng.uniform(-10, 40, (4, 2))
     boxes = np.concatenate([low, low + rng.uniform(0.2, 60, (4, 2))], 1).astype(np.float32)
     points, scores = heatmaps_to_keypoints(torch.from_numpy(maps), torch.from_numpy(boxes))
-    found = keypoints.locate(maps, boxes)
+    found = heatmaps.locate(maps, boxes)
     # The logits agree everywhere, and so does the place unless two logits nearly tie.
     assert np.abs(found[..., 2] - scores.numpy()).max() < 1e-4
     near = np.abs(found[..., :2] - points.numpy()[..., :2]).max(-1) < 1e-3
@@ -30,10 +30,10 @@ def test_the_weights_of_the_enlargement_are_torchs_bicubic() -> None:
         expected = torch.nn.functional.interpolate(
             torch.from_numpy(rows), size=(size, 1), mode="bicubic", align_corners=False
         )
-        found = keypoints.cubic(56, size) @ rows[0, 0]
+        found = heatmaps.cubic(56, size) @ rows[0, 0]
         assert np.abs(found - expected.numpy()[0, 0]).max() < 1e-5
 
 
 def test_no_objects_have_no_keypoints() -> None:
-    empty = keypoints.locate(np.zeros((0, 17, 56, 56), np.float32), np.zeros((0, 4), np.float32))
+    empty = heatmaps.locate(np.zeros((0, 17, 56, 56), np.float32), np.zeros((0, 4), np.float32))
     assert empty.shape == (0, 17, 3)
