@@ -158,6 +158,8 @@ class LayerPrecision:
     precision: str
     """`int8`, `fp16`, `fp32` or `unknown`."""
     macs: int = 0
+    note: str = ""
+    """What is special about `macs`, such as why nothing is counted; "": nothing."""
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ def test_a_library_is_named_with_what_the_engine_needs() -> None:
 def test_a_plugin_that_the_registry_does_not_know_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_plugins, "_use", lambda *_: Use("none", {"DKRoiPool": 1}))
+    monkeypatch.setattr(_plugins, "chosen", lambda *_: Use("none", {"DKRoiPool": 1}))
     monkeypatch.setattr(ops, "inline", lambda model, **_: ops.detach(model))
     with pytest.raises(BackendError, match="Plugin not found"):
         build(graph(tmp_path / "ops.onnx"), "auto", "86")
@@ -190,9 +190,9 @@ def test_a_network_without_the_expected_plugin_layers_is_refused() -> None:
 def test_a_library_that_is_absent_or_useless_is_refused(tmp_path: Path, toy: Any) -> None:
     model = toy().save(tmp_path / "toy.onnx")
     with pytest.raises(OptionError, match="no such plugin library"):
-        _plugins._use(str(tmp_path / "absent.so"), {})
+        _plugins.chosen(str(tmp_path / "absent.so"), {})
     with pytest.raises(OptionError, match="has none of our ops"):
-        _plugins._use(str(model), {})
+        _plugins.chosen(str(model), {})
     with pytest.raises(OptionError, match="no use for --plugins"):
         onnxruntime.build(opened.read(model), tmp_path / "o.onnx", BuildOptions(plugins="none"))
 

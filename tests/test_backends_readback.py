@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploykit.backends import _inspector, _layers, _plan_text
+from deploykit.backends import _inspector, _layers, _naming, _plan_text
 from deploykit.backends._layers import EngineLayer
 from deploykit.errors import BackendError, ProofError
 from deploykit.values import LayerPrecision
@@ -135,7 +135,7 @@ def test_read_back_gives_each_weighted_node_once_with_its_macs_and_then_the_rest
         kernel("function", "float", "relu1", "conv1"),
         kernel("corrltn", "float float", "conv2"),
     ]
-    layers = _layers.read_back(kernels, model)
+    layers = _layers.read_back(kernels, model).layers
     assert layers[:2] == (
         LayerPrecision("conv1", "Conv", "int8", 6 * 6 * 4 * 36),
         LayerPrecision("conv2", "Conv", "fp32", 4 * 4 * 4 * 36),
@@ -146,50 +146,100 @@ def test_read_back_gives_each_weighted_node_once_with_its_macs_and_then_the_rest
     ]
 
 
+def test_a_kernel_that_only_rescales_for_a_node_does_not_hide_what_computes_it() -> None:
+    model = ir.from_onnx_text(QUANTIZED)
+    kernels = [
+        kernel("corrltn", "int8 int8", "conv1", "xd", "wd"),
+        kernel("corrltn", "float float", "conv2"),
+        kernel("function", "float float", "conv1"),
+    ]
+    found = _layers.read_back(kernels, model)
+    assert [(n.name, n.precision) for n in found.asked] == [("conv1", "int8")]
+    assert not _layers.prove(found, "builder")
+
+
+def test_pointwise_kernels_tell_of_a_product_that_was_not_to_be_int8_and_of_no_other() -> None:
+    model = ir.from_onnx_text(QUANTIZED)
+    kernels = [kernel("function", "float ?", "conv1"), kernel("function", "half ?", "conv2")]
+    found = _layers.read_back(kernels, model)
+    assert [n.precision for n in found.nodes] == ["unknown", "fp16"]
+
+
+def test_two_nodes_of_one_name_are_told_apart() -> None:
+    model = ir.from_onnx_text(QUANTIZED.replace("[conv2]", "[conv1]"))
+    built, own = _naming.as_built(model)
+    kernels = [kernel("corrltn", "int8 int8", "conv1"), kernel("corrltn", "half half", "conv1_2")]
+    found = _layers.read_back(kernels, built, own)
+    assert [(n.name, n.precision) for n in found.nodes] == [("conv1", "int8"), ("conv1", "fp16")]
+    assert not _layers.prove(found, "builder")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=6))
+def test_whatever_nodes_are_called_what_is_built_has_plain_names_of_its_own(
+    names: list[str],
+) -> None:
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([1]))
+    nodes = [ir.node("Relu", [x], name=name) for name in names]
+    outputs = [node.outputs[0] for node in nodes]
+    for value, name in zip(outputs, names, strict=True):
+        value.name = f"{name}.{len(name)}.{outputs.index(value)}"
+    graph = ir.Graph([x], [], nodes=nodes, opset_imports={"": 19})
+    built, own = _naming.as_built(ir.Model(graph, ir_version=9))
+    found = [str(_naming.name_of(node)) for node in built.graph]
+    assert len(set(found)) == len(found)
+    assert not any(set(name) & set(' "\\{}\n\x1e\x1f') for name in found)
+    assert [own.get(name, name) for name in found] == [
+        name or f".0.{place}" for place, name in enumerate(names)
+    ]
+
+
 def test_a_node_that_several_kernels_compute_has_the_widest_precision() -> None:
     model = ir.from_onnx_text(QUANTIZED)
     kernels = [kernel("corrltn", "int8 int8", "conv1"), kernel("corrltn", "half half", "conv1")]
-    assert _layers.read_back(kernels, model)[0].precision == "fp16"
+    assert _layers.read_back(kernels, model).nodes[0].precision == "fp16"
 
 
 def test_a_kernel_that_computes_several_nodes_counts_for_each() -> None:
     model = ir.from_onnx_text(QUANTIZED)
-    layers = _layers.read_back([kernel("corrltn", "int8 int8", "conv1", "conv2")], model)
-    assert [n.precision for n in layers] == ["int8", "int8"]
+    found = _layers.read_back([kernel("corrltn", "int8 int8", "conv1", "conv2")], model)
+    assert [n.precision for n in found.layers] == ["int8", "int8"]
 
 
 def test_a_node_without_a_name_is_known_by_its_output() -> None:
     model = ir.from_onnx_text(QUANTIZED.replace("[conv2] ", ""))
-    layers = _layers.read_back([kernel("corrltn", "half half", "node_of_out")], model)
-    assert {n.name: n.precision for n in layers[:2]} == {"conv1": "unknown", "out": "fp16"}
+    found = _layers.read_back([kernel("corrltn", "half half", "node_of_out")], model)
+    assert {n.name: n.precision for n in found.nodes} == {"conv1": "unknown", "out": "fp16"}
 
 
 def test_an_open_height_leaves_the_precision_known_and_the_macs_not() -> None:
     model = ir.from_onnx_text(QUANTIZED.replace("1, 4, 8, 8", "1, 4, h, 8"))
-    layers = _layers.read_back([kernel("corrltn", "int8 int8", "conv1")], model)
-    assert layers[0] == LayerPrecision("conv1", "Conv", "int8", 0)
+    found = _layers.read_back([kernel("corrltn", "int8 int8", "conv1")], model)
+    first = found.nodes[0]
+    assert (first.name, first.precision, first.macs) == ("conv1", "int8", 0)
+    assert first.note.startswith("the shape of 'y' is [1,4,")
 
 
 def test_the_proof_fails_where_a_quantized_layer_runs_in_float() -> None:
     model = ir.from_onnx_text(QUANTIZED)
-    layers = _layers.read_back([kernel("corrltn", "half half", "conv1")], model)
+    found = _layers.read_back([kernel("corrltn", "half half", "conv1")], model)
     with pytest.raises(
         ProofError, match=r"builder runs 1 of 1 quantized layers in float: conv1 \(Conv, fp16\)"
     ) as caught:
-        _layers.prove(layers, model, "builder")
+        _layers.prove(found, "builder")
     assert caught.value.exit_code == 1
 
 
 def test_what_cannot_be_read_back_is_neither_proven_nor_disproven() -> None:
     model = ir.from_onnx_text(QUANTIZED)
-    note = _layers.prove(_layers.read_back([], model), model, "builder")
+    note = _layers.prove(_layers.read_back([], model), "builder")
     assert note == "precision not proven: 2 layers could not be read back: conv1, conv2"
 
 
 def test_the_proof_passes_where_int8_is_int8_and_float_was_not_asked_to_be() -> None:
     model = ir.from_onnx_text(QUANTIZED)
     kernels = [kernel("corrltn", "int8 int8", "conv1"), kernel("corrltn", "float float", "conv2")]
-    assert not _layers.prove(_layers.read_back(kernels, model), model, "builder")
+    assert not _layers.prove(_layers.read_back(kernels, model), "builder")
 
 
 def test_many_floats_are_named_up_to_a_few() -> None:
@@ -200,7 +250,7 @@ def test_many_floats_are_named_up_to_a_few() -> None:
     model = ir.from_onnx_text(text)
     kernels = [kernel("corrltn", "float float", f"c{i}") for i in range(12)]
     with pytest.raises(ProofError, match=r"12 of 13 .*c7 \(Conv, fp32\) and 4 more"):
-        _layers.prove(_layers.read_back(kernels, model), model, "builder")
+        _layers.prove(_layers.read_back(kernels, model), "builder")
 
 
 def test_an_engine_without_its_model_beside_it_speaks_for_itself(tmp_path: Path) -> None:
@@ -310,3 +360,16 @@ def test_an_engine_with_layer_names_alone_has_unknown_precisions() -> None:
 def test_json_of_another_form_is_one_error(text: str) -> None:
     with pytest.raises(BackendError, match="unknown form"):
         _inspector.layers(text)
+
+
+@pytest.mark.parametrize("name", ['say "hi"', 'a", "b', "back\\slash", "two\nlines", "tab\tbed"])
+@pytest.mark.parametrize("escaped", [True, False])
+def test_the_inspector_s_json_is_read_whatever_its_names_hold(name: str, *, escaped: bool) -> None:
+    if name == 'a", "b' and not escaped:
+        pytest.skip("it is two names then")
+    layer = {**convolution(old(INT8), "Int8"), "Metadata": f"[ONNX Layer: {name}]"}
+    text = json.dumps({"Layers": [layer]}, indent=1)
+    if not escaped:
+        text = text.replace(json.dumps(name)[1:-1], name)
+    (found,) = _inspector.layers(text)
+    assert (found.nodes, found.precision) == ((name,), "int8")

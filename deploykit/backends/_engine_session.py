@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from deploykit.backends import Arrays
+    from deploykit.backends.contract import Arrays
 
 _DTYPES = {
     "FLOAT": "float32",

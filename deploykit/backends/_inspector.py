@@ -17,7 +17,7 @@ from deploykit.backends._layers import EngineLayer
 from deploykit.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _WEIGHTED = re.compile(r"conv(?!ert)|gemm|matmul|matrix.?multiply|fully.?connected", re.IGNORECASE)
 _NOT_WEIGHTED = ("Reformat", "kgen", "NoOp", "Constant")
@@ -45,13 +45,42 @@ def layers(text: str) -> tuple[EngineLayer, ...]:
     Raises: BackendError where the text is not the inspector's JSON.
     """
     try:
-        found = json.loads(text)["Layers"]
+        found = _parsed(text)["Layers"]
         return tuple(map(_layer, found))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BackendError(
             f"the engine inspector's JSON has an unknown form: {type(error).__name__}: {error}",
             expected="an object with `Layers`, as TensorRT 8.6 to 11 write it",
         ) from error
+
+
+def _parsed(text: str) -> Any:  # noqa: ANN401 - JSON
+    """Return the JSON; one whose names hold bare quotation marks and backslashes is read too."""
+    try:
+        return json.loads(text, strict=False)
+    except ValueError:
+        return json.loads("".join(_escaped(text)), strict=False)
+
+
+def _escaped(text: str) -> Iterator[str]:
+    """Yield `text` with a backslash before each quotation mark that ends no string."""
+    inside = skipped = False
+    for place, sign in enumerate(text):
+        if skipped or sign not in '"\\':
+            skipped = False
+            yield sign
+        elif sign == "\\":
+            skipped = text[place + 1 : place + 2] in _AFTER_BACKSLASH
+            yield sign if skipped else 2 * sign
+        else:
+            bare = inside and _ENDS.match(text, place + 1) is None
+            inside = bare or not inside
+            yield '\\"' if bare else sign
+
+
+_AFTER_BACKSLASH = tuple('"\\/bfnrtu')
+_ENDS = re.compile(r"\s*(?:[,:}]|\]\s*(?:[,}\]]|\Z)|\Z)")
+"""What follows a string in JSON."""
 
 
 def _layer(found: str | Mapping[str, Any]) -> EngineLayer:

@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from deploykit.backends._naming import as_built, name_of, spelt
 from deploykit.errors import DeployError, ModelError, ProofError
 from deploykit.files import artifacts, onnxfile
 from deploykit.graph import cost
 from deploykit.values import LayerPrecision, Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from deploykit.graph.cost import Work
+
 UNKNOWN = "unknown"
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""ONNX ops that do the work; their precision is the model's precision."""
+WEIGHTED = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")
+"""ONNX ops that a graph may ask INT8 of."""
 _SHOWN = 8
 """Layers that an error names one by one."""
 
@@ -59,6 +62,23 @@ class EngineLayer:
         return _widest(found - {UNKNOWN})
 
 
+@dataclass(frozen=True)
+class ReadBack:
+    """What an engine's own description says of a model's nodes."""
+
+    nodes: tuple[LayerPrecision, ...]
+    """Every node that multiplies, once, and what cannot be counted."""
+    kernels: tuple[LayerPrecision, ...]
+    """The kernels that compute none of them alone: what prepares, rescales and moves."""
+    asked: tuple[LayerPrecision, ...]
+    """Of the nodes, those whose operands the graph dequantizes."""
+
+    @property
+    def layers(self) -> tuple[LayerPrecision, ...]:
+        """Return the nodes, then the kernels."""
+        return self.nodes + self.kernels
+
+
 def from_file(layers: Iterable[EngineLayer]) -> tuple[LayerPrecision, ...]:
     """Return each layer of an engine whose ONNX is not at hand: no MACs, the engine's own words."""
     return tuple(
@@ -67,39 +87,79 @@ def from_file(layers: Iterable[EngineLayer]) -> tuple[LayerPrecision, ...]:
     )
 
 
-def read_back(layers: Sequence[EngineLayer], model: ir.Model) -> tuple[LayerPrecision, ...]:
-    """Return the precision of `model`'s layers: every weighted node once, then all the rest.
+def read_back(
+    layers: Sequence[EngineLayer], model: ir.Model, own: Mapping[str, str] | None = None
+) -> ReadBack:
+    """Return the precision of `model`'s nodes, and of the kernels beside them.
 
-    A weighted node that several kernels claim has the widest of their precisions; one that none
-    claims is `unknown`.
+    A node that several kernels compute has the widest of their precisions; one that none computes
+    is `unknown`. A kernel that only prepares or rescales for a node says nothing about it, though
+    it bears its name.
+
+    own: names of nodes as built -> as they are shown.
     """
-    macs = macs_or_none(model)
-    ops = {name_of(node): node.op_type for node in model.graph}
-    weighted = {name: op for name, op in ops.items() if op in WEIGHTED}
-    found: list[LayerPrecision] = []
-    for name, op in weighted.items():
-        precisions = {kernel.precision for kernel in _kernels_of(name, layers)}
-        found.append(LayerPrecision(name, op, _widest(precisions), macs.get(name, 0)))
+    shown = own or {}
+    works = counted(model)
+    names = {work.name for work in works}
+    claims = _claims(layers, names)
+    nodes, asked = [], []
+    for work in works:
+        name, quantized = work.name, _asks_int8(work.node)
+        precision = _found(claims.get(name, ()), quantized=quantized)
+        shown_as = shown.get(name, name)
+        row = LayerPrecision(shown_as, work.node.op_type, precision, work.macs or 0, work.note)
+        nodes.append(row)
+        asked += [row] * quantized
+    beside = [k for k in layers if not (k.weighted and names & set(_names(k, names)))]
+    return ReadBack(tuple(nodes), _kernel_rows(beside, shown, model), tuple(asked))
+
+
+def _claims(layers: Iterable[EngineLayer], names: set[str]) -> dict[str, list[EngineLayer]]:
+    """Return node -> the kernels made of it."""
+    found: dict[str, list[EngineLayer]] = {}
     for layer in layers:
-        if not (layer.weighted and weighted.keys() & set(layer.nodes)):
-            kinds = sorted({ops[n] for n in layer.nodes if n in ops} - set(WEIGHTED))
-            found.append(
-                LayerPrecision(
-                    " + ".join(layer.nodes) or layer.name,
-                    " + ".join(kinds) or layer.kind,
-                    layer.precision,
-                )
-            )
+        for node in _names(layer, names):
+            found.setdefault(node, []).append(layer)
+    return found
+
+
+def _names(layer: EngineLayer, names: set[str]) -> tuple[str, ...]:
+    """Return the nodes of a layer under the model's names, without repeats.
+
+    The parser calls a node without a name after its output, and adds to that of a node in a
+    subgraph where it was: `conv | body (then_branch) | branch (If)`.
+    """
+    found: dict[str, None] = {}
+    for node in layer.nodes:
+        spellings = (node, node.removeprefix("node_of_"), node.split(" | ")[0], spelt(node))
+        found[next((text for text in spellings if text in names), node)] = None
     return tuple(found)
 
 
-def _kernels_of(node: str, layers: Iterable[EngineLayer]) -> Iterator[EngineLayer]:
-    """Yield the kernels that compute `node`, not those that only pad or rescale for it.
+def _found(kernels: Iterable[EngineLayer], *, quantized: bool) -> str:
+    """Return what a node computes in, by the kernels that were made of it.
 
-    The parser calls a node without a name after its output.
+    A product may also have become pointwise kernels. Of a node that should be INT8 these prove
+    nothing: they rescale its result.
     """
-    names = {node, f"node_of_{node}"}
-    return (layer for layer in layers if layer.weighted and names & set(layer.nodes))
+    kernels = tuple(kernels)
+    weighted = {k.precision for k in kernels if k.weighted}
+    if weighted or quantized:
+        return _widest(weighted)
+    return _widest({k.precision for k in kernels} - {UNKNOWN})
+
+
+def _kernel_rows(
+    layers: Iterable[EngineLayer], shown: Mapping[str, str], model: ir.Model
+) -> tuple[LayerPrecision, ...]:
+    ops = {name_of(node): node.op_type for node in ir.traversal.RecursiveGraphIterator(model.graph)}
+    rows = []
+    for layer in layers:
+        kinds = sorted({ops[n] for n in layer.nodes if n in ops} - set(WEIGHTED))
+        named = " + ".join(shown.get(node, node) for node in layer.nodes)
+        row = (named or layer.name, " + ".join(kinds) or layer.kind, layer.precision)
+        rows.append(LayerPrecision(*row))
+    return tuple(rows)
 
 
 def _widest(precisions: Iterable[str]) -> str:
@@ -107,31 +167,23 @@ def _widest(precisions: Iterable[str]) -> str:
     return next((p for p in (UNKNOWN, "fp32", "fp16", "int8") if p in found), UNKNOWN)
 
 
-def name_of(node: ir.Node) -> str:
-    """Return a node's name, that of its first output where it has none."""
-    return str(node.name or node.outputs[0].name)
-
-
-def macs_or_none(model: ir.Model) -> dict[str, int]:
-    """Return node name -> MACs, empty where the shapes of the model are open."""
+def counted(model: ir.Model) -> tuple[Work, ...]:
+    """Return what multiplies in a model, nothing where its functions cannot be written out."""
     try:
-        return cost.macs(model)
+        return cost.works(model)
     except ModelError:
-        return {}
+        return ()
 
 
-def quantized_nodes(model: ir.Model) -> dict[str, str]:
-    """Return node name -> op of each weighted node whose operands are all dequantized."""
-    return {
-        name_of(node): node.op_type
-        for node in model.graph
-        if node.op_type in WEIGHTED and all(map(_dequantized, node.inputs[:2]))
-    }
+def _asks_int8(node: ir.Node) -> bool:
+    """Return whether all operands of a node are dequantized."""
+    return node.op_type in WEIGHTED and all(map(_dequantized, node.inputs[:2]))
 
 
 def is_quantized(model: ir.Model) -> bool:
     """Return whether the graph asks for INT8 anywhere."""
-    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph)
+    nodes = ir.traversal.RecursiveGraphIterator(model.graph)
+    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in nodes)
 
 
 def float32_products(model: ir.Model) -> list[str]:
@@ -140,8 +192,8 @@ def float32_products(model: ir.Model) -> list[str]:
     common.ShapeInferencePass(check_type=False, strict_mode=False)(typed)
     return [
         name_of(node)
-        for node in typed.graph
-        if node.op_type in ("Gemm", "MatMul")
+        for node in ir.traversal.RecursiveGraphIterator(typed.graph)
+        if node.op_type in ("Einsum", "Gemm", "MatMul")
         and any(value is not None and value.dtype == ir.DataType.FLOAT for value in node.inputs)
     ]
 
@@ -151,25 +203,23 @@ def _dequantized(value: ir.Value | None) -> bool:
     return producer is not None and producer.op_type == "DequantizeLinear"
 
 
-def prove(layers: Sequence[LayerPrecision], model: ir.Model, builder: str) -> str:
+def prove(found: ReadBack, builder: str) -> str:
     """Return a note on what could not be read back, empty where everything could.
 
     Raises: ProofError where a node with quantized operands was found to compute in float.
     """
-    precision = {layer.name: layer.precision for layer in layers}
-    asked = quantized_nodes(model)
-    floats = [n for n in asked if precision.get(n, UNKNOWN) in (Precision.FP16, Precision.FP32)]
+    floats = [n for n in found.asked if n.precision in (Precision.FP16, Precision.FP32)]
     if floats:
-        named = ", ".join(f"{n} ({asked[n]}, {precision[n]})" for n in floats[:_SHOWN])
+        named = ", ".join(f"{n.name} ({n.op}, {n.precision})" for n in floats[:_SHOWN])
         more = f" and {len(floats) - _SHOWN} more" if len(floats) > _SHOWN else ""
         raise ProofError(
-            f"{builder} runs {len(floats)} of {len(asked)} quantized layers in float: "
+            f"{builder} runs {len(floats)} of {len(found.asked)} quantized layers in float: "
             f"{named}{more}",
             expected="INT8 for every layer whose inputs the graph dequantizes",
             fix="`deploykit inspect` the ONNX file says what makes a layer fall back; "
             "or leave those layers in float: quantize with a --plan that says so",
         )
-    unread = [n.name for n in layers if n.op in WEIGHTED and n.precision == UNKNOWN]
+    unread = [node.name for node in found.nodes if node.precision == UNKNOWN]
     if not unread:
         return ""
     return f"precision not proven: {len(unread)} layers could not be read back: " + ", ".join(
@@ -189,3 +239,15 @@ def origin(path: Path) -> ir.Model | None:
     except DeployError:
         return None  # no sidecar, or not its sidecar: the engine speaks for itself
     return None
+
+
+def of_engine(path: Path, kernels: Sequence[EngineLayer]) -> tuple[LayerPrecision, ...]:
+    """Return an engine's layers, under its ONNX model's names and with MACs where that is here."""
+    model = origin(path)
+    if model is None:
+        return from_file(kernels)
+    try:
+        built, own = as_built(model)
+    except ModelError:
+        return from_file(kernels)
+    return read_back(kernels, built, own).layers

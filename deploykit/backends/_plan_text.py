@@ -37,10 +37,10 @@ _PROGRAM = re.compile(
 )
 _TENSOR = re.compile(r'tensor=\{[^\n]*? name="([^"\n]*)"[^\n]* type=(\w+) \}')
 _STATEMENT = re.compile(r"^  (\w+)=\{ (.*)$", re.MULTILINE)
-_NAME = re.compile(r'name="?([^"\s]*)')
+_NAME = re.compile(r'name=(?:"([^"]*)"|(\S*))')
 _OPERANDS = {
-    "in": re.compile(r" (?:input|input_args)=\{([^}]*)\}"),
-    "out": re.compile(r" (?:output|output_args)=\{([^}]*)\}"),
+    "in": re.compile(r' (?:input|input_args)=\{((?:\s*"[^"]*")*)\s*\}'),
+    "out": re.compile(r' (?:output|output_args)=\{((?:\s*"[^"]*")*)\s*\}'),
 }
 _LAYERS = re.compile(r' layers="([^"]*)"')
 _ONNX = re.compile(r"\[ONNX Layer: (.*)\]$")
@@ -88,7 +88,7 @@ def _kernels(program: re.Match[bytes]) -> Iterator[EngineLayer]:
             name = _NAME.search(text)
             yield EngineLayer(
                 kind=kind,
-                name=name[1] if name else kind,
+                name=(name[1] or name[2]) if name else kind,
                 inputs=_types(text, "in", types),
                 outputs=_types(text, "out", types),
                 nodes=nodes,

@@ -6,22 +6,18 @@ missing must be an error, not a silent fallback. The engine's sidecar says what 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from deploykit import ops
 from deploykit.errors import BackendError, DeployError, InputError, OptionError
-from deploykit.files import artifacts, onnxfile
+from deploykit.files import artifacts
 from deploykit.ops.plugin import NAMESPACE, OPS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-
-    import onnx_ir as ir
+    from collections.abc import Callable, Iterable, Mapping
 
     from deploykit.values import Json
 
@@ -45,39 +41,11 @@ class Use:
     """Of the library, or of the kernels' sources."""
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What the builder gets."""
-
-    path: Path
-    """The graph as it is built; gone after the build."""
-    use: Use | None
-    """None: the model has none of our ops."""
-
-
-@contextlib.contextmanager
-def prepared(graph: ir.Model, model: Path, choice: str) -> Iterator[Prepared]:
-    """Make `graph`, the content of `model`, what is built; yield where it lies.
+def chosen(choice: str, counts: Mapping[str, int]) -> Use:
+    """Return what stands in place of the ops counted. Raises: OptionError, InputError.
 
     choice: `auto`, `none` or the path of a plugin library.
-
-    Raises: OptionError, ModelError, InputError.
     """
-    counts = ops.counts(graph)
-    use = _use(choice, counts)
-    if not any(ops.calls(graph)):
-        yield Prepared(model.resolve(), None)
-        return
-    ops.check(graph)
-    ops.fill(graph)
-    ops.inline(graph, kernels=use.how == "none")
-    with tempfile.TemporaryDirectory(prefix="deploykit-graph-") as folder:
-        path = Path(folder) / model.name
-        onnxfile.write_model(graph, path)
-        yield Prepared(path, use if counts else None)
-
-
-def _use(choice: str, counts: Mapping[str, int]) -> Use:
     versions = {name: ops.shipped()[name].version for name in counts}
     if choice == NONE:
         return Use("none", dict(counts), versions)

@@ -9,7 +9,7 @@ from deploykit.errors import OptionError, unknown_name
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from deploykit.backends import Shapes
+    from deploykit.backends.contract import Shapes
     from deploykit.values import TensorSpec
 
 DEFAULT_BATCHES = (1, 1, 32)

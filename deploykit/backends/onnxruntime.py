@@ -15,22 +15,26 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 
-from deploykit.backends import Availability, Built, _feeds, _layers
+from deploykit.backends import _feeds, _layers
+from deploykit.backends._naming import name_of
+from deploykit.backends.contract import Availability, Built
 from deploykit.errors import BackendError, ModelError, OptionError
 from deploykit.files import artifacts, onnxfile
 from deploykit.recipes import opened
-from deploykit.values import LayerPrecision, TensorSpec
+from deploykit.values import LayerPrecision, TensorSpec, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     import numpy as np
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from deploykit.backends import Arrays, BuildOptions
+    from deploykit.backends.contract import Arrays, BuildOptions
+    from deploykit.graph.cost import Work
     from deploykit.recipes.opened import Opened
+    from deploykit.values import Progress
 
 _ONLY_ERRORS = 3
 _CONFIG = {
@@ -72,6 +76,7 @@ _WEIGHTED = {
     "ConvTranspose": "ConvTranspose",
     **dict.fromkeys(("Gemm", "FusedGemm", "QGemm"), "Gemm"),
     **dict.fromkeys(("MatMul", "FusedMatMul", "QLinearMatMul", "MatMulInteger"), "MatMul"),
+    **{op: op for op in ("Attention", "DeformConv", "Einsum", "GRU", "LSTM", "RNN")},
 }
 _PREFIX = "InsertedPrecisionFreeCast_"
 _SUFFIX = "_nchwc"
@@ -82,17 +87,24 @@ def availability() -> Availability:
     return Availability(builds=True, runs=True, version=str(ort.__version__))
 
 
-def build(model: Opened, output: Path, options: BuildOptions) -> Built:
+def build(
+    model: Opened, output: Path, options: BuildOptions, *, progress: Progress = silent
+) -> Built:
     """Write `model`, optimised for this machine's CPU, to `output`.
 
     Raises: ModelError, OptionError, OutputError.
     """
     _refuse(options)
     started = time.perf_counter()
+    steps = progress(("optimise", "read back"), "build", 2)
     with artifacts.replacing(output) as temporary:
+        next(steps)
         session = _session(model, _options(0, written_to=temporary))
+        next(steps)
         optimised = onnxfile.read_model(temporary)
         found = _layers_of(optimised, model.graph)
+    for _ in steps:
+        pass
     seconds = time.perf_counter() - started
     before, after = len(model.graph.graph), len(optimised.graph)
     log = f"ONNX Runtime {ort.__version__}: {before} nodes became {after}\n"
@@ -238,19 +250,33 @@ def _specs(nodes: Any) -> tuple[TensorSpec, ...]:  # noqa: ANN401 - the package 
 
 
 def _layers_of(optimised: ir.Model, source: ir.Model) -> tuple[LayerPrecision, ...]:
-    """Return the layers of an optimised graph, under the names and MACs of its source."""
-    names = _aliases(source)
-    macs = _layers.macs_or_none(source)
-    return tuple(_layer(node, names, macs) for node in optimised.graph)
+    """Return the layers of an optimised graph, under the names and MACs of its source.
+
+    What multiplies in the source and bears another name here, such as the nodes of a local
+    function, stands at the end with the type that the source gives it.
+    """
+    works = {work.name: work for work in _layers.counted(source)}
+    names = _aliases(works.values())
+    rows = [_layer(node, names, works) for node in optimised.graph]
+    found = {row.name for row in rows}
+    rest = (
+        LayerPrecision(name, work.node.op_type, _precision(work.node), work.macs or 0, work.note)
+        for name, work in works.items()
+        if name not in found
+    )
+    return (*rows, *rest)
 
 
-def _layer(node: ir.Node, names: dict[str, str], macs: dict[str, int]) -> LayerPrecision:
-    own = _layers.name_of(node).removesuffix(_SUFFIX).removeprefix(_PREFIX)
+def _layer(node: ir.Node, names: dict[str, str], works: dict[str, Work]) -> LayerPrecision:
+    own = name_of(node).removesuffix(_SUFFIX).removeprefix(_PREFIX)
     op = _WEIGHTED.get(node.op_type)
     if op is None:
         return LayerPrecision(own, node.op_type, _precision(node))
     name = names.get(own, own)
-    return LayerPrecision(name, op, _precision(node), macs.get(name, 0))
+    work = works.get(name)
+    if work is None:
+        return LayerPrecision(name, op, _precision(node))
+    return LayerPrecision(name, op, _precision(node), work.macs or 0, work.note)
 
 
 def _precision(node: ir.Node) -> str:
@@ -261,20 +287,18 @@ def _precision(node: ir.Node) -> str:
     return next((precision for precision in found if precision), _layers.UNKNOWN)
 
 
-def _aliases(source: ir.Model) -> dict[str, str]:
-    """Return the name of a weighted node for it and for the values that a fusion may name it by.
+def _aliases(works: Iterable[Work]) -> dict[str, str]:
+    """Return the name of a node that multiplies for it and for what a fusion may name it by.
 
     A convolution that takes in the Add and Relu behind it is called after their output.
     """
     found: dict[str, str] = {}
-    for node in source.graph:
-        if node.op_type in _layers.WEIGHTED:
-            name = _layers.name_of(node)
-            found[name] = name
-            value: ir.Value | None = node.outputs[0]
-            while value is not None:
-                found.setdefault(str(value.name), name)
-                users = [user for user, _ in value.uses()]
-                alone = len(users) == 1 and users[0].op_type not in _layers.WEIGHTED
-                value = users[0].outputs[0] if alone else None
+    for work in works:
+        found[work.name] = work.name
+        value: ir.Value | None = work.node.outputs[0]
+        while value is not None:
+            found.setdefault(str(value.name), work.name)
+            users = [user for user, _ in value.uses()]
+            alone = len(users) == 1 and users[0].op_type not in _layers.WEIGHTED
+            value = users[0].outputs[0] if alone else None
     return found

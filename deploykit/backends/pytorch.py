@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from deploykit.backends import Arrays
+    from deploykit.backends.contract import Arrays
     from deploykit.networks.loading import Network
 
 

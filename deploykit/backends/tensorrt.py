@@ -12,26 +12,28 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from deploykit.backends import (
-    Availability,
     _building,
     _cuda,
     _engine_session,
     _inspector,
     _layers,
     _plugins,
+    _preparing,
     _trt,
     targets,
 )
 from deploykit.backends._building import Builder
+from deploykit.backends.contract import Availability
 from deploykit.errors import BackendError, InputError, OptionError
 from deploykit.files import onnxfile
+from deploykit.values import silent
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deploykit.backends import BuildOptions, Built, Session
+    from deploykit.backends.contract import BuildOptions, Built, Session
     from deploykit.recipes.opened import Opened
-    from deploykit.values import LayerPrecision, TensorSpec
+    from deploykit.values import LayerPrecision, Progress, TensorSpec
 
 MODULE = "tensorrt"
 _FIX = (
@@ -61,7 +63,9 @@ def _version() -> str:
     return metadata.version(min(installed)) if installed else ""
 
 
-def build(model: Opened, output: Path, options: BuildOptions) -> Built:
+def build(
+    model: Opened, output: Path, options: BuildOptions, *, progress: Progress = silent
+) -> Built:
     """Write the engine for `model` and this machine's GPU to `output`.
 
     The precision of each layer is read with the engine inspector afterwards.
@@ -75,8 +79,12 @@ def build(model: Opened, output: Path, options: BuildOptions) -> Built:
     rules = _trt.generation(importlib.import_module(MODULE))
     inputs, outputs = onnxfile.interface(graph)
     check_types(rules, (*inputs, *outputs))
-    builder = Builder("TensorRT", lambda _, found: _inspector.layers(found) if found else ())
-    with _plugins.prepared(graph, model.path, options.plugins) as made:
+    builder = Builder(
+        "TensorRT",
+        lambda _, found: _inspector.layers(found) if found else (),
+        progress=progress,
+    )
+    with _preparing.prepared(graph, model.path, options.plugins) as made:
         request = _trt.Request(
             module=MODULE,
             model=str(made.path),
@@ -84,7 +92,7 @@ def build(model: Opened, output: Path, options: BuildOptions) -> Built:
             timing_cache=str(options.timing_cache.resolve()) if options.timing_cache else None,
             builder_flags=builder_flags(rules, graph),
         )
-        return _building.build(builder, graph, request, output, options)
+        return _building.build(builder, made, request, output, options)
 
 
 def check_targets(sms: tuple[str, ...], own: str) -> None:
@@ -150,8 +158,7 @@ def inspect(path: Path) -> tuple[LayerPrecision, ...]:
     if found is None:
         raise _cuda.unloadable(path, lines)
     kernels = _inspector.layers(found)
-    model = _layers.origin(path)
-    return _layers.from_file(kernels) if model is None else _layers.read_back(kernels, model)
+    return _layers.of_engine(path, kernels)
 
 
 def _existing(path: Path) -> Path:

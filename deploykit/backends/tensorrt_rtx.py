@@ -8,25 +8,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit.backends import (
-    Availability,
     _building,
     _cuda,
     _engine_session,
     _layers,
     _plan_text,
     _plugins,
+    _preparing,
     _trt,
     targets,
 )
 from deploykit.backends._building import Builder
+from deploykit.backends.contract import Availability
 from deploykit.errors import BackendError, InputError, OptionError
+from deploykit.values import silent
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from deploykit.backends import BuildOptions, Built, Session
+    from deploykit.backends.contract import BuildOptions, Built, Session
     from deploykit.recipes.opened import Opened
-    from deploykit.values import LayerPrecision
+    from deploykit.values import LayerPrecision, Progress
 
 MODULE = "tensorrt_rtx"
 _PACKAGE = "tensorrt-rtx-cu13"
@@ -52,7 +54,9 @@ def availability() -> Availability:
     )
 
 
-def build(model: Opened, output: Path, options: BuildOptions) -> Built:
+def build(
+    model: Opened, output: Path, options: BuildOptions, *, progress: Progress = silent
+) -> Built:
     """Write the engine for `model` and the GPUs of `options.sms` to `output`.
 
     The precision of each layer is read from the engine's text afterwards.
@@ -67,13 +71,14 @@ def build(model: Opened, output: Path, options: BuildOptions) -> Built:
         "TensorRT-RTX",
         lambda engine, _: _plan_text.kernels(engine.read_bytes()),
         library=_library(),
+        progress=progress,
     )
-    with _plugins.prepared(graph, model.path, options.plugins) as made:
-        check(graph, sms, options)
+    with _preparing.prepared(graph, model.path, options.plugins) as made:
+        check(made.graph, sms, options)
         request = _trt.Request(
             module=MODULE, model=str(made.path), sms=sms, plugins=_plugins.to_json(made.use)
         )
-        return _building.build(builder, graph, request, output, options)
+        return _building.build(builder, made, request, output, options)
 
 
 def check(model: ir.Model, sms: tuple[str, ...], options: BuildOptions) -> None:
@@ -135,8 +140,7 @@ def inspect(path: Path) -> tuple[LayerPrecision, ...]:
             expected="an engine of TensorRT-RTX 1.7",
             fix="build it again with the installed version" if known else "",
         )
-    model = _layers.origin(path)
-    return _layers.from_file(kernels) if model is None else _layers.read_back(kernels, model)
+    return _layers.of_engine(path, kernels)
 
 
 def _check_available() -> None:

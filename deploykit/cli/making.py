@@ -189,7 +189,7 @@ def build(
         timing_cache=timing_cache,
         plugins=plugins,
     )
-    made = pipeline.build(model, output, backend, wanted, record=record)
+    made = pipeline.build(model, output, backend, wanted, record=record, progress=progress.bar)
     printing.artifact(made.artifact, as_json=as_json, notes=made.notes, extra=made.to_json())
 
 

@@ -159,6 +159,7 @@ def inspection(found: Inspection) -> str:
     ]
     shares = ", ".join(f"{share:.1%} {name}" for name, share in found.shares.items())
     lines = ["", f"of all MACs: {shares}"]
+    lines += [f"not in these shares as it stands: {remark}" for remark in found.remarks]
     for finding in found.findings:
         lines += [f"{finding.severity}: {finding.node}: {finding.message} [{finding.rule}]"]
         lines += [f"    to fix: {finding.fix}"] if finding.fix else []

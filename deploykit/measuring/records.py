@@ -15,10 +15,13 @@ from deploykit.tasks.task import Display
 from deploykit.values import SCHEMA_VERSION, BenchRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from deploykit.values import Artifact, Json, LayerPrecision
+
+_NAMED = 4
+"""Layers that a remark names."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,20 @@ def shares(layers: Iterable[LayerPrecision]) -> dict[str, float]:
         macs[layer.precision] += layer.macs
     total = sum(macs.values())
     return {name: count / total for name, count in sorted(macs.items()) if count}
+
+
+def remarks(layers: Iterable[LayerPrecision]) -> tuple[str, ...]:
+    """Return what a share of the multiply-accumulates leaves out or assumes, each in one line."""
+    found: dict[str, list[str]] = {}
+    for layer in layers:
+        if layer.note:
+            found.setdefault(layer.note, []).append(f"{layer.name} ({layer.op})")
+    return tuple(f"{_few(names)}: {note}" for note, names in found.items())
+
+
+def _few(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def append(path: Path, record: Record) -> None:

@@ -19,11 +19,14 @@ from deploykit.ops.nodes import (
     detach,
     fill,
     inline,
+    op_of,
 )
+from deploykit.ops.plugin import NAMESPACE
 from deploykit.ops.tracing import torch_op, translations
 
 __all__ = [
     "AT_MOST",
+    "NAMESPACE",
     "attach",
     "calls",
     "check",
@@ -32,6 +35,7 @@ __all__ = [
     "detach",
     "fill",
     "inline",
+    "op_of",
     "shipped",
     "torch_op",
     "translations",

@@ -38,6 +38,11 @@ def calls(model: ir.Model) -> Iterator[tuple[ir.Node, Plugin]]:
             yield node, shipped()[node.op_type]
 
 
+def op_of(node: ir.Node) -> Plugin | None:
+    """Return the op of ours that a node is, None where it is none."""
+    return shipped().get(node.op_type) if node.domain == NAMESPACE else None
+
+
 def counts(model: ir.Model) -> Counter[str]:
     """Return op type -> how many nodes of the main graph are that op of ours, with a kernel."""
     return Counter(node.op_type for node, plugin in calls(model) if plugin.source)

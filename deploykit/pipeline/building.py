@@ -11,21 +11,24 @@ from deploykit.measuring import records
 from deploykit.pipeline import places
 from deploykit.pipeline.made import Made, path_or_none, recorded
 from deploykit.recipes import opened
+from deploykit.values import silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from deploykit.backends import BuildOptions
     from deploykit.pipeline.made import StrPath
+    from deploykit.values import Progress
 
 
-def build(
+def build(  # noqa: PLR0913 - a verb's options, and the backend they are for
     model: StrPath,
     output: StrPath,
     backend: str,
     options: BuildOptions,
     *,
     record: StrPath | None = None,
+    progress: Progress = silent,
 ) -> Made:
     """Return the engine built from `model`, with the precision that each layer really got.
 
@@ -44,7 +47,7 @@ def build(
     )
     chosen = backends.load(backend)
     subject = opened.read(model)
-    built = chosen.build(subject, output, options)
+    built = chosen.build(subject, output, options, progress=progress)
     artifacts.write_text(log, built.log)
     target = " ".join([backend, *(f"SM{sm}" for sm in options.sms)])
     artifact = artifacts.describe(
@@ -66,6 +69,7 @@ def build(
     notes = (
         f"built in {built.seconds:.1f} s for {target}",
         f"read back: {parts} of the MACs",
+        *records.remarks(built.layers),
         *_needs(built.plugins),
     )
     return recorded(Made(artifact, built.layers, notes, target), record)

@@ -44,11 +44,17 @@ class Inspection:
         """Return precision -> its share of the multiply-accumulates."""
         return records.shares(self.layers)
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Return what the shares leave out or assume."""
+        return records.remarks(self.layers)
+
     def to_json(self) -> Json:
         """Return the inspection as plain JSON values."""
         return {
             "path": str(self.path),
             "shares": self.shares,
+            "remarks": list(self.remarks),
             "layers": [vars(layer) for layer in self.layers],
             "findings": [vars(finding) for finding in self.findings],
         }

@@ -74,6 +74,7 @@ def described(
 def recorded(made: Made, record: Path | None) -> Made:
     """Append the artifact's record to the file `record` and return `made`."""
     if record is not None:
-        kept = records.artifact_record(made.artifact, made.layers, target=made.target)
+        notes = records.remarks(made.layers)
+        kept = records.artifact_record(made.artifact, made.layers, target=made.target, notes=notes)
         records.append(record, kept)
     return made

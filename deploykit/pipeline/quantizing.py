@@ -80,8 +80,9 @@ def cast(model: StrPath, output: StrPath, *, record: StrPath | None = None) -> M
         "fp32_nodes": wide,
         "max_relative_error": max(agreement.relative for agreement in agreements),
     }
-    share = records.shares(lint.precision_table(graph)).get(Precision.FP16.value, 0.0)
-    notes = (f"{share:.1%} of the multiply-accumulates in FP16",)
+    layers = lint.precision_table(graph)
+    share = records.shares(layers).get(Precision.FP16.value, 0.0)
+    notes = (f"{share:.1%} of the multiply-accumulates in FP16", *records.remarks(layers))
     return described(written(candidate, subject.origin(), made_by), candidate, notes, record)
 
 
@@ -123,6 +124,7 @@ def _notes(layers: Sequence[LayerPrecision], table: CalibrationTable) -> tuple[s
     share = records.shares(layers).get(Precision.INT8.value, 0.0)
     notes = [
         f"{share:.1%} of the multiply-accumulates in INT8",
+        *records.remarks(layers),
         f"calibrated on {len(table.samples)} images ({table.observer})",
     ]
     if table.skipped:

@@ -10,8 +10,8 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit.graph import cost
 from deploykit.precision.lint.checks import Facts
-from deploykit.precision.lint.graph import is_layer, runs_int8
-from deploykit.precision.lint.rules import RULES, Severity
+from deploykit.precision.lint.graph import runs_int8
+from deploykit.precision.lint.rules import INTEGER_OPS, RULES, Severity
 from deploykit.values import LayerPrecision, Precision
 
 if TYPE_CHECKING:
@@ -53,15 +53,13 @@ def lint(model: ir.Model, *, target_sm: int | None = None) -> tuple[Finding, ...
 
 
 def precision_table(model: ir.Model) -> tuple[LayerPrecision, ...]:
-    """Return what TensorRT should run each weighted node in, in the graph's order, with its MACs.
+    """Return what TensorRT should run each node that multiplies in, in the graph's order.
 
-    Raises: ModelError where a node's shape cannot be known.
+    Those of local functions and subgraphs are among them, and what cannot be counted, with a note.
     """
-    macs = cost.macs(model)
     return tuple(
-        LayerPrecision(_name(node), node.op_type, _precision(node), macs.get(_name(node), 0))
-        for node in model.graph
-        if is_layer(node)
+        LayerPrecision(w.name, w.node.op_type, _precision(w.node), w.macs or 0, w.note)
+        for w in cost.works(model)
     )
 
 
@@ -77,7 +75,7 @@ def _name(node: ir.Node) -> str:
 
 
 def _precision(node: ir.Node) -> str:
-    if runs_int8(node):
+    if node.op_type in INTEGER_OPS or runs_int8(node):
         return Precision.INT8.value
     kinds = {value.dtype for value in (*node.inputs[:1], *node.outputs) if value is not None}
     found = {_FLOATS[kind] for kind in kinds if kind in _FLOATS}

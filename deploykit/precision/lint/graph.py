@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     Array = NDArray[np.generic]
 
 INT8 = ir.DataType.INT8
+_INT8 = ("Conv", "Einsum", "Gemm", "MatMul")
+"""Ops with INT8 kernels; a transposed convolution and a recurrence run in float."""
 _STOPS = ("Resize",)
 """Moving ops that TensorRT does not move a DQ across: they need a Q behind them."""
 
@@ -148,9 +150,12 @@ def right_axis(layer: ir.Node, weights: Step) -> bool:
 
 
 def runs_int8(layer: ir.Node) -> bool:
-    """Return whether TensorRT should run a weighted node in INT8."""
+    """Return whether TensorRT should run a node that multiplies in INT8."""
+    if not is_op(layer, *_INT8):
+        return False
     data, weights = quantized_data(layer), quantized_weights(layer)
-    if data is None or weights is None or layer.op_type == "ConvTranspose":
+    if data is None or weights is None:
         return False
     symmetric = data.symmetric_int8 and weights.symmetric_int8
-    return symmetric and data.per_tensor and right_axis(layer, weights)
+    fits = is_op(layer, "Einsum") or right_axis(layer, weights)
+    return symmetric and data.per_tensor and fits

@@ -38,11 +38,13 @@ class Rule:
     """Of the node types."""
 
 
+INTEGER_OPS = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
+"""Ops that multiply integers, which TensorRT refuses."""
 RULES = (
     Rule(
         "quantized-op",
         "error",
-        ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"),
+        (*INTEGER_OPS, "DynamicQuantizeLinear"),
         checks.quantized_op,
         "quantize in QDQ format",
     ),

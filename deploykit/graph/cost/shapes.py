@@ -1,0 +1,81 @@
+"""Every shape of a model, for a batch of one image."""
+
+from __future__ import annotations
+
+import ast
+from operator import add, floordiv, mul, sub
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from deploykit import ops
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+_OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: add,
+    ast.FloorDiv: floordiv,
+    ast.Mult: mul,
+    ast.Sub: sub,
+}
+"""What the size of a dimension is computed with, as the exporter writes it."""
+_LONGEST = 200
+"""Characters of a size that is computed; a longer one is no formula of an exporter's."""
+
+
+def with_shapes(shaped: ir.Model) -> ir.Model:
+    """Return the model, changed in place: its batch is fixed, every shape is inferred."""
+    batches = [v.shape[0] for v in shaped.graph.inputs if v.shape]
+    dynamic = {batch for batch in batches if not isinstance(batch, int)}
+    known = {*shaped.graph.inputs, *shaped.graph.initializers.values()}
+    for value in _values(shaped.graph):
+        if value.shape is not None:
+            dims = [_size(dim, dynamic) for dim in value.shape]
+            # An intermediate shape with an unknown is inferred anew from the fixed batch.
+            stale = value not in known and not all(isinstance(dim, int) for dim in dims)
+            value.shape = None if stale else ir.Shape(dims)
+    common.ShapeInferencePass(check_type=False, strict_mode=False)(shaped)
+    return shaped
+
+
+def _size(dim: int | ir.SymbolicDim, batches: Collection[object]) -> int | ir.SymbolicDim:
+    """Return a size for a batch of 1: 1000 for `1000*batch`; `dim` where it has other unknowns."""
+    if isinstance(dim, int) or dim in batches:
+        return dim if isinstance(dim, int) else 1
+    text = str(dim)
+    try:
+        tree = ast.parse(text if len(text) < _LONGEST else "?", mode="eval").body
+    except (SyntaxError, ValueError):
+        return dim
+    size = _evaluated(tree, {batch.value for batch in batches if isinstance(batch, ir.SymbolicDim)})
+    return dim if size is None else size
+
+
+def _evaluated(tree: ast.expr, ones: Collection[object]) -> int | None:
+    """Return what an expression is where each of the names `ones` is 1; None: not known."""
+    match tree:
+        case ast.Constant(value=int(value)):
+            return value
+        case ast.Name(id=name):
+            return 1 if name in ones else None
+        case ast.Call(func=ast.Name(id=ops.AT_MOST), args=[most]):
+            return _evaluated(most, ones)
+        case ast.BinOp(left, operator, right):
+            sides = _evaluated(left, ones), _evaluated(right, ones)
+            rule = _OPERATORS.get(type(operator))
+            if rule is None or sides[0] is None or sides[1] is None:
+                return None
+            return rule(sides[0], sides[1]) if sides[1] or rule is not floordiv else None
+    return None
+
+
+def _values(graph: ir.Graph) -> Iterable[ir.Value]:
+    """Yield what is given to a graph or computed in it, in its subgraphs too."""
+    yield from graph.inputs
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        yield from node.outputs
+        for attribute in node.attributes.values():
+            if attribute.type is ir.AttributeType.GRAPH:
+                yield from attribute.as_graph().inputs
