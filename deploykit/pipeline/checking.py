@@ -83,14 +83,18 @@ def _pairing(opened: Model, task: str | AnyTask | None) -> Pairing | None:
 
 def _feeds(opened: Model, options: VerifyOptions, progress: Progress) -> Iterator[Arrays]:
     if options.source is None:
+        preprocess = None if opened.card is None else opened.card.preprocess
         feeds = (
-            random_inputs.feeds(opened.session.inputs, seed=seed) for seed in range(options.count)
+            random_inputs.feeds(opened.session.inputs, seed=seed, preprocess=preprocess)
+            for seed in range(options.count)
         )
         yield from progress(feeds, "compare", options.count)
         return
     data = sources.dataset(options.source)
-    preprocess, name = opened.contract().preprocess, opened.images()
-    for batch in samples.batches(data, preprocess, 1, limit=options.count, progress=progress):
+    contract, name = opened.contract(), opened.images()
+    for batch in samples.batches(
+        data, contract.preprocess, 1, limit=options.count, progress=progress
+    ):
         yield {name: batch.images}
 
 

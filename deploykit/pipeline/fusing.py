@@ -11,21 +11,20 @@ from deploykit.graph import fusion
 from deploykit.graph.passes import DEFAULT, Pass
 from deploykit.pipeline import places
 from deploykit.pipeline.made import Made, described, path_or_none, written
-from deploykit.proof import acceptance, random_inputs, verification
+from deploykit.proof import proving, rewrites
 from deploykit.recipes import opened
-from deploykit.tasks.agreement import PaddedRows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    import onnx_ir as ir
 
     from deploykit.pipeline.made import StrPath
+    from deploykit.proof.proving import Reference
     from deploykit.recipes.opened import Opened
     from deploykit.values import Agreement
 
-TOLERANCE = 1e-4
-"""Largest error accepted of all rewrites together, relative to the output's range."""
-_SEED = 0
-_BATCH = 2  # where the batch is dynamic: a rewrite that assumed 1 shows
+_FIX = "leave this pass out, and report the model"
 
 
 def fuse(
@@ -37,10 +36,10 @@ def fuse(
 ) -> Made:
     """Return the rewritten model, accepted only if its outputs are unchanged.
 
-    Both models run in ONNX Runtime on random inputs; metadata stays.
+    Both models run on random inputs, see `proof.rewrites`; metadata stays.
 
     Raises: ModelError, OptionError, OutputError; ProofError, with the pass that is to blame,
-    where an output differs by more than TOLERANCE of its range.
+    where an output differs by more than rounding explains.
     """
     model, output, record = Path(model), Path(output), path_or_none(record)
     places.check({"the model": model}, output=output, record=record)
@@ -49,9 +48,11 @@ def fuse(
     report = fusion.fuse(graph, passes)
     ops.attach(graph)
     candidate = opened.made(graph, output)
-    agreements = _compare(candidate, subject)
+    reference = rewrites.measure(subject)
+    ran = [each for _ in range(report.rounds) for each in passes]
+    agreements = rewrites.compare(candidate, _running(ran), subject, reference)
     if not all(agreement.passed for agreement in agreements):
-        raise _blame(subject, passes, report.rounds)
+        raise _blame(subject, ran, reference)
     made_by = {
         "verb": "fuse",
         "passes": report.changed,
@@ -63,39 +64,37 @@ def fuse(
     return described(artifact, candidate, notes, record)
 
 
-def _compare(candidate: Opened, reference: Opened) -> tuple[Agreement, ...]:
-    theirs, chosen = acceptance.open_filled(reference)
-    feeds = random_inputs.feeds(theirs.inputs, seed=_SEED, batch=_BATCH)
-    ours, _ = acceptance.open_filled(candidate)
-    return verification.verify(
-        ours, theirs, [feeds], atol=0.0, rtol=TOLERANCE, pairing=PaddedRows(chosen)
-    )
+def _running(passes: Sequence[Pass]) -> Callable[[ir.Model], None]:
+    """Return what runs each of `passes` once."""
+
+    def run(model: ir.Model) -> None:
+        for each in passes:
+            fusion.apply(each, model)
+
+    return run
 
 
-def _blame(model: Opened, passes: Sequence[Pass], rounds: int) -> ProofError:
+def _blame(model: Opened, ran: Sequence[Pass], reference: Reference) -> ProofError:
     """Return the error that names the first pass after which the outputs differ.
 
     Found by bisection over the passes in the order in which they ran.
     """
-    ran = [each for _ in range(rounds) for each in passes]
     good, bad = 0, len(ran)
     while bad - good > 1:
         middle = (good + bad) // 2
-        if all(agreement.passed for agreement in _after(ran[:middle], model)):
+        if all(agreement.passed for agreement in _after(ran[:middle], model, reference)):
             good = middle
         else:
             bad = middle
-    worst = max(_after(ran[:bad], model), key=lambda a: (not a.passed, a.relative))
-    return ProofError(
-        f"pass {ran[bad - 1].name} changed output {worst.output!r}: largest error "
-        f"{worst.max_abs:.3g}, {worst.relative:.3g} of its range",
-        expected=f"at most {TOLERANCE:g} of the range",
-        fix="leave this pass out, and report the model",
-    )
+    try:
+        proving.require(f"pass {ran[bad - 1].name}", _after(ran[:bad], model, reference), fix=_FIX)
+    except ProofError as error:
+        return error
+    return ProofError("the rewrites together changed an output, none of them alone", fix=_FIX)
 
 
-def _after(ran: Sequence[Pass], model: Opened) -> tuple[Agreement, ...]:
-    partial = model.copy()
-    for each in ran:
-        fusion.apply(each, partial)
-    return _compare(opened.made(partial, model.path), model)
+def _after(ran: Sequence[Pass], model: Opened, reference: Reference) -> tuple[Agreement, ...]:
+    partial, run = model.copy(), _running(ran)
+    run(partial)
+    ops.attach(partial)
+    return rewrites.compare(opened.made(partial, model.path), run, model, reference)

@@ -14,17 +14,18 @@ import onnx_ir as ir
 
 from deploykit import ops
 from deploykit.backends import onnxruntime
-from deploykit.errors import DeployError, ProofError
+from deploykit.errors import DeployError, ModelError, ProofError
 from deploykit.ops.plugin import NAMESPACE
-from deploykit.proof import random_inputs, verification
+from deploykit.proof import random_inputs, structure, verification
 from deploykit.recipes import opened
 from deploykit.tasks.agreement import PaddedRows
 from deploykit.tasks.matching import KEYS, Selection
 
 if TYPE_CHECKING:
-    from deploykit.backends import Session
+    from deploykit.backends import Arrays, Session
+    from deploykit.data.preprocess import Preprocess
     from deploykit.recipes.opened import Opened
-    from deploykit.values import Agreement
+    from deploykit.values import Agreement, TensorSpec
 
 _SEED = 0
 _NMS = "DKBatchedNms"
@@ -51,14 +52,37 @@ def open_filled(subject: Opened) -> tuple[Session, Selection]:
 
     A detector's score threshold is `NO_THRESHOLD`, in a copy of the model. Raises: ModelError.
     """
-    if _last_nms(subject.graph) is None:
+    model = filled(subject.graph)
+    if model is subject.graph:
         return onnxruntime.open_model(subject), Selection()
-    model = subject.copy()
+    return onnxruntime.open_model(opened.made(model, subject.path)), selection(model)
+
+
+def filled(graph: ir.Model) -> ir.Model:
+    """Return a detector's graph, copied, without its score threshold; another one as it is."""
+    if _last_nms(graph) is None:
+        return graph
+    model = graph.clone()
     node = _last_nms(model)
     assert node is not None  # as in the model that this is a copy of
     node.attributes["score_threshold"] = ir.AttrFloat32("score_threshold", NO_THRESHOLD)
     ops.attach(model)
-    return onnxruntime.open_model(opened.made(model, subject.path)), selection(model)
+    return model
+
+
+def feeds(
+    model: Opened, inputs: tuple[TensorSpec, ...], *, seed: int = _SEED, batch: int = 1
+) -> Arrays:
+    """Return random inputs of a model, in the range that its card prescribes."""
+    return random_inputs.feeds(inputs, seed=seed, batch=batch, preprocess=preprocess(model))
+
+
+def preprocess(model: Opened) -> Preprocess | None:
+    """Return how a model's images are prepared; None where it does not say, or not readably."""
+    try:
+        return None if model.card is None else model.card.preprocess
+    except ModelError:
+        return None
 
 
 def _last_nms(model: ir.Model) -> ir.Node | None:
@@ -77,10 +101,11 @@ def accept(candidate: Opened, reference: Opened) -> tuple[Agreement, ...]:
     """Return how each output of `candidate` compares with `reference` on one random input.
 
     ONNX Runtime computes FP16 nodes in FP32 where its CPU kernels lack FP16, so this shows neither
-    every overflow nor the full rounding of an FP16 engine.
+    every overflow nor the full rounding of an FP16 engine: see `rewrites.prove_half`.
 
     Raises: ProofError where `candidate` breaks the ONNX specification, does not run in ONNX
-    Runtime, or gives infinities or NaN where `reference` gives numbers.
+    Runtime, gives infinities or NaN where `reference` gives numbers, or is not the same graph but
+    for its precision.
     """
     try:
         onnx.checker.check_model(candidate.data, full_check=True)
@@ -98,16 +123,17 @@ def accept(candidate: Opened, reference: Opened) -> tuple[Agreement, ...]:
                 expected="numbers, as the model it was made from gives",
                 fix="keep the layers that overflow in FP32, with a plan",
             )
+    structure.check(candidate.graph, reference.graph)
     return agreements
 
 
 def _compare(candidate: Opened, reference: Opened) -> tuple[Agreement, ...]:
     theirs, chosen = open_filled(reference)
-    feeds = random_inputs.feeds(theirs.inputs, seed=_SEED)
+    feed = feeds(reference, theirs.inputs)
     try:
         ours, _ = open_filled(candidate)
         return verification.verify(
-            ours, theirs, [feeds], atol=math.inf, rtol=math.inf, pairing=PaddedRows(chosen)
+            ours, theirs, [feed], atol=math.inf, rtol=math.inf, pairing=PaddedRows(chosen)
         )
     except DeployError as error:
         raise ProofError(

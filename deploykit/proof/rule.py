@@ -17,8 +17,9 @@ can be. Numbers, measured on 28 networks (RepVGG, YOLOv6) and in `benchmarks/pro
   a single column up to 16 r: hence 8, over pooled columns.
 * ONNX Runtime's Sigmoid is off by an ulp of 1, not of its value (1.4e-7 at 1e-8), and so is
   whatever ends in one: hence `least` and 4 ulps.
-* In float64 two equal networks differ by 1e-9 r, the smallest fault that a rewrite can make (the
-  bias of one channel dropped) was 0.02 r: hence 1e-6 r wherever both sides run in float64.
+* In float64 two equal networks differ by up to 5e-9 r, the smallest fault that a fold made (the
+  bias of one channel dropped) was 0.02 r: hence 1e-5 r, in their middle, wherever both sides run
+  in float64.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Rule:
 
 SINGLE = Rule(multiple=8.0, ulps=4.0, unit=2.0**-23, least=1.0)
 """Between two computations in float32."""
-DOUBLE = Rule(multiple=1e-6, ulps=450.0, unit=2.0**-52)
+DOUBLE = Rule(multiple=1e-5, ulps=450.0, unit=2.0**-52)
 """Between two computations in float64, of which the reference's float32 rounding is known."""
 HALF = Rule(multiple=8.0, ulps=4.0, unit=2.0**-10, least=2.0**-14)
 """Between two computations in FP16, whose normal numbers end at 2**-14."""
