@@ -7,18 +7,19 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from deploykit.data import images
 from deploykit.data.sources import Dataset, Sample, Source
 from deploykit.errors import DataError, OptionError, unknown_name
-from deploykit.files import elements
+from deploykit.files import elements, paths, schema
+from deploykit.tasks.annotation_checks import COCO
 from deploykit.tasks.annotations import ImageAnnotations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -28,11 +29,6 @@ if TYPE_CHECKING:
 _PREFIX = "instances_"
 _ROBOFLOW = "_annotations.coco.json"
 """Roboflow's exports keep this file among the images."""
-_SHOWN = 80
-"""Characters of a wrong value that a message shows."""
-_NUMBER = (int, float)
-_LARGEST = 2**62
-"""Ids are kept in 64 bits."""
 _LAYOUTS = ("{split}", "images/{split}", "images", ".")
 """Where below DIR the images of annotations/instances_{split}.json may lie."""
 
@@ -78,7 +74,7 @@ class _Index:
         try:
             found = elements.parse(self.path, self.spans[low:high].tolist())
             annotations = tuple(map(_completed, found))
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise DataError(
                 f"cannot read the annotations of {image.name} in {self.path}: {error}",
                 fix="leave the file as it is while it is in use",
@@ -89,8 +85,7 @@ class _Index:
 def _completed(annotation: Json) -> Json:
     """Return an annotation with what it may leave out: no crowd, and the area of its box."""
     annotation.setdefault("iscrowd", 0)
-    if _is_box(annotation.get("bbox")):
-        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+    annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
     return annotation
 
 
@@ -154,74 +149,6 @@ def _require_files(folder: Path, names: list[str]) -> None:
         )
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    """Tell whether `value` is a finite number; NaN is below nothing."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST
-
-
-def _is_size(value: object) -> bool:
-    return _is_number(value) and value >= 0
-
-
-def _is_box(value: object) -> bool:
-    """Tell whether `value` is [x, y, width, height]; x and y may lie outside the image."""
-    return (
-        isinstance(value, list)
-        and len(value) == 4
-        and all(_is_number(v) for v in value)
-        and min(value[2:]) >= 0
-    )
-
-
-def _is_segmentation(value: object) -> bool:
-    """Tell whether `value` is polygons (x, y, x, y, ...) or run lengths."""
-    if isinstance(value, dict):
-        size, counts = value.get("size"), value.get("counts")
-        if not isinstance(size, list) or len(size) != 2 or not all(map(_is_whole, size)):
-            return False
-        if isinstance(counts, list):
-            return all(_is_whole(n) and n >= 0 for n in counts) and sum(counts) == size[0] * size[1]
-        return isinstance(counts, str)
-    return isinstance(value, list) and all(
-        isinstance(polygon, list)
-        and len(polygon) >= 6
-        and len(polygon) % 2 == 0
-        and all(map(_is_number, polygon))
-        for polygon in value
-    )
-
-
-def _are_keypoints(value: object) -> bool:
-    return isinstance(value, list) and len(value) % 3 == 0 and all(map(_is_number, value))
-
-
-_Check: TypeAlias = "tuple[Callable[[object], bool], str]"
-_WHOLE: _Check = (_is_whole, "an integer")
-_TEXT: _Check = (lambda value: isinstance(value, str) and value != "", "a text")
-_FIELDS: dict[str, dict[str, _Check]] = {
-    "images": {"id": _WHOLE, "file_name": _TEXT},
-    "annotations": {
-        "image_id": _WHOLE,
-        "category_id": _WHOLE,
-        "bbox": (_is_box, "[x, y, width, height]"),
-        "area": (_is_size, "a number of pixels"),
-        "iscrowd": (_is_whole, "0 or 1"),
-    },
-    "categories": {"id": _WHOLE, "name": _TEXT},
-}
-_OPTIONAL: dict[str, dict[str, _Check]] = {
-    "images": {"height": _WHOLE, "width": _WHOLE},
-    "annotations": {
-        "segmentation": (_is_segmentation, "polygons [[x, y, ...]] or run lengths of the image"),
-        "keypoints": (_are_keypoints, "[x, y, visibility, ...]"),
-        "num_keypoints": _WHOLE,
-    },
-    "categories": {},
-}
 _LINKS = {"image_id": "images", "category_id": "categories"}
 """Field of an annotation -> the list whose ids it refers to."""
 
@@ -229,16 +156,17 @@ _LINKS = {"image_id": "images", "category_id": "categories"}
 def _read(path: Path) -> _Index:
     """Return the checked content of `path`, without the annotations themselves."""
     found: dict[str, list[Any]] = {}
+    paths.require_file(path, "a COCO instances file", DataError)
     try:
         for element in elements.elements(path):
             entries = found.setdefault(element.key, [])
-            if element.key in _FIELDS and element.end > element.start:
+            if element.key in COCO and element.end > element.start:
                 entries.append(_entry(path, element, len(entries)))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}", expected="a COCO instances file") from error
-    for key in _FIELDS:
+    for key in COCO:
         if key not in found:
             raise _bad(path, f"no list of {key}", "a COCO instances file")
     pictures: list[_Image] = found["images"]
@@ -261,11 +189,11 @@ def _entry(path: Path, element: Element, number: int) -> Any:  # noqa: ANN401 - 
     if not isinstance(element.value, dict):
         raise _bad(path, f"no list of {key}: {key}[{number}] is no object", "a COCO instances file")
     if key == "annotations":
-        value = _completed(element.value)
-        _check_fields(path, f"{key}[{number}]", value, key)
+        value = element.value
+        _check(path, f"{key}[{number}]", value, key)
         return value["image_id"], value["category_id"], element.start, element.end
     (value,) = elements.parse(path, [(element.start, element.end)])  # text beyond ASCII too
-    _check_fields(path, f"{key}[{number}]", value, key)
+    _check(path, f"{key}[{number}]", value, key)
     if key == "categories":
         return value["id"], value["name"]
     size = (value["height"], value["width"]) if {"height", "width"} <= value.keys() else None
@@ -276,15 +204,11 @@ def _bad(path: Path, found: str, expected: str) -> DataError:
     return DataError(f"{path}: {found}", expected=expected)
 
 
-def _check_fields(path: Path, where: str, entry: Json, key: str) -> None:
-    fields = _FIELDS[key]
-    absent = next((field for field in fields if field not in entry), None)
-    if absent is not None:
-        raise _bad(path, f"{where} has no {absent!r}", fields[absent][1])
-    for field, (is_good, expected) in {**fields, **_OPTIONAL[key]}.items():
-        if field in entry and not is_good(entry[field]):
-            found = repr(entry[field])[:_SHOWN]
-            raise _bad(path, f"{where} has {field} {found}", expected)
+def _check(path: Path, where: str, entry: Json, key: str) -> None:
+    try:
+        COCO[key](entry)
+    except schema.MisfitError as misfit:
+        raise _bad(path, f"{where}: {misfit}", misfit.expected) from misfit
 
 
 def _check_unique(path: Path, what: str, values: Sequence[object]) -> None:

@@ -75,12 +75,19 @@ class ProofError(DeployError):
     exit_code = 1
 
 
+_LONGEST, _LISTED = 100, 100
+"""Letters of a wrong name, and right names, that a message shows."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> OptionError:
     """Return the error for `name`, which is not among `known`, with the nearest known names."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    short = name if len(name) <= _LONGEST else name[:_LONGEST] + "..."
+    near = difflib.get_close_matches(short, names, n=3, cutoff=0.5)
+    listed = ", ".join(names[:_LISTED])
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return OptionError(
-        f"unknown {kind} {name!r}",
-        expected="one of " + ", ".join(names),
+        f"unknown {kind} {short!r}",
+        expected=f"one of {listed}{more}",
         fix=f"did you mean {' or '.join(near)}?" if near else "",
     )

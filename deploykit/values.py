@@ -64,12 +64,12 @@ class TensorSpec:
     @classmethod
     def parse(cls, text: str) -> TensorSpec:
         """Return the spec that prints as `text`. Raises: InputError."""
-        match = re.fullmatch(r"\s*(.+?)\s*:\s*(\w+)\[(.*)\]\s*", text)
-        if match is None:
+        match = re.search(r":\s*(\w+)\[(.*)\]$", text.strip())
+        if match is None or not text.strip()[: match.start()].strip():
             raise InputError(f"not a tensor spec: {text!r}", expected="name: dtype[dim, dim]")
-        dims = [d.strip() for d in match[3].split(",") if d.strip()]
-        shape = tuple(int(d) if d.lstrip("-").isdigit() else d for d in dims)
-        return cls(match[1], match[2], shape)
+        dims = [d.strip() for d in match[2].split(",") if d.strip()]
+        shape = tuple(int(d) if re.fullmatch(r"-?\d{1,18}", d) else d for d in dims)
+        return cls(text.strip()[: match.start()].strip(), match[1], shape)
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,10 @@ class CalibrationTable:
     ranges: Mapping[str, Range]
     skipped: tuple[str, ...] = ()
     """Files that could not be read and that the user allowed to be left out."""
+    source: str = ""
+    """The data set, as the user named it."""
+    size: int | None = None
+    """Images asked for; None: all of the data set."""
 
     def to_json(self) -> Json:
         """Return the table as plain JSON values."""
@@ -129,6 +133,8 @@ class CalibrationTable:
                 samples_sha256=data["samples_sha256"],
                 ranges=ranges,
                 skipped=tuple(data.get("skipped", ())),
+                source=data.get("source", ""),
+                size=data.get("size"),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(

@@ -23,7 +23,7 @@ from deploykit.errors import (
     StaleTableError,
 )
 from deploykit.files import artifacts
-from deploykit.precision import calibration, memory
+from deploykit.precision import calibration, memory, tables
 from deploykit.precision.calibration import CalibrationOptions
 from deploykit.recipes import opened
 from deploykit.values import CalibrationTable, Range
@@ -142,7 +142,7 @@ def test_the_table_is_bound_to_the_model_and_the_images(model: Path) -> None:
     assert table.samples == ("image0.jpg", "image1.jpg", "image2.jpg")
     assert table.samples_sha256 == samples.fingerprint(batch.names, batch.pixel_sha256s)
     assert table.observer == "minmax"
-    calibration.check_fresh(table, opened.read(model))
+    tables.check_fresh(table, opened.read(model))
 
 
 def test_the_percentage_is_part_of_the_observer_and_lowers_the_threshold(model: Path) -> None:
@@ -358,8 +358,8 @@ def test_a_group_with_an_uncalibrated_tensor_is_refused() -> None:
 
 def test_a_table_reads_back_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
-    calibration.write_table(path, table())
-    assert calibration.read_table(path) == table()
+    tables.write(path, table())
+    assert tables.read(path) == table()
     assert '"schema_version": 1' in path.read_text(encoding="utf-8")
 
 
@@ -368,12 +368,12 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "table.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError):
-        calibration.read_table(path)
+        tables.read(path)
 
 
 def test_a_table_of_another_model_is_stale_and_both_hashes_are_named(model: Path) -> None:
     with pytest.raises(StaleTableError, match="another model") as caught:
-        calibration.check_fresh(table(), opened.read(model))
+        tables.check_fresh(table(), opened.read(model))
     assert "0" * 64 in caught.value.expected
     assert artifacts.sha256(model) in caught.value.expected
     assert isinstance(caught.value, DeployError)

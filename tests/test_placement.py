@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,14 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit.data.preprocess import Preprocess
 from deploykit.errors import InputError, ModelError, OptionError
-from deploykit.precision.placement import Placement, activations, default_plan, place, read_plan
+from deploykit.precision.placement import (
+    Placement,
+    activations,
+    default_plan,
+    place,
+    read_plan,
+    write_plan,
+)
 from deploykit.recipes.metadata import ModelCard
 from deploykit.recipes.recipe import KeepFloat
 from deploykit.values import Precision, PrecisionPlan
@@ -345,11 +353,16 @@ def test_a_plan_file_goes_over_the_recipes_plan(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"layers": {"a": "int4"}}', "unknown precision 'int4'"),
-        ('{"layers": {"a": ["int8"]}}', "unknown precision"),
-        ('{"layers": ["a"]}', "is not a plan"),
-        ('{"reasons": 3}', "is not a plan"),
-        ("[]", "holds a JSON list"),
+        ('{"layers": {"a": "int4"}}', "layers.a is 'int4'"),
+        ('{"layers": {"a": ["int8"]}}', "layers.a is a list"),
+        ('{"layers": ["a"]}', "layers is a list"),
+        ('{"reasons": 3}', "reasons is 3"),
+        ('{"layer": {}}', "unknown key 'layer'"),
+        ("{}", "neither 'layers' nor 'default'"),
+        ('{"layers": {}, "layers": {}}', "'layers' stands twice"),
+        ('{"layers": {}, "schema_version": 9}', "schema_version is 9"),
+        ('{"model_sha256": "", "observer": "mse", "ranges": {}}', "is a calibration table"),
+        ("[]", "it is a list"),
     ],
 )
 def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -357,3 +370,28 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, text: str, message: s
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         read_plan(path, INT8)
+
+
+def test_a_plan_is_bound_to_its_model_and_to_the_names_of_its_nodes(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    plan = PrecisionPlan(Precision.INT8, {"conv1": Precision.FP16}, {"conv1": "narrow"})
+    write_plan(path, plan, model_sha256="ab")
+    assert read_plan(path, INT8, model_sha256="ab", nodes={"conv1"}) == plan
+    with pytest.raises(InputError, match="made for another model"):
+        read_plan(path, INT8, model_sha256="cd")
+    with pytest.raises(InputError, match="unknown node in the plan 'conv1'") as caught:
+        read_plan(path, INT8, nodes={"conv2", "relu"})
+    assert "did you mean conv2?" in str(caught.value)
+    path.write_text('{"layers": {}, "reasons": {"conv1": "why"}}')
+    with pytest.raises(InputError, match="reason for 'conv1', whose precision"):
+        read_plan(path, INT8)
+
+
+@pytest.mark.parametrize("pattern", ["^(a+)+$", "(a|aa)+$", "(x+x+)+y", "(.*)*z"])
+def test_no_pattern_of_a_card_takes_long(graph: Graph, pattern: str) -> None:
+    name = "a" * 60 + "x" * 60 + "!"
+    model = graph(f"{HEAD} {{ [c] y = {CONV}(x, w1) }}", w1=W)
+    next(iter(model.graph)).name = name
+    started = time.perf_counter()
+    assert default_plan(model, card(KeepFloat(pattern, "why"))).layers == {}
+    assert time.perf_counter() - started < 5

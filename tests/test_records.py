@@ -106,7 +106,7 @@ def test_a_record_after_a_torn_line_starts_a_line_of_its_own(tmp_path: Path) -> 
         (lines({"kind": "song", "schema_version": 1}), "kind or schema_version"),
         (lines({"kind": "bench", "schema_version": 99}), r"schema_version \(99\)"),
         (lines({"kind": "bench", "schema_version": 1}), "backend, batch_size, device_seconds"),
-        ("[" * 100_000 + "\n", "is not JSON"),
+        ("[" * 100_000 + "\n", "is JSON nested too deep"),
         ('{"kind": "bench", "x": NaN}\n', "NaN is not a JSON number"),
     ],
 )
@@ -147,12 +147,14 @@ def test_a_field_of_the_wrong_form_is_named(
 ) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text(lines({**record.to_json(), name: value}))
-    with pytest.raises(InputError, match=f"line 1 is not a record: {name} missing, unknown"):
+    with pytest.raises(
+        InputError, match=rf"line 1 is not a record: (it has the unknown key '{name}'|{name}\b)"
+    ):
         records.read([path])
 
 
 def test_a_file_that_is_absent_or_not_text_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"cannot read .*none\.jsonl: No such file"):
+    with pytest.raises(InputError, match=r"no such file: .*none\.jsonl"):
         records.read([tmp_path / "none.jsonl"])
     (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe\n")
     with pytest.raises(InputError, match=r"b\.jsonl is not text"):

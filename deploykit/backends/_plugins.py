@@ -77,7 +77,7 @@ def sources_sha256() -> str:
 def needed(engine: Path) -> Use | None:
     """Return what an engine needs, as its sidecar says; None: nothing, or it has no sidecar."""
     try:
-        known = artifacts.read_json(artifacts.sidecar(engine))["made_by"]["plugins"]
+        known = artifacts.said(engine)["made_by"]["plugins"]
         use = Use(**known)
     except (DeployError, KeyError, TypeError):
         return None

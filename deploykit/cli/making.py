@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from deploykit.cli import options, printing, progress
 from deploykit.cli.parsing import Argument, Option
@@ -28,6 +28,15 @@ Record = Annotated[
     Option(help="JSON-lines file to append the result to, for `deploykit report`."),
 ]
 FloatType = Annotated[str, Option(help="fp16 or fp32: what is not INT8 runs in.")]
+
+
+CalibMethod = Annotated[str | None, Option(help="mse (default), minmax, percentile or entropy.")]
+CalibSize = Annotated[int | None, Option(help="Images to use, evenly spread.  [default: 512]")]
+Percentile = Annotated[
+    float | None, Option(help="Of |x|, for --calib-method percentile.  [default: 99.99]")
+]
+_IMAGES = 512
+"""To calibrate on, where nobody says how many."""
 
 
 def export(
@@ -84,13 +93,13 @@ def quantize(
     calib_source: Annotated[
         str | None, Option(help="SOURCE:LOCATION, such as coco:DIR, in place of --calib-dir.")
     ] = None,
-    calib_method: Annotated[str, Option(help="mse, minmax, percentile or entropy.")] = "mse",
-    calib_size: Annotated[int, Option(help="Images to use, evenly spread.")] = 512,
+    calib_method: CalibMethod = None,
+    calib_size: CalibSize = None,
     calib_batch_size: BatchSize = None,
-    percentile: Annotated[float, Option(help="Of |x|, for --calib-method percentile.")] = 99.99,
+    percentile: Percentile = None,
     table: Annotated[
         Path | None,
-        Option(help="Calibration table to read if it exists, else to write."),
+        Option(help="Calibration table: read if it exists and is what is asked for, else written."),
     ] = None,
     plan: Annotated[Path | None, Option(help="JSON: which layers stay in float, and why.")] = None,
     float_type: FloatType = "fp16",
@@ -110,15 +119,16 @@ def quantize(
     from deploykit import pipeline  # noqa: PLC0415
     from deploykit.precision.calibration import CalibrationOptions  # noqa: PLC0415
 
+    given = {"observer": calib_method, "size": calib_size, "percentile": percentile}
+    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     wanted = pipeline.QuantizeOptions(
         source=options.calibration(calib_dir, calib_source, needed=not _exists(table)),
         calibration=CalibrationOptions(
-            observer=calib_method,
-            size=calib_size,
+            **{"size": _IMAGES, **asked},
             batch_size=calib_batch_size,
-            percentile=percentile,
             skip_unreadable=skip_unreadable,
         ),
+        asked=asked,
         table=table,
         plan=plan,
         float_type=options.float_type(float_type),

@@ -31,6 +31,9 @@ _SUFFIXES = {
 SUFFIXES = frozenset(suffix for group in _SUFFIXES.values() for suffix in group)
 """File name endings, in lower case, that mark an image."""
 
+PIXELS = 1 << 26
+"""Of one image at most, 8192 x 8192: a small file can unpack to any number."""
+
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -74,12 +77,23 @@ def decode(path: Path) -> Pixels:
         raise DataError(f"cannot read {path}: no such file")
     try:
         with Image.open(path, formats=_formats()) as image:
+            _check_size(image)
             image.load()
             return _pixels(_upright(image))
     except DataError as error:
         raise DataError(f"{path}: {error.found}", expected=error.expected, fix=error.fix) from error
     except Exception as error:
         raise _unreadable(path, error) from error
+
+
+def _check_size(image: Image.Image) -> None:
+    """Check the size that an image says it has, before it is unpacked. Raises: DataError."""
+    if image.width * image.height > PIXELS:
+        raise DataError(
+            f"an image of {image.width}x{image.height} pixels",
+            expected=f"at most {PIXELS} pixels, as 8192x8192 has",
+            fix="shrink the image, or cut it into tiles",
+        )
 
 
 @functools.cache

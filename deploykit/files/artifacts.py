@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import InputError, OutputError
-from deploykit.files import paths
+from deploykit.files import jsonfile, paths, schema
 from deploykit.values import SCHEMA_VERSION, Artifact, Json, TensorSpec
 
 if TYPE_CHECKING:
@@ -22,6 +22,16 @@ if TYPE_CHECKING:
     Interface = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 
 _CHUNK = 1 << 20
+SIDECAR = schema.record(
+    {
+        "schema_version": schema.VERSION,
+        "sha256": schema.text(),
+        "inputs": schema.many(schema.text()),
+        "outputs": schema.many(schema.text()),
+        "parents": schema.mapping(schema.text()),
+        "made_by": schema.mapping(schema.anything),
+    }
+)
 _RECORDED = ("deploykit", "torch", "onnx", "onnxruntime", "numpy", "tensorrt-rtx-cu13", "tensorrt")
 
 
@@ -78,6 +88,7 @@ class _Undo(Exception):  # noqa: N818 - a signal, not an error
 def sha256(path: Path) -> str:
     """Return the sha256 (hex) of a file's content. Raises: InputError."""
     hasher = hashlib.sha256()
+    paths.require_file(path, "data")
     try:
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
@@ -96,19 +107,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: Json) -> None:
     """Write `data` with sorted keys, atomically. Raises: OutputError."""
     write_text(path, json.dumps(data, indent=1, sort_keys=True) + "\n")
-
-
-def read_json(path: Path) -> Json:
-    """Return the JSON object in `path`. Raises: InputError."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{path} holds a JSON {type(data).__name__}", expected="an object")
-    return data
 
 
 def versions() -> dict[str, str]:
@@ -162,6 +160,11 @@ def describe(
     return artifact
 
 
+def said(path: Path) -> Json:
+    """Return what the sidecar of `path` says, whether or not it still fits. Raises: InputError."""
+    return jsonfile.read(sidecar(path), SIDECAR, "the sidecar of a file")
+
+
 def read(path: Path, *, digest: str = "") -> Artifact:
     """Return the artifact at `path` from its sidecar.
 
@@ -169,19 +172,19 @@ def read(path: Path, *, digest: str = "") -> Artifact:
 
     Raises: InputError where either file is absent or the file changed since it was described.
     """
-    data = read_json(sidecar(path))
+    data = said(path)
     found = digest or sha256(path)
-    if data.get("sha256") != found:
+    if data["sha256"] != found:
         raise InputError(
             f"{path} is not the file that {sidecar(path).name} describes",
-            expected=f"sha256 {data.get('sha256')}, found {found}",
+            expected=f"sha256 {data['sha256']}, found {found}",
             fix="make the file again, or delete the sidecar",
         )
     return Artifact(
         path=path,
         sha256=found,
-        inputs=tuple(TensorSpec.parse(text) for text in data.get("inputs", ())),
-        outputs=tuple(TensorSpec.parse(text) for text in data.get("outputs", ())),
-        parents=data.get("parents", {}),
-        made_by=data.get("made_by", {}),
+        inputs=tuple(TensorSpec.parse(text) for text in data["inputs"]),
+        outputs=tuple(TensorSpec.parse(text) for text in data["outputs"]),
+        parents=data["parents"],
+        made_by=data["made_by"],
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from deploykit.files import paths
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -58,7 +60,7 @@ def kind(first: bytes) -> Kind:
 def head(path: Path, error: type[InputError], what: str) -> bytes:
     """Return the first HEAD bytes of `path`, which should hold `what`, e.g. "an ONNX model".
 
-    Raises: `error` where the file is missing, a folder, unreadable or empty.
+    Raises: `error` where the file is missing, a folder, a device or a pipe, unreadable or empty.
     """
     return read(path, error, what, whole=lambda _: False)
 
@@ -76,18 +78,16 @@ def read(
     whole: from the first HEAD bytes, whether the rest is wanted too.
     check: takes the size of the file in bytes before the rest is read.
 
-    Raises: `error` where the file is missing, a folder, unreadable or empty; what `check` does.
+    Raises: `error` where the file is missing, no plain file, unreadable or empty; what `check`
+    does.
     """
+    paths.require_file(path, what, error)
     try:
         with path.open("rb") as file:
             found = file.read(HEAD)
             if whole(found):
                 check(os.fstat(file.fileno()).st_size)
                 found += file.read()
-    except FileNotFoundError:
-        raise error(f"no such file: {path}", expected=what) from None
-    except IsADirectoryError:
-        raise error(f"{path} is a folder", expected=f"a file that holds {what}") from None
     except OSError as reason:
         raise error(f"cannot read {path}: {reason.strerror or reason}") from reason
     if not found:

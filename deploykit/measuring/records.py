@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from deploykit.errors import InputError, OutputError
-from deploykit.files import appending
+from deploykit.files import appending, jsonfile, paths, schema
 from deploykit.measuring.fields import CHECKS
 from deploykit.tasks import coco
 from deploykit.tasks.task import Display
@@ -172,9 +173,13 @@ def read(paths: Iterable[Path]) -> tuple[Record, ...]:
 
 
 def _read(path: Path) -> Iterator[Record]:
+    paths.require_file(path, _EXPECTED)
     try:
         with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
+            for number in itertools.count(1):
+                line = file.readline(jsonfile.LARGEST)
+                if not line:
+                    return
                 if line.strip():
                     yield _parse(line, f"{path} line {number}")
     except OSError as error:
@@ -194,12 +199,12 @@ _KINDS: Mapping[str, type[Any]] = {
 
 
 def _parse(line: str, where: str) -> Record:
+    torn = "" if line.endswith("\n") else ": its end is missing, writing was interrupted"
     try:
-        data = json.loads(line, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        torn = "" if line.endswith("\n") else ": its end is missing, writing was interrupted"
+        data = jsonfile.parse(line, where)
+    except InputError as error:
         raise InputError(
-            f"{where} is not JSON{torn or f': {error}'}",
+            f"{where} is not JSON{torn}" if torn else error.found,
             expected=_EXPECTED,
             fix="delete that line" if torn else "",
         ) from error
@@ -208,28 +213,18 @@ def _parse(line: str, where: str) -> Record:
     return _decode(data, where)
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")
-
-
 def _decode(data: Json, where: str) -> Record:
-    kind = _KINDS.get(data.pop("kind"))
-    version = data.pop("schema_version", None)
-    if kind is None or version != SCHEMA_VERSION:
+    name, version = data.pop("kind"), data.pop("schema_version", None)
+    if name not in _KINDS or version != SCHEMA_VERSION:
         raise InputError(
-            f"{where} is of a kind or schema_version ({version}) that is not known",
+            f"{where} is of a kind or schema_version ({schema.shown(version)}) that is not known",
             expected=f"schema_version {SCHEMA_VERSION}, and as kind {', '.join(_KINDS)}",
             fix="read it with the version of deploykit that wrote it",
         )
-    wanted = {item.name for item in fields(kind)}
-    wrong = sorted((wanted ^ set(data)) - _LATER) + sorted(
-        name for name in wanted & set(data) if not CHECKS[name](data[name])
-    )
-    if wrong:
-        raise InputError(
-            f"{where} is not a record: {', '.join(wrong)} missing, unknown or of the wrong form",
-            expected=_EXPECTED,
-        )
+    kind = _KINDS[name]
+    checks = {item.name: CHECKS[item.name] for item in fields(kind)}
+    later = {key: checks.pop(key) for key in _LATER & checks.keys()}
+    jsonfile.fitted(data, schema.record(checks, later), "a record", where)
     if "display" in data:
         data["display"] = {name: Display(**shown) for name, shown in data["display"].items()}
     record: Record = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})

@@ -147,7 +147,7 @@ def _kind(first: bytes, path: Path) -> contents.Kind:
 def _said(path: Path) -> Mapping[str, Any]:
     """Return how a file was made by its sidecar, nothing where there is none to be read."""
     try:
-        said = artifacts.read_json(artifacts.sidecar(path)).get("made_by")
+        said = artifacts.said(path).get("made_by")
     except DeployError:
         return {}
     return said if isinstance(said, dict) else {}

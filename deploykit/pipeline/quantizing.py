@@ -11,14 +11,14 @@ from deploykit.errors import ModelError, OptionError
 from deploykit.measuring import records
 from deploykit.pipeline import places
 from deploykit.pipeline.made import Made, described, path_or_none, written
-from deploykit.precision import calibration, float16, lint, placement, quantization
+from deploykit.precision import calibration, float16, lint, placement, quantization, tables
 from deploykit.precision.calibration import CalibrationOptions
 from deploykit.proof import acceptance
 from deploykit.recipes import opened
 from deploykit.values import Precision, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from deploykit.pipeline.made import StrPath
     from deploykit.recipes.opened import Opened
@@ -34,6 +34,9 @@ class QuantizeOptions:
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     table: Path | None = None
     """Calibration table: read where it exists, else written."""
+    asked: Collection[str] | None = None
+    """Fields of `calibration` that an existing table must agree with; None: `observer` and `size`
+    where there are images to calibrate on."""
     plan: Path | None = None
     """JSON {"layers": {node: precision}, "reasons": {node: text}}, over the recipe's own."""
     float_type: Precision = Precision.FP16
@@ -90,16 +93,15 @@ def _plan(model: Opened, options: QuantizeOptions) -> PrecisionPlan:
     plan = placement.default_plan(model.graph, model.card)
     if options.plan is None:
         return plan
-    return placement.read_plan(options.plan, plan)
+    names = {node.name or "" for node in model.graph.graph}
+    return placement.read_plan(options.plan, plan, model_sha256=model.sha256, nodes=names)
 
 
 def _table(
     model: Opened, tensors: Sequence[str], options: QuantizeOptions, progress: Progress
 ) -> CalibrationTable:
     if options.table is not None and options.table.exists():
-        table = calibration.read_table(options.table)
-        calibration.check_fresh(table, model)
-        return table
+        return _known_table(options.table, model, options)
     if options.source is None:
         raise OptionError("no images to calibrate on", fix="name a data set, or an existing table")
     if model.card is None:
@@ -116,7 +118,19 @@ def _table(
         progress=progress,
     )
     if options.table is not None:
-        calibration.write_table(options.table, table)
+        tables.write(options.table, table)
+    return table
+
+
+def _known_table(path: Path, model: Opened, options: QuantizeOptions) -> CalibrationTable:
+    """Return the table in a file. Raises: StaleTableError where it is not what is asked for."""
+    table = tables.read(path)
+    tables.check_fresh(table, model)
+    images, asked = None, options.asked
+    if options.source is not None and model.card is not None:
+        images = (sources.dataset(options.source), model.card.preprocess)
+        asked = {"observer", "size"} if asked is None else asked
+    tables.check_asked(table, options.calibration, asked or (), images=images)
     return table
 
 

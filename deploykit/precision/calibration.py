@@ -17,8 +17,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from deploykit.data import samples
-from deploykit.errors import InputError, ModelError, OptionError, StaleTableError, unknown_name
-from deploykit.files import artifacts, onnxfile
+from deploykit.errors import InputError, ModelError, OptionError, unknown_name
+from deploykit.files import onnxfile
 from deploykit.precision import memory, observers
 from deploykit.values import CalibrationTable, TensorSpec, silent
 
@@ -101,11 +101,13 @@ def calibrate(  # noqa: PLR0913 - model, images, tensors, and two independent op
     )
     return CalibrationTable(
         model_sha256=model.sha256,
-        observer=_label(options),
+        observer=label(options),
         samples=tuple(names),
         samples_sha256=samples.fingerprint(names, pixel_sha256s),
         ranges={name: observers.chosen_range(observer, seen[name]) for name in wanted},
         skipped=tuple(skipped),
+        source=dataset.name,
+        size=options.size,
     )
 
 
@@ -127,27 +129,8 @@ def unify(table: CalibrationTable, groups: Iterable[Iterable[str]]) -> Calibrati
     return replace(table, ranges=ranges)
 
 
-def write_table(path: Path, table: CalibrationTable) -> None:
-    """Write the table as JSON, atomically. Raises: OutputError."""
-    artifacts.write_json(path, table.to_json())
-
-
-def read_table(path: Path) -> CalibrationTable:
-    """Return the table in a JSON file. Raises: InputError."""
-    return CalibrationTable.from_json(artifacts.read_json(path))
-
-
-def check_fresh(table: CalibrationTable, model: Opened) -> None:
-    """Check that the table was made for this very model file. Raises: StaleTableError."""
-    if model.sha256 != table.model_sha256:
-        raise StaleTableError(
-            f"the calibration table was made for another model than {model.path}",
-            expected=f"sha256 {table.model_sha256}, found {model.sha256}",
-            fix="calibrate this model, or name the model that the table was made for",
-        )
-
-
-def _label(options: CalibrationOptions) -> str:
+def label(options: CalibrationOptions) -> str:
+    """Return what a table says of the method, such as `percentile 99.9`."""
     exact = f" {options.percentile:g}" if options.observer == "percentile" else ""
     return options.observer + exact
 

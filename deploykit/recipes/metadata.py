@@ -8,7 +8,9 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from deploykit.data.preprocess import Preprocess
-from deploykit.errors import InputError, ModelError, unknown_name
+from deploykit.errors import ModelError, unknown_name
+from deploykit.files import jsonfile
+from deploykit.recipes.card_schema import CARD
 from deploykit.recipes.recipe import RECIPES, KeepFloat
 from deploykit.values import SCHEMA_VERSION, Json, Precision
 
@@ -51,21 +53,19 @@ class ModelCard:
     @classmethod
     def from_json(cls, data: Json) -> ModelCard:
         """Return the card that `to_json` wrote. Raises: ModelError."""
-        try:
-            return cls(
-                recipe=data["recipe"],
-                variant=data["variant"],
-                task=data["task"],
-                preprocess=Preprocess.from_json(data["preprocess"]),
-                class_names=tuple(data["class_names"]),
-                checkpoint_sha256=data["checkpoint_sha256"],
-                keep_float=tuple(
-                    KeepFloat(pattern, reason, Precision(precision))
-                    for pattern, reason, precision in data["keep_float"]
-                ),
-            )
-        except (KeyError, TypeError, ValueError, InputError) as error:
-            raise ModelError(f"the model's deploykit metadata is damaged: {error}") from error
+        jsonfile.fitted(data, CARD, "a model's card", "the deploykit metadata", error=ModelError)
+        return cls(
+            recipe=data["recipe"],
+            variant=data["variant"],
+            task=data["task"],
+            preprocess=Preprocess.from_json(data["preprocess"]),
+            class_names=tuple(data["class_names"]),
+            checkpoint_sha256=data["checkpoint_sha256"],
+            keep_float=tuple(
+                KeepFloat(pattern, reason, Precision(precision))
+                for pattern, reason, precision in data["keep_float"]
+            ),
+        )
 
 
 def write(properties: MutableMapping[str, str], card: ModelCard) -> None:
@@ -81,11 +81,9 @@ def read(properties: Mapping[str, str]) -> ModelCard | None:
     text = properties.get(_KEY)
     if text is None:
         return None
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise ModelError(f"the model's deploykit metadata is not JSON: {error}") from error
-    return ModelCard.from_json(data)
+    if len(text) > jsonfile.LARGEST:
+        raise ModelError(f"the deploykit metadata has {len(text)} letters")
+    return ModelCard.from_json(jsonfile.parse(text, "the deploykit metadata", error=ModelError))
 
 
 def recipe_name(given: str | None, recipe: Recipe) -> str:

@@ -1,7 +1,7 @@
 """Where Q/DQ go: rules for what TensorRT runs in INT8, plans of what shall not."""
 
 from deploykit.precision.placement.placing import Activation, Placement, Weight, activations, place
-from deploykit.precision.placement.plans import default_plan, read_plan
+from deploykit.precision.placement.plans import default_plan, read_plan, write_plan
 
 __all__ = [
     "Activation",
@@ -11,4 +11,5 @@ __all__ = [
     "default_plan",
     "place",
     "read_plan",
+    "write_plan",
 ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from deploykit import ops
 from deploykit.errors import ModelError, OptionError, ProofError
-from deploykit.precision import calibration, float16, lint, placement
+from deploykit.precision import float16, lint, placement, tables
 from deploykit.precision.float16.rules import MAX_HALF
 from deploykit.precision.quantization.writing import insert
 from deploykit.values import Precision, digest
@@ -38,7 +38,7 @@ def quantize(
     range; ModelError, OptionError for a model or plan that cannot be quantised; ProofError where
     the result is not accepted by the lint.
     """
-    calibration.check_fresh(table, model)
+    tables.check_fresh(table, model)
     graph = model.copy()
     placed = placement.place(graph, plan)
     check(graph, placed, float_type)

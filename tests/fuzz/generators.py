@@ -1,0 +1,21 @@
+"""Every hostile case."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from . import cards, commands, images, json_files, onnx_files
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from .case import Case
+
+_MODULES = (cards, commands, images, json_files, onnx_files)
+
+
+def cases(base: Path) -> Iterator[Case]:
+    """Yield the cases of every module, made from the sound files in `base`."""
+    for module in _MODULES:
+        yield from module.cases(base)
