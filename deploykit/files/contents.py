@@ -17,6 +17,8 @@ HEAD = 512
 """Bytes that are enough to recognise every kind below."""
 ZIP = b"PK\x03\x04"
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_OLD_PICKLES = (b"(dp", b"(lp", b"(tp", b"ccollections\n", b"ccopy_reg\n", b"}q", b"]q")
+"""Protocols 0 and 1 have no mark of their own: a dictionary, a list or an object begins so."""
 _ENGINES = (b"ftrt", b"ptrt", b"vtrt")
 Kind: TypeAlias = Literal["checkpoint", "engine", "onnx"]
 _UNTEXT = frozenset(range(32)) - frozenset(b"\t\n\r\f")
@@ -52,7 +54,9 @@ def kind(first: bytes) -> Kind:
     """
     if first[:4].lower() in _ENGINES:
         return "engine"
-    if first.startswith((ZIP, *_PICKLES)) or first[8:9] == b"{":
+    safetensors = first[6:9] == b"\0\0{"  # a length of 8 bytes, then JSON
+    tar = first[257:262] == b"ustar"
+    if first.startswith((ZIP, *_PICKLES, *_OLD_PICKLES)) or safetensors or tar:
         return "checkpoint"
     return "onnx"
 

@@ -48,6 +48,8 @@ class Network:
     """As it was trained (branches unfolded), in eval mode."""
     recipe: Recipe
     card: ModelCard
+    notes: tuple[str, ...] = ()
+    """Which weights of the file were taken, and what was left aside."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -60,14 +62,43 @@ class Network:
 def load_network(path: Path, options: NetworkOptions) -> Network:
     """Return the network of a checkpoint with its weights loaded.
 
+    Of several sets of weights in the file, the first is taken that a recipe knows and that fits.
+
     Raises: CheckpointError, OptionError.
     """
-    loaded = checkpoint.load(path)
-    recipe, found = identify(loaded, options, path.name)
+    misfits: dict[str, CheckpointError] = {}
+    offered: list[checkpoint.Checkpoint] = []
+    for loaded in checkpoint.candidates(path):
+        offered.append(loaded)
+        try:
+            known = identify(loaded, options)
+            if known is not None:
+                network = _network(loaded, options, *known)
+                passed = [f"{where} not used: {why.found}" for where, why in misfits.items()]
+                return replace(network, notes=(*loaded.notes, *passed))
+        except CheckpointError as error:
+            misfits.setdefault(f"the weights under {loaded.place!r}", error)
+    if misfits:
+        raise next(iter(misfits.values()))
+    raise _unknown(path.name, offered[0], options)
+
+
+def _network(
+    loaded: checkpoint.Checkpoint, options: NetworkOptions, recipe: Recipe, found: Found
+) -> Network:
+    """Return the network of a recipe with the weights in it.
+
+    Raises: CheckpointError, OptionError.
+    """
     state = recipe.family.adapt(loaded.state)
     module = found.build() if found.build else recipe.family.build(found.variant, found.classes)
     module = reparam.as_stored(module.eval(), state.keys())
-    checkpoint.fit(module, dict(state), name=f"{recipe.name} {found.variant}")
+    name = f"{recipe.name} {found.variant}"
+    try:
+        checkpoint.fit(module, dict(state), name=name)
+    except CheckpointError as error:
+        fix = _advice(loaded, options, recipe, found)
+        raise CheckpointError(error.found, expected=error.expected, fix=fix) from error
     pickled.settle(module, loaded.modules, pickled.paths(loaded.state, state))
     make = found.preprocess or partial(recipe.preprocess, found.variant)
     preprocess = make(options.input_size)
@@ -88,31 +119,66 @@ def load_network(path: Path, options: NetworkOptions) -> Network:
     return Network(module.eval(), recipe, card)
 
 
-def identify(
-    loaded: checkpoint.Checkpoint, options: NetworkOptions, name: str
-) -> tuple[Recipe, Found]:
-    """Return the recipe that a checkpoint belongs to, and what it says of it."""
-    names = [options.recipe] if options.recipe else sorted(RECIPES.shipped())
+def identify(loaded: checkpoint.Checkpoint, options: NetworkOptions) -> tuple[Recipe, Found] | None:
+    """Return the recipe that a checkpoint belongs to, and what it says of it; None: no recipe.
+
+    Raises: CheckpointError, OptionError.
+    """
     facts = Facts(loaded.modules, loaded.sha256, options.variant, options.settings)
-    for recipe in map(RECIPES.load, names):
+    for recipe in map(RECIPES.load, _tried(options)):
         found = as_found(recipe.family.identify(recipe.family.adapt(loaded.state), facts))
-        if found is None:
-            continue
-        if found.build is None:
-            return recipe, _as_stated(recipe, found, facts)
-        return recipe, found
-    state = loaded.state
-    keys = ", ".join(list(state)[:3])
-    raise CheckpointError(
-        f"{name} is not a checkpoint of {' or '.join(names)}: its first keys are {keys}",
-        fix="name the model's family with --recipe, by name or as a file of your own",
+        if found is not None:
+            return recipe, found if found.build else _as_stated(recipe, found, facts)
+    return None
+
+
+def _tried(options: NetworkOptions) -> list[str]:
+    return [options.recipe] if options.recipe else sorted(RECIPES.shipped())
+
+
+def _unknown(name: str, loaded: checkpoint.Checkpoint, options: NetworkOptions) -> CheckpointError:
+    """Return the error for weights that no recipe knows, with what the file says they are."""
+    keys = ", ".join(key[:_LONGEST] for key in list(loaded.state)[:3])
+    holds = f"its first keys are {keys}"
+    if loaded.kind:
+        holds = f"it holds a pickled {loaded.kind}, whose first keys are {keys}"
+    other = identify(loaded, replace(options, recipe=None)) if options.recipe else None
+    return CheckpointError(
+        f"{name} is not a checkpoint of {' or '.join(_tried(options))}: {holds}",
+        expected=f"a checkpoint of {other[0].name}, as this is one" if other else "",
+        fix="leave --recipe out" if other else _OWN_RECIPE,
     )
+
+
+_OWN_RECIPE = "write a recipe for this network (see exporters/README.md): --recipe ./my_model.py"
+_LONGEST = 100  # characters of a name in a message
+
+
+def _advice(
+    loaded: checkpoint.Checkpoint, options: NetworkOptions, recipe: Recipe, found: Found
+) -> str:
+    """Return what can be done where weights do not fit the network they were taken for."""
+    if options.variant is None:
+        return f"no variant of {recipe.name} has these weights: {_OWN_RECIPE}"
+    try:
+        known = identify(loaded, replace(options, variant=None))
+    except CheckpointError:
+        known = None
+    if known is None or known[1].variant == found.variant:
+        return f"no variant of {recipe.name} has these weights: {_OWN_RECIPE}"
+    return f"leave --variant out: by their shapes they are those of {known[1].variant}"
 
 
 def _as_stated(recipe: Recipe, found: Found, facts: Facts) -> Found:
     """Return what was found, with the variant that the user stated."""
     if facts.given:
         raise unknown_name(f"setting of {recipe.name}", next(iter(facts.given)), ())
+    if facts.variant is None and found.variant not in recipe.variants:
+        raise CheckpointError(
+            f"the weights are those of {found.variant}, which is no variant of {recipe.name}",
+            expected="one of " + ", ".join(sorted(recipe.variants)),
+            fix=_OWN_RECIPE,
+        )
     variant = facts.variant or found.variant
     if variant not in recipe.variants:
         raise unknown_name(f"variant of {recipe.name}", variant, recipe.variants)

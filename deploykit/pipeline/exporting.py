@@ -70,10 +70,12 @@ def export(
         pass
     worst = max(agreement.relative for agreement in agreements)
     said = {"recipe": card.recipe, "variant": card.variant, "opset": options.opset}
-    made_by = {"verb": "export", **said, "max_relative_error": worst}
+    chosen = {"weights": list(trained.notes)} if trained.notes else {}
+    made_by = {"verb": "export", **said, **chosen, "max_relative_error": worst}
     artifact = written(candidate, {path.name: card.checkpoint_sha256}, made_by)
     notes = (
         f"{card.recipe} {card.variant}, opset {options.opset}",
+        *trained.notes,
         f"agrees with PyTorch within {worst:.1e} of each output's range",
     )
     return described(artifact, candidate, notes, record)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import pickle_bombs as bombs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _FLOATS = struct.pack("<6f", *range(6))
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -93,7 +93,7 @@ def _tar(files: dict[str, bytes]) -> bytes:
     return found + bytes(1024)
 
 
-_CONTAINERS = {
+_CONTAINERS: dict[str, Callable[[bytes], bytes]] = {
     "zip": zipped,
     "pickle": bytes,
     "old": stream,
@@ -264,7 +264,7 @@ def _safetensors() -> Iterator[tuple[str, bytes]]:
         file(b'{"w":{"dtype":"F32","shape":[NaN],"data_offsets":[0,Infinity]}}'),
     )
     yield "safetensors: a name twice", file(b'{"w":1,"w":2}')
-    for name, change in {
+    changes: dict[str, dict[str, Any]] = {
         "a huge shape": {"shape": [1 << 62, 1 << 62]},
         "an empty shape of 2^62": {"shape": [0, 1 << 62]},
         "a negative shape": {"shape": [-6]},
@@ -276,7 +276,8 @@ def _safetensors() -> Iterator[tuple[str, bytes]]:
         "no offsets": {"data_offsets": None},
         "99 sides": {"shape": [1] * 99},
         "a list for a type": {"dtype": []},
-    }.items():
+    }
+    for name, change in changes.items():
         yield f"safetensors: {name}", file({"w": {**one, **change}})
     yield "safetensors: 5,000 that overlap", file({f"w{i}": one for i in range(5_000)})
     yield "safetensors: a hole", file({"w": one}, _FLOATS + bytes(8))

@@ -1,4 +1,4 @@
-"""Pickles that are small and ask for much: each is the body of a checkpoint, whatever its container.
+"""Pickles that are small and ask for much: each is the body of a checkpoint in some container.
 
 All are below 1 MB; none was ever a real file.
 """

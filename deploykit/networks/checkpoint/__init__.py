@@ -41,6 +41,8 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     """What was chosen, removed or ignored on the way."""
     class_names: tuple[str, ...] | None = None
+    around: tuple[PickledModule, ...] = ()
+    """Pickled modules that hold nothing but the network, or one within: the outermost first."""
     modules: Mapping[str, PickledModule] = field(default_factory=lambda: MappingProxyType({}))
     """Dotted path -> module, where a module was pickled; "" is the network. Paths are those of the
     names in `state`: the weight "rpn.head.conv.weight" is of the module "rpn.head.conv". Empty for
@@ -53,8 +55,10 @@ class Checkpoint:
 
     @property
     def kind(self) -> str | None:
-        """Return the class of the pickled network, None for a bare state dict."""
-        return self.modules[""].kind if "" in self.modules else None
+        """Return the class of the pickled network with all around it, None for a state dict."""
+        root = self.modules.get("")
+        outermost = self.around[0] if self.around else root
+        return outermost.kind if outermost else None
 
 
 def load(path: Path) -> Checkpoint:
@@ -103,10 +107,18 @@ class _Said:
             self._sha256,
             (*holder.notes, *part.notes),
             self._names[key],
+            _around(self._modules[key], part.prefix),
             _below(self._modules[key], part.prefix),
             self._facts,
             place,
         )
+
+
+def _around(modules: Mapping[str, PickledModule], prefix: str) -> tuple[PickledModule, ...]:
+    """Return the modules on the way to `prefix`, the outermost first."""
+    parts = prefix.split(".")[:-1]
+    paths = [".".join(parts[:count]) for count in range(len(parts))]
+    return tuple(modules[path] for path in paths if path in modules)
 
 
 def _below(modules: Mapping[str, PickledModule], prefix: str) -> Mapping[str, PickledModule]:

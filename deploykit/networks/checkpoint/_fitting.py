@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 _SHOWN = 5
 _COUNTER = "num_batches_tracked"
-_FEW = 0.1
-"""Share of names in common below which the checkpoint is of another model altogether."""
 
 
 def fit(module: nn.Module, state: Mapping[str, Tensor], *, name: str) -> None:
@@ -26,6 +24,12 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], *, name: str) -> None:
     wanted = module.state_dict()
     missing = [k for k in wanted if k not in state and not k.endswith(_COUNTER)]
     unexpected = [k for k in state if k not in wanted and not k.endswith(_COUNTER)]
+    marks = [k for k in unexpected if state[k].numel() == 0]
+    if marks:  # no weights: what a recipe notes about names that it has changed
+        raise CheckpointError(
+            f"the names of the checkpoint are those of {_shown(marks)}, and {name} has others",
+            expected=f"the {len(wanted)} weights of {name}",
+        )
     common = [k for k in wanted if k in state]
     misshapen = [
         f"{k} is {list(state[k].shape)}, not {list(wanted[k].shape)}"
@@ -38,19 +42,9 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], *, name: str) -> None:
         share = len(common) / max(len(wanted), 1)
         raise CheckpointError(
             f"the checkpoint does not fit {name}: {', '.join(lists)}",
-            expected=f"the {len(wanted)} weights of {name}",
-            fix=_advice(share),
+            expected=f"the {len(wanted)} weights of {name}; {share:.0%} of their names are there",
         )
     module.load_state_dict({k: state[k] for k in common}, strict=False)
-
-
-def _advice(share: float) -> str:
-    if share < _FEW:
-        return (
-            f"it looks like another model: {share:.0%} of the names are in common; "
-            "choose its recipe with --recipe"
-        )
-    return f"{share:.0%} of the names are in common: choose the variant it was trained as"
 
 
 def _shown(names: list[str]) -> str:
