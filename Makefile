@@ -14,8 +14,9 @@ $(READY): requirements/dev.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo 'installing into .venv (about 6 GB, torch is the largest part)'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements/dev.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -r requirements/dev.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m compileall -q deploykit exporters plugins calib
 	@touch $@
 
 quickstart: $(READY)  ## checkpoint -> INT8 engine -> AP and FPS, on the example detector
@@ -37,8 +38,8 @@ wheel: $(READY)  ## build the wheel into dist/
 	@$(BIN)/python -m build --wheel --no-isolation
 
 requirements: $(READY)  ## pin anew, for every Python from 3.10 on
-	@$(BIN)/uv pip compile --quiet pyproject.toml --extra rtx --extra eval --extra shapes \
-	  --extra zoo --group dev --universal --python-version 3.10 --upgrade --no-annotate \
+	@$(BIN)/uv pip compile --quiet pyproject.toml --extra export --extra rtx --extra eval \
+	  --extra shapes --extra zoo --group dev --universal --python-version 3.10 --upgrade --no-annotate \
 	  --no-emit-index-url --custom-compile-command 'make requirements' -o requirements/dev.txt
 
 clean:  ## remove what the build made, .venv included

@@ -14,11 +14,12 @@ DeployError                 exit 2   base: one message, never a traceback
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 
 class DeployError(Exception):
@@ -73,6 +74,37 @@ class ProofError(DeployError):
     """A proof that said no: outputs differ, or a precision was not honoured."""
 
     exit_code = 1
+
+
+_PACKAGES = {
+    "torch": "torch torchvision",
+    "torchvision": "torch torchvision",
+    "cv2": "opencv-python-headless",
+    "faster_coco_eval": "faster-coco-eval",
+    "skimage": "scikit-image",
+}
+"""Module -> the packages that bring it, where they are called otherwise."""
+
+
+def not_installed(what: str, module: str | None) -> BackendError:
+    """Return the error for `what`, which imports a module that is not there."""
+    root = (module or "").partition(".")[0]
+    return BackendError(
+        f"{what} needs the Python module {root!r}, which is not installed",
+        fix=f"`pip install {_PACKAGES.get(root, root)}`",
+    )
+
+
+@contextlib.contextmanager
+def needed_by(what: str) -> Iterator[None]:
+    """Turn a module that the block imports and that is not there into one of our errors.
+
+    Raises: BackendError.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise not_installed(what, error.name) from error
 
 
 _LONGEST, _LISTED = 100, 100

@@ -31,7 +31,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_the_version_is_the_packages() -> None:
-    assert deploykit.__version__ == metadata.version("deploykit")
+    assert deploykit.__version__ == metadata.version("deploykit-vision")
 
 
 @pytest.mark.parametrize(

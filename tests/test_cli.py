@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Captured = CaptureResult[str]
 
 ROOT = Path(__file__).parent.parent
-DISTRIBUTION = "deploykit"
+DISTRIBUTION = "deploykit-vision"
 
 
 @pytest.mark.parametrize(

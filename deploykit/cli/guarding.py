@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit import __version__
 from deploykit.cli import printing
-from deploykit.errors import DeployError, InputError, OutputError
+from deploykit.errors import DeployError, InputError, OutputError, not_installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -60,7 +60,9 @@ def _fail(error: BaseException, *, as_json: bool) -> int:
 
 
 def _named(error: BaseException) -> DeployError:
-    """Return a foreign error as one of ours: of a file, or unforeseen."""
+    """Return a foreign error as one of ours: of a file, of a package, or unforeseen."""
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("deploykit"):
+        return not_installed("this command", error.name)
     if isinstance(error, OSError) and error.filename is not None:
         return InputError(f"cannot read or write {error.filename}: {error.strerror}")
     if isinstance(error, OSError) and error.errno in printing.FULL:

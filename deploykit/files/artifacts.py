@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from deploykit import __version__
 from deploykit.errors import InputError, OutputError
 from deploykit.files import jsonfile, paths, schema
 from deploykit.values import SCHEMA_VERSION, Artifact, Json, TensorSpec
@@ -32,7 +33,7 @@ SIDECAR = schema.record(
         "made_by": schema.mapping(schema.anything),
     }
 )
-_RECORDED = ("deploykit", "torch", "onnx", "onnxruntime", "numpy", "tensorrt-rtx-cu13", "tensorrt")
+_RECORDED = ("torch", "onnx", "onnxruntime", "numpy", "tensorrt-rtx-cu13", "tensorrt")
 
 
 @contextlib.contextmanager
@@ -111,7 +112,7 @@ def write_json(path: Path, data: Json) -> None:
 
 def versions() -> dict[str, str]:
     """Return the installed version of every package whose version an artifact records."""
-    found = {}
+    found = {"deploykit": __version__}
     for name in _RECORDED:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)

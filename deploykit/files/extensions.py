@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from deploykit.errors import DeployError, OptionError, unknown_name
+from deploykit.errors import DeployError, OptionError, not_installed, unknown_name
 
 V = TypeVar("V")
 _PACKAGE = Path(__file__).parent.parent
@@ -63,6 +63,8 @@ def _module_value(kind: str, path: Path) -> object:
         spec.loader.exec_module(module)
     except DeployError:
         raise
+    except ModuleNotFoundError as error:
+        raise not_installed(str(path), error.name) from error
     except Exception as error:
         raise OptionError(f"{path} failed to load: {type(error).__name__}: {error}") from error
     return getattr(module, kind, None)
