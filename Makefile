@@ -35,6 +35,7 @@ unit: $(READY)  ## pytest on two processes, with coverage of deploykit/
 	@$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=90
 
 wheel: $(READY)  ## build the wheel into dist/
+	@rm -rf build
 	@$(BIN)/python -m build --wheel --no-isolation
 
 requirements: $(READY)  ## pin anew, for every Python from 3.10 on

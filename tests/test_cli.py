@@ -223,35 +223,3 @@ def test_a_command_line_that_cannot_be_read_is_one_message(
     if words:
         error = json.loads(refused(capsys, *words, "--json").out)["error"]
         assert error["type"] == "OptionError"
-
-
-def names(folder: str) -> list[str]:
-    """Return what the Python files of a folder are called."""
-    return sorted(path.stem for path in (ROOT / folder).glob("*.py"))
-
-
-def test_the_wheel_works_from_another_folder(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path)]
-    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    target = tmp_path / "site"
-    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(target)], check=True)
-    code = (
-        f"import sys; sys.path.insert(0, {str(target)!r}); from deploykit import cli\n"
-        "from deploykit.data.sources import SOURCES\n"
-        "from deploykit.ops.plugin import OPS\n"
-        "from deploykit.recipes.recipe import RECIPES\n"
-        f"assert cli.__file__.startswith({str(target)!r}), cli.__file__\n"
-        "assert sorted(SOURCES.shipped()) == ['coco', 'folder', 'shapes']\n"
-        f"assert sorted(RECIPES.shipped()) == {names('exporters')}\n"
-        f"assert sorted(OPS.shipped()) == {names('plugins')}\n"
-        "kernels = OPS.folder()\n"
-        "for name in ('CMakeLists.txt', 'kernel.cuh', 'roi_pool.cu', 'tensorrt/plugin.cpp'):\n"
-        "    assert (kernels / name).is_file(), name\n"
-        "cli.main(['doctor'])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "onnxruntime" in done.stdout.lower()

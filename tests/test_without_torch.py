@@ -1,4 +1,4 @@
-"""What needs no PyTorch works where it is not installed; what does says which packages to install."""
+"""What needs no PyTorch works without it; what does says which packages to install."""
 
 from __future__ import annotations
 
