@@ -36,7 +36,7 @@ class VerifyOptions:
     recipe: str | None = None
     atol: float = 1e-5
     rtol: float = 1e-4
-    source: str | None = None
+    source: str | Dataset | None = None
     """Data set of the images; None: random ones."""
     count: int = 8
 
