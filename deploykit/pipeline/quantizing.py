@@ -6,23 +6,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit.data import sources
+from deploykit.data import samples, sources
 from deploykit.errors import ModelError, OptionError
+from deploykit.files import onnxfile
 from deploykit.measuring import records
 from deploykit.pipeline import places
 from deploykit.pipeline.made import Made, described, path_or_none, written
 from deploykit.precision import calibration, float16, lint, placement, quantization, tables
 from deploykit.precision.calibration import CalibrationOptions
-from deploykit.proof import acceptance
+from deploykit.proof import acceptance, rewrites
 from deploykit.recipes import opened
 from deploykit.values import Precision, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
+    from deploykit.backends import Arrays
     from deploykit.pipeline.made import StrPath
     from deploykit.recipes.opened import Opened
     from deploykit.values import CalibrationTable, LayerPrecision, PrecisionPlan, Progress
+
+_IMAGES = 4
+"""Calibration images on which the ranges of all tensors are looked at, for FP16."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,11 @@ def quantize(
     placed = placement.place(subject.graph, plan)
     quantization.check(subject.graph, placed, options.float_type)
     table = _table(subject, placement.activations(placed), options, progress)
-    graph, summary = quantization.quantize(subject, table, plan, float_type=options.float_type)
+    half = options.float_type is Precision.FP16
+    reached = float16.reach(subject, _seen(subject, options)) if half else {}
+    graph, summary = quantization.quantize(
+        subject, table, plan, float_type=options.float_type, reached=reached
+    )
     candidate = opened.made(graph, output)
     acceptance.accept(candidate, subject)
     artifact = written(candidate, subject.origin(), {"verb": "quantize", **summary})
@@ -74,9 +83,11 @@ def cast(model: StrPath, output: StrPath, *, record: StrPath | None = None) -> M
     model, output, record = Path(model), Path(output), path_or_none(record)
     places.check({"the model": model}, output=output, record=record)
     subject = opened.read(model)
-    graph, wide = float16.cast(subject)
+    reached = float16.reach(subject, [_random(subject)])
+    graph, wide = float16.cast(subject, reached)
     candidate = opened.made(graph, output)
     agreements = acceptance.accept(candidate, subject)
+    agreements = rewrites.prove_half(candidate, subject) or agreements
     made_by = {
         "verb": "cast",
         "float_type": Precision.FP16.value,
@@ -87,6 +98,25 @@ def cast(model: StrPath, output: StrPath, *, record: StrPath | None = None) -> M
     share = records.shares(layers).get(Precision.FP16.value, 0.0)
     notes = (f"{share:.1%} of the multiply-accumulates in FP16", *records.remarks(layers))
     return described(written(candidate, subject.origin(), made_by), candidate, notes, record)
+
+
+def _random(model: Opened) -> Arrays:
+    inputs, _ = onnxfile.interface(model.graph)
+    return acceptance.feeds(model, inputs, batch=2)
+
+
+def _seen(model: Opened, options: QuantizeOptions) -> Iterator[Arrays]:
+    """Yield inputs that ranges are judged on: a few of the images, where there are any."""
+    inputs, _ = onnxfile.interface(model.graph)
+    batch = inputs[0].shape[0]
+    if options.source is None or model.card is None or (isinstance(batch, int) and batch != 1):
+        yield _random(model)
+        return
+    images = samples.batches(
+        sources.dataset(options.source), model.card.preprocess, 1, limit=_IMAGES, skipped=[]
+    )
+    for each in images:
+        yield {inputs[0].name: each.images}
 
 
 def _plan(model: Opened, options: QuantizeOptions) -> PrecisionPlan:

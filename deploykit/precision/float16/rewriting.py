@@ -11,11 +11,14 @@ import onnx_ir as ir
 from deploykit import ops
 from deploykit.errors import ModelError
 from deploykit.graph.editing import is_op, unique, value_names
+from deploykit.precision.float16 import ranges
 from deploykit.precision.float16.rules import HALF, SINGLE, dtype, is_float, only_single, wide_nodes
 from deploykit.precision.placement import default_plan
 from deploykit.precision.placement.rules import constant
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from deploykit.precision.float16.rules import Wide
@@ -26,10 +29,11 @@ _INDIFFERENT = ("Cast", "Constant", "Shape", "Size")
 """Ops that take any type as it is, and whose output's type is not their input's."""
 
 
-def cast(model: Opened) -> tuple[ir.Model, Wide]:
+def cast(model: Opened, reached: Mapping[str, float]) -> tuple[ir.Model, Wide]:
     """Return the FP16 version of a float model, and its nodes that stay in FP32, with the reasons.
 
-    What the model's card marks as FP32 stays so. Raises: ModelError.
+    What the model's card marks as FP32 stays so. reached: the largest magnitude of each tensor,
+    see `ranges.reach`. Raises: ModelError.
     """
     graph = model.copy()
     if any(is_op(node, "QuantizeLinear") for node in graph.graph):
@@ -37,20 +41,23 @@ def cast(model: Opened) -> tuple[ir.Model, Wide]:
             "the model is quantised, and FP16 scales would change its INT8 weights",
             fix="quantize the float model with --float-type fp16, which casts the rest",
         )
-    wide = wide_nodes(graph, default_plan(graph, model.card))
+    unfit = ranges.unfit(graph.graph, reached)
+    wide = wide_nodes(graph, default_plan(graph, model.card), unfit)
     _rewrite(graph, wide)
     ops.attach(graph)
     return graph, wide
 
 
-def to_float16(model: ir.Model, plan: PrecisionPlan) -> ir.Model:
+def to_float16(model: ir.Model, plan: PrecisionPlan, unfit: Wide | None = None) -> ir.Model:
     """Return `model`, changed in place: FP16 inside, FP32 where `wide_nodes` says so.
+
+    unfit: nodes whose tensors do not fit into FP16; with the pairs of Q/DQ that they read.
 
     Names of nodes and tensors stay; a Cast is called after the tensor it casts.
 
     Raises: ModelError where a tensor has no known type.
     """
-    _rewrite(model, wide_nodes(model, plan))
+    _rewrite(model, wide_nodes(model, plan, ranges.with_int8(model.graph, unfit or {})))
     return model
 
 

@@ -54,8 +54,10 @@ WIDE_OPS: Mapping[str, str] = {
 """Op -> why it stays in FP32."""
 
 
-def wide_nodes(model: ir.Model, plan: PrecisionPlan) -> Wide:
+def wide_nodes(model: ir.Model, plan: PrecisionPlan, unfit: Wide | None = None) -> Wide:
     """Return every node that must compute in FP32, with its reason; the model is not changed.
+
+    unfit: those whose tensors do not fit into FP16, see `ranges`.
 
     What an FP32 node computes stays FP32 through every following node without weights: a wide
     result is never narrowed just to be moved or shifted.
@@ -64,7 +66,7 @@ def wide_nodes(model: ir.Model, plan: PrecisionPlan) -> Wide:
     found: Wide = {}
     source: dict[ir.Value, str] = {}
     for node in model.graph:
-        reason = _reason(node, plan, model)
+        reason = (unfit or {}).get(str(node.name)) or _reason(node, plan, model)
         if reason is None and not is_op(node, *WEIGHTED, "DequantizeLinear", "Cast"):
             origins = (
                 source[value]

@@ -27,12 +27,18 @@ METADATA_KEY = "deploykit.quantization"
 
 
 def quantize(
-    model: Opened, table: CalibrationTable, plan: PrecisionPlan, *, float_type: Precision
+    model: Opened,
+    table: CalibrationTable,
+    plan: PrecisionPlan,
+    *,
+    float_type: Precision,
+    reached: Mapping[str, float] | None = None,
 ) -> tuple[ir.Model, Json]:
     """Return the quantised graph, and what it says about its own making.
 
     Q/DQ by the rules of placement, FP16 elsewhere: with `float_type` FP16 the other nodes compute
-    in FP16, save those that `float16` or the plan keeps in FP32. Node and tensor names stay.
+    in FP16, save those that `float16`, the plan or the range of their tensors keeps in FP32.
+    reached: the largest magnitude of each tensor, see `float16.reach`. Node and tensor names stay.
 
     Raises: StaleTableError where `table` was made for another model; InputError where it lacks a
     range; ModelError, OptionError for a model or plan that cannot be quantised; ProofError where
@@ -43,10 +49,11 @@ def quantize(
     placed = placement.place(graph, plan)
     check(graph, placed, float_type)
     _check_ranges(table, float_type)
+    unfit = float16.unfit(graph.graph, reached or {}) if float_type is Precision.FP16 else {}
     insert(graph, placed, table, float_type)
     if float_type is Precision.FP16:
-        float16.to_float16(graph, plan)
-    summary = _summary(table, plan, placed, float_type)
+        float16.to_float16(graph, plan, unfit)
+    summary = {**_summary(table, plan, placed, float_type), "beyond_fp16": unfit}
     graph.metadata_props[METADATA_KEY] = json.dumps(summary, sort_keys=True)
     _check_lint(graph)
     ops.attach(graph)

@@ -22,11 +22,50 @@ MIN_WEIGHT_SCALE = 2.0**-24
 MIN_SCALE: Mapping[Precision, float] = {Precision.FP32: 2.0**-24, Precision.FP16: 2.0**-14}
 """Smallest scale of an activation; in FP16 its reciprocal must be finite too."""
 
+MAX_LOSS = 10**0.1
+"""Factor, of the squared error that INT8 makes in weights, that FP16 steps may add: 1 dB."""
+
 
 def activation_scale(threshold: float, float_type: Precision) -> np.float32:
     """Return the step `threshold / 127` as a number of `float_type`, at least `MIN_SCALE`."""
     scale = max(threshold / INT8_LEVELS, MIN_SCALE[float_type])
     return np.float32(np.float16(scale)) if float_type is Precision.FP16 else np.float32(scale)
+
+
+def scale_type(threshold: float, float_type: Precision) -> Precision:
+    """Return FP32 for an activation whose step FP16 could not hold, else `float_type`.
+
+    A step below FP16's normal numbers would be raised to the least of them, which covers a range
+    of 0.008: a tensor within 0.001 would keep 4 bits of its 7.
+    """
+    exact = threshold / INT8_LEVELS
+    small = MIN_SCALE[Precision.FP32] <= exact < MIN_SCALE[Precision.FP16]
+    return Precision.FP32 if small else float_type
+
+
+def weight_scale_type(
+    weights: NDArray[np.float32], axis: int | None, float_type: Precision
+) -> Precision:
+    """Return FP32 for weights that steps rounded to FP16 would cost MAX_LOSS, else `float_type`."""
+    if float_type is Precision.FP32 or not (float(np.abs(weights).max(initial=0)) > 0):
+        return float_type
+    exact = weight_scales(weights, axis, Precision.FP32)
+    if exact.min() >= MIN_SCALE[Precision.FP16]:
+        return float_type
+    noise, more = (
+        float(np.square(_noise(weights, scales, axis), dtype=np.float64).sum())
+        for scales in (exact, weight_scales(weights, axis, float_type))
+    )
+    return Precision.FP32 if more > MAX_LOSS * noise else float_type
+
+
+def _noise(
+    weights: NDArray[np.float32], scales: NDArray[np.float32], axis: int | None
+) -> NDArray[np.float32]:
+    """Return what quantisation changes in the weights."""
+    levels = quantized(weights, scales, axis).astype(np.float32)
+    noise: NDArray[np.float32] = levels * _along(scales, weights.ndim, axis) - weights
+    return noise
 
 
 def weight_scales(
@@ -50,7 +89,11 @@ def quantized(
     weights: NDArray[np.float32], scales: NDArray[np.float32], axis: int | None
 ) -> NDArray[np.int8]:
     """Return round_half_even(weights / scales), -127 to 127."""
-    if axis is not None:
-        scales = scales.reshape([-1 if i == axis else 1 for i in range(weights.ndim)])
-    levels: NDArray[np.int8] = np.rint(weights / scales).clip(-127, 127).astype(np.int8)
+    steps = _along(scales, weights.ndim, axis)
+    levels: NDArray[np.int8] = np.rint(weights / steps).clip(-127, 127).astype(np.int8)
     return levels
+
+
+def _along(scales: NDArray[np.float32], rank: int, axis: int | None) -> NDArray[np.float32]:
+    """Return the scales of an axis in a shape that multiplies weights of that rank."""
+    return scales if axis is None else scales.reshape([-1 if i == axis else 1 for i in range(rank)])

@@ -11,7 +11,13 @@ from deploykit.errors import ModelError
 from deploykit.graph.editing import unique, value_names
 from deploykit.precision import calibration, placement
 from deploykit.precision.placement.rules import constant
-from deploykit.precision.quantization.arithmetic import activation_scale, quantized, weight_scales
+from deploykit.precision.quantization.arithmetic import (
+    activation_scale,
+    quantized,
+    scale_type,
+    weight_scale_type,
+    weight_scales,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +31,9 @@ if TYPE_CHECKING:
 def insert(
     model: ir.Model, placed: Placement, table: CalibrationTable, float_type: Precision
 ) -> None:
-    """Write the Q/DQ of `placed` into `model`; every scale is a number of `float_type`.
+    """Write the Q/DQ of `placed` into `model`.
+
+    Every scale is a number of `float_type`, but where that is FP16 and too coarse for it.
 
     Raises: InputError where the table lacks a range; ModelError for weights that are not finite.
     """
@@ -33,7 +41,8 @@ def insert(
     writer = _Writer(model.graph, float_type)
     for activation in placed.activations:
         threshold = unified.ranges[activation.range_of].threshold
-        writer.quantize_activation(activation, activation_scale(threshold, float_type))
+        kind = scale_type(threshold, float_type)
+        writer.quantize_activation(activation, activation_scale(threshold, kind))
     for weight in placed.weights:
         writer.quantize_weight(weight)
     writer.drop_unused()
@@ -105,7 +114,8 @@ class _Writer:
                 expected="finite float32 numbers",
                 fix="export the checkpoint again; a model cast to FP16 cannot be quantised",
             )
-        scales = weight_scales(array, weight.axis, self._float_type)
+        kind = weight_scale_type(array, weight.axis, self._float_type)
+        scales = weight_scales(array, weight.axis, kind)
         levels = quantized(array, scales, weight.axis)
         stored = self._constant(f"{weight.tensor}.int8", levels)
         step = self._constant(f"{weight.tensor}.scale", scales)
