@@ -19,6 +19,7 @@ import pytest
 
 from deploykit.backends import (
     BuildOptions,
+    _builder,
     _builder_process,
     _cuda,
     _engine_session,
@@ -395,10 +396,10 @@ def test_the_builder_s_process_answers_with_the_outcome_or_the_error(
     native = Native()
     monkeypatch.setattr(importlib, "import_module", lambda _: native)
     text = json.dumps(vars(request(tmp_path)))
-    assert "inspection" in _builder_process.main(text)
+    assert "inspection" in _builder.main(text)
     assert "[I] builder made" in capsys.readouterr().err
     native.plan = None
-    failed = _builder_process.main(text)["error"]
+    failed = _builder.main(text)["error"]
     assert failed["kind"] == "BackendError"
     assert failed["found"] == "tensorrt could not build m.onnx"
 

@@ -1,30 +1,31 @@
 """A build in a process of its own: a native abort becomes an error, not the end of the program.
 
-As a program (`python -m deploykit.backends._builder_process`) it reads a request as JSON from
-stdin, writes the outcome as JSON to stdout and the native log to stderr.
+What runs there is `_builder`. It ends with this process, however that ends: Linux sends it a
+signal, and everywhere a pipe tells it, of which this process holds the other end.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit import errors
-from deploykit.backends import _trt
 from deploykit.errors import BackendError, DeployError
+from deploykit.files import temporaries
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
+    from deploykit.backends._trt import Request
+
+_PROGRAM = "deploykit.backends._builder"
 _LAST = 8
 """Lines of the native log that an error repeats."""
 # What a native message means -> what to do about it.
@@ -39,25 +40,42 @@ _FIXES = (
 )
 
 
-def build(request: _trt.Request, *, library: Path | None = None) -> tuple[str | None, str]:
+def build(request: Request, *, library: Path | None = None) -> tuple[str | None, str]:
     """Return the inspector's JSON (None where there is none) and the native log.
 
     library: the runtime library that the parser opens under its name without a version.
 
     Raises: BackendError with the last lines of the log, or what the builder raised.
     """
-    with tempfile.TemporaryDirectory(prefix="deploykit-build-") as folder:
+    with temporaries.folder() as folder:
         if library is not None:
-            (Path(folder) / library.name.partition(".so")[0]).with_suffix(".so").symlink_to(library)
-        done = _ask(json.dumps(asdict(request)), folder)
+            (folder / library.name.partition(".so")[0]).with_suffix(".so").symlink_to(library)
+        done = _ask(json.dumps(asdict(request)), str(folder))
     return _outcome(done, Path(request.model).name)
 
 
 def _ask(request: str, folder: str) -> subprocess.CompletedProcess[str]:
     """Return what the builder's process answers; Ctrl-C ends it too, and waits for its end."""
-    command = [sys.executable, "-m", __name__]
+    told, held = os.pipe()
+    command = [sys.executable, "-m", _PROGRAM, str(os.getpid()), str(told)]
     try:
-        process = subprocess.Popen(  # noqa: S603 - our own module in our own interpreter
+        process = _started(command, folder, told)
+        with process:
+            try:
+                answer, log = process.communicate(request)
+            except BaseException:
+                process.kill()
+                process.wait()
+                raise
+    finally:
+        os.close(held)
+    return subprocess.CompletedProcess(command, process.returncode, answer, log)
+
+
+def _started(command: list[str], folder: str, told: int) -> subprocess.Popen[str]:
+    """Return the running builder, which has the end `told` of the pipe. Raises: BackendError."""
+    try:
+        return subprocess.Popen(  # noqa: S603 - our own module in our own interpreter
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -66,17 +84,12 @@ def _ask(request: str, folder: str) -> subprocess.CompletedProcess[str]:
             errors="replace",
             cwd=folder,
             env=_environment(folder, os.environ),
+            pass_fds=(told,),
         )
     except OSError as error:
         raise BackendError(f"cannot start the builder: {error.strerror or error}") from error
-    with process:
-        try:
-            answer, log = process.communicate(request)
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-    return subprocess.CompletedProcess(command, process.returncode, answer, log)
+    finally:
+        os.close(told)
 
 
 def _environment(folder: str, inherited: Mapping[str, str]) -> dict[str, str]:
@@ -132,43 +145,3 @@ def _ending(code: int) -> str:
         return f"was ended by {signal.Signals(-code).name}"
     except ValueError:
         return f"was ended by signal {-code}"
-
-
-def main(text: str) -> dict[str, Any]:
-    """Return the outcome of the request in `text`, as the parent reads it."""
-    fields = json.loads(text)
-    request = _trt.Request(**fields | {k: tuple(fields[k]) for k in ("sms", "builder_flags")})
-    try:
-        trt = importlib.import_module(request.module)
-        return {"inspection": _trt.build(trt, request, _say)}
-    except ImportError as error:
-        return _failure(BackendError(f"{request.module} cannot be imported: {error}"))
-    except DeployError as error:
-        return _failure(error)
-
-
-def _failure(error: DeployError) -> dict[str, Any]:
-    return {
-        "error": {
-            "kind": type(error).__name__,
-            "found": error.found,
-            "expected": error.expected,
-            "fix": error.fix,
-        }
-    }
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()  # an abort would lose what is buffered
-
-
-def _run(lines: Iterable[str]) -> None:
-    """Answer on the stdout we were given, and send everything else that is printed to stderr."""
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answer:
-        os.dup2(2, 1)
-        answer.write(json.dumps(main("".join(lines))))
-
-
-if __name__ == "__main__":
-    _run(sys.stdin)

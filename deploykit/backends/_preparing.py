@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit import ops
 from deploykit.backends import _naming, _plugins
-from deploykit.files import onnxfile
+from deploykit.files import onnxfile, temporaries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     import onnx_ir as ir
 
@@ -52,7 +51,7 @@ def prepared(graph: ir.Model, model: Path, choice: str) -> Iterator[Prepared]:
     if built is graph and not ours:
         yield Prepared(model.resolve(), graph, None)
         return
-    with tempfile.TemporaryDirectory(prefix="deploykit-graph-") as folder:
-        path = Path(folder) / model.name
+    with temporaries.folder() as folder:
+        path = folder / model.name
         onnxfile.write_model(built, path)
         yield Prepared(path, built, use if counts else None, own)

@@ -11,9 +11,7 @@ import ctypes
 import functools
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -21,12 +19,14 @@ import numpy as np
 from deploykit import ops
 from deploykit.backends import _cuda
 from deploykit.errors import BackendError, DeployError, OptionError
+from deploykit.files import temporaries
 from deploykit.ops import launchers
 from deploykit.ops.launchers import LAUNCHERS, Buffers
 from deploykit.ops.plugin import NAMESPACE, OPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from deploykit.ops.launchers import Size
     from deploykit.ops.plugin import Plugin
@@ -49,8 +49,8 @@ def kernels() -> ctypes.CDLL:
             "plugins from Python are compiled by nvcc, which is not on PATH",
             fix="install the CUDA toolkit, or build the engine with --plugins LIBRARY",
         )
-    with tempfile.TemporaryDirectory(prefix="deploykit-kernels-") as folder:
-        target = Path(folder) / "kernels.so"
+    with temporaries.folder() as folder:
+        target = folder / "kernels.so"
         command = command_line(compiler, f"sm_{_cuda.compute_capability()}", target)
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our sources, the user's compiler
         if done.returncode:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from deploykit import __version__
 from deploykit.cli import checking, making, parsing, printing
-from deploykit.cli.guarding import CLOSED, INTERRUPTED, guarded, open_streams
+from deploykit.cli.guarding import CLOSED, INTERRUPTED, guarded, open_streams, tidying
 from deploykit.errors import OptionError, unknown_name
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def main(words: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0 done, 1 a check said no, 2 usage or bad input."""
     open_streams()
     given = list(sys.argv[1:] if words is None else words)
-    guarded(_run)(words=given, as_json="--json" in given)
+    with tidying():
+        guarded(_run)(words=given, as_json="--json" in given)
     sys.exit(0)
 
 

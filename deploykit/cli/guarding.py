@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +16,21 @@ from deploykit.cli import printing
 from deploykit.errors import DeployError, InputError, OutputError, not_installed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 INTERRUPTED, CLOSED = 130, 141
 """Exit statuses as a shell gives them: 128 + SIGINT, and 128 + SIGPIPE where nobody reads on."""
 _BESIDE = (".json", ".log")
 _SIBLINGS = (".html", ".md")
+
+
+class Ended(BaseException):
+    """Raised by a signal that asks the process to end: what was begun is tidied up first."""
+
+    def __init__(self, number: int) -> None:
+        """Keep the signal's number."""
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
 
 
 class UnforeseenError(DeployError):
@@ -37,6 +48,9 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             _say(f"interrupted; {_written(before, _states(options))}")
             sys.exit(INTERRUPTED)
+        except Ended as end:
+            _say(f"ended by {end}; {_written(before, _states(options))}")
+            sys.exit(end.status)
         except printing.ReaderGone:
             sys.exit(CLOSED)
         except SystemExit:
@@ -130,6 +144,30 @@ def _written(
 def _say(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         print(f"deploykit: {printing.legible(text)}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def tidying() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the command as Ctrl-C does, with nothing left behind.
+
+    One that is ignored, as `nohup` makes it, stays so; a second one while the first is served is.
+    """
+    mine = threading.current_thread() is threading.main_thread()
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    chosen = [number for number in known if mine and signal.getsignal(number) is signal.SIG_DFL]
+
+    def end(number: int, _: object) -> None:
+        for each in chosen:
+            signal.signal(each, signal.SIG_IGN)
+        raise Ended(number)
+
+    for number in chosen:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in chosen:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def open_streams() -> None:

@@ -6,19 +6,18 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from importlib import metadata
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from deploykit import __version__
 from deploykit.errors import InputError, OutputError
-from deploykit.files import jsonfile, paths, schema
+from deploykit.files import jsonfile, paths, schema, temporaries
 from deploykit.values import SCHEMA_VERSION, Artifact, Json, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     Interface = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 
@@ -45,13 +44,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path = paths.target(path)
     try:
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.name}.", suffix=path.suffix or ".tmp", dir=path.parent
-        )
-        os.close(handle)
+        temporary = temporaries.beside(path)
     except OSError as error:
         raise unwritable(path, error) from error
-    temporary = Path(name)
     try:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
