@@ -46,7 +46,8 @@ if TYPE_CHECKING:
         verify,
     )
     from deploykit.precision.calibration import CalibrationOptions
-    from deploykit.recipes.recipe import Family, KeepFloat, Recipe
+    from deploykit.recipes.identity import Facts, Found
+    from deploykit.recipes.recipe import KeepFloat, Output, Recipe, Variant
     from deploykit.tasks.annotations import ImageAnnotations
     from deploykit.tasks.detections import Detections
     from deploykit.tasks.task import Display, Metric, Pair, Pairing, Scores, Task
@@ -70,7 +71,8 @@ _HOME = {
     "Display": "tasks.task",
     "EvalOptions": "pipeline",
     "ExportOptions": "pipeline",
-    "Family": "recipes.recipe",
+    "Facts": "recipes.identity",
+    "Found": "recipes.identity",
     "Geometry": "data.preprocess",
     "ImageAnnotations": "tasks.annotations",
     "InputError": "errors",
@@ -78,6 +80,7 @@ _HOME = {
     "Metric": "tasks.task",
     "ModelError": "errors",
     "OptionError": "errors",
+    "Output": "recipes.recipe",
     "OutputError": "errors",
     "Pair": "tasks.task",
     "Pairing": "tasks.task",
@@ -91,6 +94,7 @@ _HOME = {
     "Scores": "tasks.task",
     "Source": "data.sources",
     "Task": "tasks.task",
+    "Variant": "recipes.recipe",
     "VerifyOptions": "pipeline",
     "bench": "pipeline",
     "build": "pipeline",
@@ -123,7 +127,8 @@ __all__ = [
     "Display",
     "EvalOptions",
     "ExportOptions",
-    "Family",
+    "Facts",
+    "Found",
     "Geometry",
     "ImageAnnotations",
     "InputError",
@@ -131,6 +136,7 @@ __all__ = [
     "Metric",
     "ModelError",
     "OptionError",
+    "Output",
     "OutputError",
     "Pair",
     "Pairing",
@@ -144,6 +150,7 @@ __all__ = [
     "Scores",
     "Source",
     "Task",
+    "Variant",
     "VerifyOptions",
     "__version__",
     "bench",

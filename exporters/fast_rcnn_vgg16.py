@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from deploykit.data.preprocess import PROPOSALS
 from deploykit.networks.detectors import vgg, vgg_family
-from deploykit.networks.reparam import fold
-from deploykit.recipes.recipe import Family, Recipe
+from deploykit.recipes.recipe import Recipe
 from deploykit.values import TensorSpec
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ REGIONS = 2000
 """Rows of the second input: what the paper takes from selective search for an image."""
 
 
-def build(variant: str, classes: int) -> vgg.FastRcnn:
+def build(variant: str, classes: int, _: tuple[int, int]) -> vgg.FastRcnn:
     """Return the network of a variant as it was trained, in eval mode."""
     return vgg.FastRcnn(vgg.VARIANTS[variant], classes).eval()
 
@@ -41,12 +40,14 @@ def regions(preprocess: Preprocess) -> tuple[TensorSpec, ...]:  # noqa: ARG001 -
 recipe = Recipe(
     name="fast_rcnn_vgg16",
     task="detection",
-    variants=("vgg16", "vgg16_agnostic"),
-    family=Family(build, vgg_family.adapt, identify, fold),
-    preprocess=vgg_family.preprocess,
+    variants=dict.fromkeys(
+        ("vgg16", "vgg16_agnostic"),
+        vgg_family.VARIANT,
+    ),
+    build=build,
+    identify=identify,
+    adapt=vgg_family.adapt,
     outputs=vgg_family.OUTPUTS,
     extra_inputs=regions,
-    keep_float=vgg_family.KEEP_FLOAT,
-    size_multiple=1,
     class_names=vgg_family.class_names,
 )

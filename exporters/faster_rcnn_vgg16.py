@@ -8,15 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploykit.networks.detectors import vgg, vgg_family
-from deploykit.networks.reparam import fold
-from deploykit.recipes.recipe import Family, Recipe
+from deploykit.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from deploykit.recipes.identity import Facts
     from deploykit.recipes.recipe import StateDict
 
 
-def build(variant: str, classes: int) -> vgg.FasterRcnn:
+def build(variant: str, classes: int, _: tuple[int, int]) -> vgg.FasterRcnn:
     """Return the network of a variant as it was trained, in eval mode."""
     return vgg.FasterRcnn(vgg.VARIANTS[variant], classes).eval()
 
@@ -29,11 +28,10 @@ def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
 recipe = Recipe(
     name="faster_rcnn_vgg16",
     task="detection",
-    variants=tuple(vgg.VARIANTS),
-    family=Family(build, vgg_family.adapt, identify, fold),
-    preprocess=vgg_family.preprocess,
+    variants=dict.fromkeys(tuple(vgg.VARIANTS), vgg_family.VARIANT),
+    build=build,
+    identify=identify,
+    adapt=vgg_family.adapt,
     outputs=vgg_family.OUTPUTS,
-    keep_float=vgg_family.KEEP_FLOAT,
-    size_multiple=1,
     class_names=vgg_family.class_names,
 )

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 from torchvision.models.detection import fcos
 
 from deploykit.networks.detectors import dense, dense_family, grids
-from deploykit.networks.reparam import fold
 from deploykit.networks.states import outputs
-from deploykit.recipes.recipe import Family, Recipe
+from deploykit.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from deploykit.recipes.identity import Facts
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 VARIANTS = {f"{body}_fpn": body for body in dense_family.BODIES}
 
 
-def build(variant: str, classes: int) -> dense.Pyramid:
+def build(variant: str, classes: int, _: tuple[int, int]) -> dense.Pyramid:
     """Return the network of a variant as it was trained, in eval mode."""
     model = fcos.FCOS(dense_family.pyramid(VARIANTS[variant]), classes)
     return dense.Pyramid(model, grids.spread).eval()
@@ -40,10 +39,10 @@ def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
 recipe = Recipe(
     name="fcos",
     task="detection",
-    variants=tuple(VARIANTS),
-    family=Family(build, dense_family.adapt, identify, fold),
-    preprocess=dense_family.preprocess,
+    variants=dict.fromkeys(VARIANTS, dense_family.VARIANT),
+    build=build,
+    identify=identify,
+    adapt=dense_family.adapt,
     outputs=dense_family.OUTPUTS,
-    keep_float=dense_family.KEEP_FLOAT,
     class_names=dense_family.class_names,
 )

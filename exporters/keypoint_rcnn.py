@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploykit.networks.detectors import two_stage_family as family
-from deploykit.recipes.recipe import Family, Recipe
+from deploykit.recipes.recipe import Output, Recipe
 
 if TYPE_CHECKING:
     from deploykit.networks.detectors.two_stage import TwoStage
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from deploykit.recipes.recipe import StateDict
 
 
-def build(variant: str, classes: int) -> TwoStage:
+def build(variant: str, classes: int, _: tuple[int, int]) -> TwoStage:
     """Return the network of a variant as it was trained, in eval mode."""
     return family.network(variant, classes, "keypoints")
 
@@ -30,10 +30,11 @@ def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
 recipe = Recipe(
     name="keypoint_rcnn",
     task="keypoints",
-    variants=family.COMMON,
-    family=Family(build, family.adapt, identify, family.deploy),
-    preprocess=family.preprocess,
-    outputs=(*family.OUTPUTS, "keypoints"),
-    keep_float=family.KEEP_FLOAT,
+    variants=family.variants(family.COMMON),
+    build=build,
+    identify=identify,
+    adapt=family.adapt,
+    deploy=family.deploy,
+    outputs=(*family.OUTPUTS, Output("keypoints", "heatmap")),
     class_names=family.class_names,
 )

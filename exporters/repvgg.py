@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor, nn
 
 from deploykit.data.preprocess import Preprocess
-from deploykit.networks.reparam import RepVGGBlock, fold
+from deploykit.networks.reparam import RepVGGBlock
 from deploykit.networks.states import children, inputs, outputs
-from deploykit.recipes.recipe import Family, KeepFloat, Recipe
+from deploykit.recipes.recipe import KeepFloat, Output, Recipe, Variant
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -94,7 +94,7 @@ class Network(nn.Module):
         return cast("Tensor", self.linear(self.gap(x).flatten(1)))
 
 
-def build(variant: str, classes: int) -> Network:
+def build(variant: str, classes: int, _: tuple[int, int]) -> Network:
     """Return the network of a variant as it was trained, in eval mode."""
     return Network(VARIANTS[variant], classes).eval()
 
@@ -152,30 +152,28 @@ def _expected(a: Architecture) -> tuple[object, ...]:
     return a.depths, a.widths, a.widths[0] // a.groups
 
 
-def preprocess(variant: str, size: tuple[int, int] | None) -> Preprocess:  # noqa: ARG001 - all variants alike
-    """Return ImageNet's: the short side to size / 0.875, the centre, its mean and deviation."""
-    return Preprocess(
-        size or (224, 224),
-        resize="crop",
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        rounding="down",
-        centre="even",
-    )
-
-
+PREPROCESS = Preprocess(
+    (224, 224),
+    resize="crop",
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
+    rounding="down",
+    centre="even",
+)
+"""ImageNet's: the short side to size / 0.875, the centre, its mean and deviation."""
+KEEP_FLOAT = (
+    KeepFloat(
+        r"^linear\b",
+        "its outputs are the class scores themselves, which INT8 would round to ties, and it is "
+        "about a thousandth of the work",
+    ),
+)
 recipe = Recipe(
     name="repvgg",
     task="classification",
-    variants=tuple(VARIANTS),
-    family=Family(build, adapt, identify, fold),
-    preprocess=preprocess,
-    outputs=("logits",),
-    keep_float=(
-        KeepFloat(
-            r"^linear\b",
-            "its outputs are the class scores themselves, which INT8 would round to ties, and "
-            "it is about a thousandth of the work",
-        ),
-    ),
+    variants=dict.fromkeys(VARIANTS, Variant(PREPROCESS, KEEP_FLOAT, features=("stage4",))),
+    build=build,
+    identify=identify,
+    outputs=(Output("logits", "logits"),),
+    adapt=adapt,
 )

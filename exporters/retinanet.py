@@ -13,9 +13,8 @@ from torch import nn
 from torchvision.models.detection import retinanet
 
 from deploykit.networks.detectors import dense, dense_family, grids
-from deploykit.networks.reparam import fold
 from deploykit.networks.states import outputs
-from deploykit.recipes.recipe import Family, Recipe
+from deploykit.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from deploykit.recipes.identity import Facts
@@ -37,7 +36,7 @@ VARIANTS = {
 the sixth level made from the body's last features."""
 
 
-def build(variant: str, classes: int) -> dense.Pyramid:
+def build(variant: str, classes: int, _: tuple[int, int]) -> dense.Pyramid:
     """Return the network of a variant as it was trained, in eval mode."""
     body, second = VARIANTS[variant]
     backbone = dense_family.pyramid(body, from_features=second)
@@ -82,10 +81,10 @@ def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
 recipe = Recipe(
     name="retinanet",
     task="detection",
-    variants=tuple(VARIANTS),
-    family=Family(build, adapt, identify, fold),
-    preprocess=dense_family.preprocess,
+    variants=dict.fromkeys(VARIANTS, dense_family.VARIANT),
+    build=build,
+    identify=identify,
+    adapt=adapt,
     outputs=dense_family.OUTPUTS,
-    keep_float=dense_family.KEEP_FLOAT,
     class_names=dense_family.class_names,
 )

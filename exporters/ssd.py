@@ -14,11 +14,9 @@ from torch import Tensor, nn
 from torchvision.models.detection import ssd300_vgg16, ssdlite320_mobilenet_v3_large
 
 from deploykit.data.preprocess import Preprocess
-from deploykit.errors import OptionError
 from deploykit.networks.detectors import dense, dense_family, grids
-from deploykit.networks.reparam import fold
 from deploykit.networks.states import outputs
-from deploykit.recipes.recipe import Family, KeepFloat, Recipe
+from deploykit.recipes.recipe import KeepFloat, Recipe, Variant
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,7 +109,7 @@ class Network(nn.Module):
         return np.concatenate([grids.default_boxes(s, size, *rest) for s, *rest in levels])
 
 
-def build(variant: str, classes: int) -> Network:
+def build(variant: str, classes: int, _: tuple[int, int]) -> Network:
     """Return the network of a variant as it was trained, in eval mode."""
     model = MODELS[variant](weights=None, weights_backbone=None, num_classes=classes + 1)
     return Network(model).eval()
@@ -126,38 +124,29 @@ def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
     return None
 
 
-def preprocess(variant: str, size: tuple[int, int] | None) -> Preprocess:
-    """Return the stretch to the only size of a variant. Raises: OptionError for another."""
-    own = INPUTS[variant]
-    if size not in (None, own.size):
-        raise OptionError(
-            f"input size {size[0]}x{size[1]} for {variant}",
-            expected="{}x{}: its default boxes are made for that".format(*own.size),
-        )
-    return own
-
-
 def class_names(count: int) -> tuple[str, ...]:
     """Return the names of COCO's 90 labels; numbers for other counts."""
     names = dense_family.coco_names(1)
     return names if count == len(names) else dense_family.numbered(count)
 
 
+KEEP_FLOAT = (
+    KeepFloat(
+        r"^head\.\w+_head\.module_list\.\d+(\.1)?\.",
+        "the last convolutions give the scores and box sides themselves: 255 levels over all "
+        "classes or sides merge scores and move boxes",
+    ),
+    *dense_family.SELECT,
+)
 recipe = Recipe(
     name="ssd",
     task="detection",
-    variants=tuple(MODELS),
-    family=Family(build, lambda state: state, identify, fold),
-    preprocess=preprocess,
+    variants={
+        name: Variant(made, KEEP_FLOAT, size_multiple=None, features=("backbone",))
+        for name, made in INPUTS.items()
+    },
+    build=build,
+    identify=identify,
     outputs=dense_family.OUTPUTS,
-    keep_float=(
-        KeepFloat(
-            r"^head\.\w+_head\.module_list\.\d+(\.1)?\.",
-            "the last convolutions give the scores and box sides themselves: 255 levels over all "
-            "classes or sides merge scores and move boxes",
-        ),
-        *dense_family.SELECT,
-    ),
-    size_multiple=1,
     class_names=class_names,
 )

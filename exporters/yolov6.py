@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, cast, get_args
 
 from deploykit.data.preprocess import Preprocess
 from deploykit.errors import CheckpointError, OptionError, unknown_name
-from deploykit.networks.reparam import fold
 from deploykit.networks.states import outputs
 from deploykit.networks.yolov6.architecture import (
     VARIANTS,
@@ -22,7 +21,7 @@ from deploykit.networks.yolov6.architecture import (
 )
 from deploykit.networks.yolov6.network import Network
 from deploykit.recipes.identity import Found, resolve
-from deploykit.recipes.recipe import Family, KeepFloat, Recipe
+from deploykit.recipes.recipe import KeepFloat, Output, Recipe, Variant
 from deploykit.values import Precision
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from deploykit.recipes.recipe import StateDict
 
 
-def build(variant: str, classes: int) -> Network:
+def build(variant: str, classes: int, _: tuple[int, int]) -> Network:
     """Return the network of a variant as it was trained, in eval mode."""
     return Network(VARIANTS[variant], classes).eval()
 
@@ -105,7 +104,8 @@ def identify(state: StateDict, facts: Facts) -> Found | None:
     if facts.variant not in (None, name):
         raise unknown_name("variant for these weights", str(facts.variant), [name])
     settings = resolve({}, facts)
-    return Found(name, classes, settings, lambda: Network(found, classes).eval())
+    like = name if name in VARIANTS else f"{SIZES[found.neck]}n"
+    return Found(name, classes, settings, like, lambda: Network(found, classes).eval())
 
 
 def _name(architecture: Architecture) -> str:
@@ -125,13 +125,13 @@ def _activation(found: Architecture, facts: Facts) -> Activation:
     if facts.variant is not None:
         if facts.variant not in names:
             raise unknown_name("variant for these weights", facts.variant, names)
-        return cast(Activation, names[facts.variant])
+        return cast("Activation", names[facts.variant])
     inside = ("backbone.stem.act", "backbone.stem.block.act", "backbone.stem.relu")
     kinds = {facts.layers[path].kind.rpartition(".")[2] for path in inside if path in facts.layers}
     if len(kinds) == 1:
         kind = kinds.pop()
         if kind in _KINDS:
-            return cast(Activation, _KINDS[kind])
+            return cast("Activation", _KINDS[kind])
         raise CheckpointError(f"a YOLOv6 with the activation {kind}", expected="ReLU or SiLU")
     raise OptionError(
         "these weights fit two networks, which differ in the activation, and a state dict does "
@@ -140,33 +140,33 @@ def _activation(found: Architecture, facts: Facts) -> Activation:
     )
 
 
-def preprocess(variant: str, size: tuple[int, int] | None) -> Preprocess:
-    """Return how the official evaluation letterboxes to `size`, by default 640x640.
-
-    pico, by default 320x320, was trained on images that Pillow resized.
-    """
-    if variant == "pico":
-        return Preprocess(size or (320, 320))
-    return Preprocess(size or (640, 640), resampler="cv2-area", rounding="down")
-
-
+KEEP_FLOAT = (
+    KeepFloat(
+        r"detect\.(cls|reg)_preds\.",
+        "1x1 convolutions whose outputs are the scores and box sides themselves: 255 levels over "
+        "all classes or sides move boxes and merge scores, and their cost is small",
+    ),
+    KeepFloat(
+        r"detect\.boxes\b",
+        "decoding to pixels: above 512 px neighbouring FP16 numbers are 0.5 px apart",
+        Precision.FP32,
+    ),
+)
+FEATURES = ("neck.Rep_p3", "neck.Rep_n3", "neck.Rep_n4")
+"""What the neck gives to the head, strides 8, 16 and 32."""
+OFFICIAL = Variant(
+    Preprocess((640, 640), resampler="cv2-area", rounding="down"), KEEP_FLOAT, features=FEATURES
+)
+"""As the official evaluation letterboxes."""
 recipe = Recipe(
     name="yolov6",
     task="detection",
-    variants=tuple(VARIANTS),
-    family=Family(build, adapt, identify, fold),
-    preprocess=preprocess,
-    outputs=("outputs",),
-    keep_float=(
-        KeepFloat(
-            r"detect\.(cls|reg)_preds\.",
-            "1x1 convolutions whose outputs are the scores and box sides themselves: 255 levels "
-            "over all classes or sides move boxes and merge scores, and their cost is small",
-        ),
-        KeepFloat(
-            r"detect\.boxes\b",
-            "decoding to pixels: above 512 px neighbouring FP16 numbers are 0.5 px apart",
-            Precision.FP32,
-        ),
-    ),
+    variants={
+        **dict.fromkeys(VARIANTS, OFFICIAL),
+        "pico": Variant(Preprocess((320, 320)), KEEP_FLOAT, features=FEATURES),  # Pillow resized
+    },
+    build=build,
+    identify=identify,
+    outputs=(Output("outputs", "rows"),),
+    adapt=adapt,
 )

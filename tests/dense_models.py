@@ -12,7 +12,7 @@ from torch import nn
 from deploykit import backends, ops, tasks
 from deploykit.files import onnxfile
 from deploykit.graph import fusion
-from deploykit.networks import loading, tracing
+from deploykit.networks import loading, reparam, tracing
 from deploykit.recipes import metadata
 from deploykit.recipes.metadata import ModelCard
 
@@ -79,10 +79,10 @@ def tame(run: Callable[[], object], layers: Sequence[Layer], mean: float, deviat
 
 def exported(network: nn.Module, recipe: Recipe, size: tuple[int, int], path: Path) -> Path:
     """Return the ONNX file of a network for inputs of `size`, written as `export` does."""
-    variant = recipe.variants[0]
-    preprocess = replace(recipe.preprocess(variant, None), size=size)
+    variant = next(iter(recipe.variants))
+    preprocess = replace(recipe.variant(variant).preprocess, size=size)
     card = ModelCard(recipe.name, variant, tasks.name(recipe.task), preprocess, ("a",), "")
-    deployed = loading.Network(recipe.family.deploy(network).eval(), recipe, card)
+    deployed = loading.Network(reparam.deployed(recipe, network).eval(), recipe, card)
     model = tracing.to_onnx(deployed, 19)
     fusion.fuse(model)
     ops.attach(model)

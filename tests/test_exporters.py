@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from deploykit.networks import reparam
 from deploykit.recipes.identity import Facts, found
 from deploykit.recipes.recipe import RECIPES
 
@@ -80,13 +81,13 @@ VARIANTS = [(name, variant) for name in SHIPPED for variant in SHIPPED[name].var
 def on_meta(name: str, variant: str, classes: int) -> nn.Module:
     """Return a network whose weights take no memory."""
     with torch.device("meta"):
-        return SHIPPED[name].family.build(variant, classes)
+        return SHIPPED[name].network(variant, classes)
 
 
 @pytest.mark.parametrize(("name", "variant"), OFFICIAL)
 def test_parameters_and_multiply_adds_are_the_official_ones(name: str, variant: str) -> None:
     trained = on_meta(name, variant, CLASSES[name])
-    deployed = SHIPPED[name].family.deploy(trained)
+    deployed = reparam.deployed(SHIPPED[name], trained)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         deployed(torch.empty(1, 3, SIDE[name], SIDE[name], device="meta"))
     found = [sum(p.numel() for p in form.parameters()) for form in (deployed, trained)]
@@ -115,7 +116,7 @@ def test_a_variant_is_known_by_its_state_dict_and_by_no_other_recipe(
     state = on_meta(name, variant, 7).state_dict()
     lean = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     facts = Facts(variant=variant if variant.endswith(("base", "v2l", "v3l")) else None)
-    answers = {n: found(r.family.identify(r.family.adapt(lean), facts)) for n, r in SHIPPED.items()}
+    answers = {n: found(r.identify(r.adapt(lean), facts)) for n, r in SHIPPED.items()}
     known = ALIKE.get(variant, variant)
     if known not in SHIPPED[name].variants:
         known = variant
@@ -123,7 +124,7 @@ def test_a_variant_is_known_by_its_state_dict_and_by_no_other_recipe(
     assert answer is not None
     assert (answer.variant, answer.classes) == (known, 7)
     assert set(answers.values()) == {None}
-    assert list(SHIPPED[name].family.adapt(state)) == list(state)
+    assert list(SHIPPED[name].adapt(state)) == list(state)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -136,12 +137,12 @@ def test_the_recipe_in_the_readme_works(tmp_path: Path) -> None:
     path = tmp_path / "my_resnet.py"
     path.write_text(text.split("```python\n")[1].split("```")[0], encoding="utf-8")
     recipe = RECIPES.load(str(path))
-    network = recipe.family.build("resnet18", 5)
-    state = recipe.family.adapt(network.state_dict())
+    network = recipe.network("resnet18", 5)
+    state = recipe.adapt(network.state_dict())
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        trained, folded = network(images), recipe.family.deploy(network)(images)
-    assert recipe.family.identify(state, Facts()) == ("resnet18", 5)
-    assert recipe.family.identify({}, Facts()) is None
+        trained, folded = network(images), reparam.deployed(recipe, network)(images)
+    assert recipe.identify(state, Facts()) == ("resnet18", 5)
+    assert recipe.identify({}, Facts()) is None
     assert torch.allclose(trained, folded, atol=1e-5)
-    assert recipe.preprocess("resnet18", None).size == (224, 224)
+    assert recipe.variant("resnet18").preprocess.size == (224, 224)

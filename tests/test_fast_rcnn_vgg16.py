@@ -113,7 +113,7 @@ def test_without_any_region_nothing_is_found(network: Any) -> None:
 
 
 def test_the_reference_of_every_proof_takes_the_same_inputs(network: Any) -> None:
-    preprocess = replace(RECIPE.preprocess("vgg16", None), size=vgg_models.SIZE)
+    preprocess = replace(RECIPE.variant("vgg16").preprocess, size=vgg_models.SIZE)
     card = ModelCard(RECIPE.name, "vgg16", "detection", preprocess, ("a",) * 4, "")
     session = TorchSession(Network(network, NARROW, card))
     assert [str(spec) for spec in session.inputs] == [
@@ -121,7 +121,7 @@ def test_the_reference_of_every_proof_takes_the_same_inputs(network: Any) -> Non
         f"proposals: float32[batch, {ROWS}, 4]",
     ]
     feeds = random_inputs.feeds(session.inputs, seed=0, batch=2)
-    assert set(session.run(feeds)) == set(RECIPE.outputs)
+    assert set(session.run(feeds)) == {output.name for output in RECIPE.outputs}
 
 
 def test_random_proposals_are_boxes_in_the_image_with_padding() -> None:
@@ -147,19 +147,19 @@ def test_a_model_of_images_alone_gets_the_same_feeds_as_ever() -> None:
 
 
 def test_the_recipe_asks_for_as_many_regions_as_the_paper_takes() -> None:
-    (spec,) = RECIPE.extra_inputs(RECIPE.preprocess("vgg16", None))
+    (spec,) = RECIPE.extra_inputs(RECIPE.variant("vgg16").preprocess)
     assert str(spec) == "proposals: float32[batch, 2000, 4]"
 
 
 def test_it_is_known_by_a_head_without_a_region_proposal_network() -> None:
     with torch.device("meta"):
-        state = {v: dict(RECIPE.family.build(v, 20).state_dict()) for v in RECIPE.variants}
-        other = RECIPES.load("faster_rcnn_vgg16").family.build("vgg16", 20).state_dict()
-    assert {v: RECIPE.family.identify(s, Facts()) for v, s in state.items()} == {
+        state = {v: dict(RECIPE.network(v, 20).state_dict()) for v in RECIPE.variants}
+        other = RECIPES.load("faster_rcnn_vgg16").network("vgg16", 20).state_dict()
+    assert {v: RECIPE.identify(s, Facts()) for v, s in state.items()} == {
         v: (v, 20) for v in RECIPE.variants
     }
-    assert RECIPE.family.identify(other, Facts()) is None
-    assert RECIPES.load("faster_rcnn_vgg16").family.identify(state["vgg16"], Facts()) is None
+    assert RECIPE.identify(other, Facts()) is None
+    assert RECIPES.load("faster_rcnn_vgg16").identify(state["vgg16"], Facts()) is None
 
 
 def test_bench_and_verify_make_both_inputs(onnx: Path) -> None:

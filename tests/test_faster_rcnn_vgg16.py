@@ -24,7 +24,7 @@ RECIPE = RECIPES.load("faster_rcnn_vgg16")
 def on_meta(variant: str = "vgg16", classes: int = 20) -> nn.Module:
     """Return a network whose weights take no memory."""
     with torch.device("meta"):
-        return RECIPE.family.build(variant, classes)
+        return RECIPE.network(variant, classes)
 
 
 def test_parameters_are_as_many_as_the_published_network_has() -> None:
@@ -59,15 +59,15 @@ PORT = {
 
 def test_keys_of_the_pytorch_port_are_renamed() -> None:
     state = {key: torch.zeros(1) for key in PORT}
-    assert list(RECIPE.family.adapt(state)) == list(PORT.values())
+    assert list(RECIPE.adapt(state)) == list(PORT.values())
     ours = dict(on_meta().state_dict())
     assert set(PORT.values()) <= set(ours)
-    assert list(RECIPE.family.adapt(ours)) == list(ours)
+    assert list(RECIPE.adapt(ours)) == list(ours)
 
 
 @pytest.mark.parametrize("variant", RECIPE.variants)
 def test_a_variant_is_known_by_its_anchors_and_its_boxes(variant: str) -> None:
-    assert RECIPE.family.identify(on_meta(variant, 7).state_dict(), Facts()) == (variant, 7)
+    assert RECIPE.identify(on_meta(variant, 7).state_dict(), Facts()) == (variant, 7)
 
 
 def test_other_state_dicts_are_not_taken_for_it() -> None:
@@ -79,11 +79,9 @@ def test_other_state_dicts_are_not_taken_for_it() -> None:
         {"head.bbox_pred.weight": torch.zeros(8, 4096)},
         {"features.28.weight": torch.zeros(16, 16, 3, 3)},
     ]
-    assert RECIPE.family.identify({}, Facts()) is None
-    assert (
-        RECIPE.family.identify({k: v for k, v in state.items() if "rpn" not in k}, Facts()) is None
-    )
-    assert all(RECIPE.family.identify({**state, **change}, Facts()) is None for change in changes)
+    assert RECIPE.identify({}, Facts()) is None
+    assert RECIPE.identify({k: v for k, v in state.items() if "rpn" not in k}, Facts()) is None
+    assert all(RECIPE.identify({**state, **change}, Facts()) is None for change in changes)
 
 
 @pytest.mark.parametrize("agnostic", [False, True])
@@ -119,7 +117,7 @@ def test_an_image_without_objects_has_no_detections() -> None:
 
 
 def test_images_are_prepared_as_for_caffe() -> None:
-    preprocess = RECIPE.preprocess("vgg16", None)
+    preprocess = RECIPE.variant("vgg16").preprocess
     assert preprocess.size == (600, 1000)
     pixels, geometry = preprocess(np.full((300, 400, 3), (10, 20, 30), np.uint8))
     expected = np.array([30, 20, 10]) - [102.9801, 115.9465, 122.7717]
@@ -151,4 +149,4 @@ def test_every_key_of_the_port_finds_its_place() -> None:
     network = on_meta()
     old = state_of_port(network)
     assert not any(key.startswith(("features", "rpn", "head")) for key in old)
-    assert list(RECIPE.family.adapt(old)) == list(network.state_dict())
+    assert list(RECIPE.adapt(old)) == list(network.state_dict())

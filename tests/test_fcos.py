@@ -22,7 +22,7 @@ SIZE = (128, 192)
 def on_meta(variant: str, classes: int = 91) -> nn.Module:
     """Return a network whose weights take no memory."""
     with torch.device("meta"):
-        return RECIPE.family.build(variant, classes)
+        return RECIPE.network(variant, classes)
 
 
 def noise(batch: int, seed: int) -> torch.Tensor:
@@ -70,21 +70,18 @@ def test_parameters_are_as_many_as_torchvision_publishes() -> None:
 @pytest.mark.parametrize("variant", RECIPE.variants)
 def test_a_variant_is_known_by_its_state_dict(variant: str) -> None:
     state = dict(on_meta(variant, 5).state_dict())
-    assert RECIPE.family.identify(state, Facts()) == (variant, 5)
-    assert list(RECIPE.family.adapt(state)) == list(state)
-    assert (
-        RECIPE.family.identify({k: v for k, v in state.items() if "ctrness" not in k}, Facts())
-        is None
-    )
+    assert RECIPE.identify(state, Facts()) == (variant, 5)
+    assert list(RECIPE.adapt(state)) == list(state)
+    assert RECIPE.identify({k: v for k, v in state.items() if "ctrness" not in k}, Facts()) is None
 
 
 def test_a_retinanet_is_not_taken_for_it_nor_it_for_one() -> None:
     retinanet = RECIPES.load("retinanet")
     with torch.device("meta"):
-        other = retinanet.family.build("resnet50_fpn", 5).state_dict()
-    assert RECIPE.family.identify(other, Facts()) is None
-    adapted = retinanet.family.adapt(on_meta("resnet50_fpn").state_dict())
-    assert retinanet.family.identify(adapted, Facts()) is None
+        other = retinanet.network("resnet50_fpn", 5).state_dict()
+    assert RECIPE.identify(other, Facts()) is None
+    adapted = retinanet.adapt(on_meta("resnet50_fpn").state_dict())
+    assert retinanet.identify(adapted, Facts()) is None
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -67,7 +67,7 @@ def near(found: Floats, expected: Floats) -> None:
 
 
 def preprocess(recipe: str, variant: str, size: tuple[int, int] | None = None) -> Preprocess:
-    return RECIPES.load(recipe).preprocess(variant, size)
+    return RECIPES.load(recipe).variant(variant).sized(size)
 
 
 # --- torchvision ------------------------------------------------------------------------------

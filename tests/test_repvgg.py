@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 RECIPE = RECIPES.load("repvgg")
-FAMILY: Any = sys.modules[RECIPE.family.build.__module__]
+FAMILY: Any = sys.modules[RECIPE.build.__module__]
 
 
 def on_meta(variant: str, classes: int = 1000) -> nn.Module:
     """Return a network whose weights take no memory."""
     with torch.device("meta"):
-        return RECIPE.family.build(variant, classes)
+        return RECIPE.network(variant, classes)
 
 
 def test_official_keys_are_spelled_like_this() -> None:
@@ -48,12 +48,9 @@ def test_other_state_dicts_are_not_taken_for_a_repvgg() -> None:
         {"stage1.1.rbr_dense.conv.weight": scalar},
         {"stage4.0.rbr_dense.conv.weight": torch.zeros(3, 3)},
     ]
-    assert RECIPE.family.identify({}, Facts()) is None
-    assert (
-        RECIPE.family.identify({k: v for k, v in state.items() if "linear" not in k}, Facts())
-        is None
-    )
-    assert all(RECIPE.family.identify({**state, **change}, Facts()) is None for change in changes)
+    assert RECIPE.identify({}, Facts()) is None
+    assert RECIPE.identify({k: v for k, v in state.items() if "linear" not in k}, Facts()) is None
+    assert all(RECIPE.identify({**state, **change}, Facts()) is None for change in changes)
 
 
 @pytest.mark.parametrize("groups", [1, 4])
@@ -64,7 +61,7 @@ def test_folding_changes_nothing_but_rounding(
     trained = randomised(FAMILY.Network(small, 5))
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected, found = trained(images), RECIPE.family.deploy(trained)(images)
+        expected, found = trained(images), reparam.deployed(RECIPE, trained)(images)
     spread = expected.max() - expected.min()
     assert spread > 0
     assert (expected - found).abs().max() <= 1e-5 * spread
@@ -74,7 +71,7 @@ def test_folding_changes_nothing_but_rounding(
 def test_timm_names_are_renamed_to_the_official_ones(variant: str) -> None:
     timm = pytest.importorskip("timm", reason="timm is not installed: extra `zoo`")
     with torch.device("meta"):
-        theirs = RECIPE.family.adapt(timm.create_model(f"repvgg_{variant}").state_dict())
+        theirs = RECIPE.adapt(timm.create_model(f"repvgg_{variant}").state_dict())
     ours = on_meta(variant).state_dict()
     assert {k: v.shape for k, v in theirs.items()} == {k: v.shape for k, v in ours.items()}
 
@@ -82,8 +79,8 @@ def test_timm_names_are_renamed_to_the_official_ones(variant: str) -> None:
 def test_timm_weights_give_what_timm_gives(randomised: Callable[[nn.Module], nn.Module]) -> None:
     timm = pytest.importorskip("timm", reason="timm is not installed: extra `zoo`")
     theirs = randomised(timm.create_model("repvgg_a0", num_classes=5))
-    state = RECIPE.family.adapt(theirs.state_dict())
-    assert RECIPE.family.identify(state, Facts()) == ("a0", 5)
+    state = RECIPE.adapt(theirs.state_dict())
+    assert RECIPE.identify(state, Facts()) == ("a0", 5)
     ours = on_meta("a0", 5)
     ours.load_state_dict(dict(state), assign=True)
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -94,19 +91,19 @@ def test_timm_weights_give_what_timm_gives(randomised: Callable[[nn.Module], nn.
 
 def test_an_image_is_cropped_and_normalised_as_for_imagenet() -> None:
     image = np.full((512, 256, 3), 255, np.uint8)
-    values, geometry = RECIPE.preprocess("a0", None)(image)
+    values, geometry = RECIPE.variant("a0").preprocess(image)
     white = (1 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     assert values.shape == (3, 224, 224)
     assert np.allclose(values, white[:, None, None], atol=1e-5)
     assert geometry == Geometry(512, 256, 1.0, 1.0, -16, -144)
-    assert RECIPE.preprocess("a0", (160, 128)).size == (160, 128)
+    assert RECIPE.variant("a0").sized((160, 128)).size == (160, 128)
 
 
 def test_weights_that_are_folded_already_are_read(
     tmp_path: Path, randomised: Callable[[nn.Module], nn.Module]
 ) -> None:
-    trained = randomised(RECIPE.family.build("a0", 4))
-    folded = RECIPE.family.deploy(trained)
+    trained = randomised(RECIPE.network("a0", 4))
+    folded = reparam.deployed(RECIPE, trained)
     official = folded.state_dict()
     rules = (
         (r"^stage0\.", "stem."),
@@ -124,17 +121,17 @@ def test_weights_that_are_folded_already_are_read(
         images = torch.rand(2, 3, 64, 64)
         with torch.inference_mode():
             assert torch.equal(network.module(images), folded(images))
-            assert torch.equal(RECIPE.family.deploy(network.module)(images), folded(images))
+            assert torch.equal(reparam.deployed(RECIPE, network.module)(images), folded(images))
 
 
 def test_weights_of_which_only_some_blocks_are_folded_are_read(
     randomised: Callable[[nn.Module], nn.Module],
 ) -> None:
-    trained = randomised(RECIPE.family.build("a0", 4))
+    trained = randomised(RECIPE.network("a0", 4))
     state = {k: v for k, v in trained.state_dict().items() if not k.startswith("stage2.1.")}
-    block = RECIPE.family.deploy(trained).get_submodule("stage2.1")
+    block = reparam.deployed(RECIPE, trained).get_submodule("stage2.1")
     state |= {f"stage2.1.{key}": value for key, value in block.state_dict().items()}
-    network = reparam.as_stored(RECIPE.family.build("a0", 4), state.keys())
+    network = reparam.as_stored(RECIPE.network("a0", 4), state.keys())
     network.load_state_dict(state)
     images = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():

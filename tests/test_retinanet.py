@@ -14,6 +14,7 @@ from torchvision.models.detection import (
     retinanet_resnet50_fpn_v2,
 )
 
+from deploykit.networks import reparam
 from deploykit.networks.detectors import dense_family
 from deploykit.recipes.identity import Facts
 from deploykit.recipes.recipe import RECIPES
@@ -32,7 +33,7 @@ OFFICIAL = {
 def on_meta(variant: str, classes: int = 91) -> nn.Module:
     """Return a network whose weights take no memory."""
     with torch.device("meta"):
-        return RECIPE.family.build(variant, classes)
+        return RECIPE.network(variant, classes)
 
 
 def images(batch: int, seed: int = 0) -> torch.Tensor:
@@ -57,7 +58,7 @@ def theirs() -> RetinaNet:
 @pytest.fixture(scope="module")
 def ours(theirs: RetinaNet) -> Any:
     """The same weights in our form."""
-    network = RECIPE.family.build("resnet18_fpn", CLASSES)
+    network = RECIPE.network("resnet18_fpn", CLASSES)
     network.load_state_dict(theirs.state_dict())
     return network
 
@@ -100,8 +101,8 @@ def test_the_layout_of_old_releases_is_renamed(theirs: RetinaNet) -> None:
     assert "backbone.fpn.inner_blocks.2.weight" in old
     assert "head.regression_head.conv.6.bias" in old
     theirs.load_state_dict(old)  # torchvision knows that layout too
-    assert list(RECIPE.family.adapt(old)) == list(state)
-    assert list(RECIPE.family.adapt(state)) == list(state)
+    assert list(RECIPE.adapt(old)) == list(state)
+    assert list(RECIPE.adapt(state)) == list(state)
 
 
 @pytest.mark.parametrize("variant", RECIPE.variants)
@@ -109,7 +110,7 @@ def test_a_variant_is_known_by_its_state_dict(variant: str) -> None:
     state = on_meta(variant, 5).state_dict()
     if variant == "resnet50_fpn_eps0":  # published with frozen norms, which count no batches
         state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    assert RECIPE.family.identify(state, Facts()) == (variant, 5)
+    assert RECIPE.identify(state, Facts()) == (variant, 5)
 
 
 def test_published_weights_are_run_with_the_epsilon_they_were_trained_with() -> None:
@@ -129,8 +130,8 @@ def test_other_state_dicts_are_not_taken_for_it() -> None:
         {"backbone.body.layer1.0.conv2.weight": torch.zeros(128, 4, 3, 3)},
         {"backbone.body.layer2.2.conv1.weight": torch.zeros(128, 128, 3, 3)},
     ]
-    assert RECIPE.family.identify({}, Facts()) is None
-    assert all(RECIPE.family.identify({**state, **change}, Facts()) is None for change in changes)
+    assert RECIPE.identify({}, Facts()) is None
+    assert all(RECIPE.identify({**state, **change}, Facts()) is None for change in changes)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -159,7 +160,7 @@ def test_an_image_without_objects_has_no_detections(theirs: RetinaNet, onnx: Pat
 def test_folding_changes_nothing_but_rounding(ours: Any) -> None:
     inputs = images(2, seed=7)
     with torch.inference_mode():
-        found, expected = RECIPE.family.deploy(ours)(inputs), ours(inputs)
+        found, expected = reparam.deployed(RECIPE, ours)(inputs), ours(inputs)
     assert torch.equal(found[3], expected[3])
     assert torch.allclose(found[1], expected[1], atol=1e-4)
 

@@ -28,12 +28,12 @@ WEIGHTS = {
 def on_meta(variant: str, classes: int = 90) -> nn.Module:
     """Return a network whose weights take no memory."""
     with torch.device("meta"):
-        return RECIPE.family.build(variant, classes)
+        return RECIPE.network(variant, classes)
 
 
 def inputs(variant: str, batch: int, seed: int) -> torch.Tensor:
     """Return even patches of noise."""
-    size = RECIPE.preprocess(variant, None).size
+    size = RECIPE.variant(variant).preprocess.size
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(batch, 3, 10, 10, generator=generator)
     return nn.functional.interpolate(coarse, size)
@@ -61,7 +61,7 @@ def tamed(variant: str) -> Any:
 
 def ours(theirs: Any, variant: str) -> Any:
     """Return the same weights in our form."""
-    network = RECIPE.family.build(variant, CLASSES)
+    network = RECIPE.network(variant, CLASSES)
     network.load_state_dict(theirs.state_dict())
     return network
 
@@ -93,12 +93,10 @@ def test_keys_shapes_and_parameters_are_torchvisions(variant: str) -> None:
 @pytest.mark.parametrize("variant", RECIPE.variants)
 def test_a_variant_is_known_by_its_state_dict(variant: str) -> None:
     state = dict(on_meta(variant, 5).state_dict())
-    assert RECIPE.family.identify(state, Facts()) == (variant, 5)
-    assert list(RECIPE.family.adapt(state)) == list(state)
+    assert RECIPE.identify(state, Facts()) == (variant, 5)
+    assert list(RECIPE.adapt(state)) == list(state)
     assert (
-        RECIPE.family.identify(
-            {k: v for k, v in state.items() if "classification" not in k}, Facts()
-        )
+        RECIPE.identify({k: v for k, v in state.items() if "classification" not in k}, Facts())
         is None
     )
 
@@ -135,9 +133,9 @@ def test_an_image_without_objects_has_no_detections(lite: Any) -> None:
 
 
 def test_the_input_has_one_size() -> None:
-    assert RECIPE.preprocess(VGG, (300, 300)).size == (300, 300)
+    assert RECIPE.variant(VGG).sized((300, 300)).size == (300, 300)
     with pytest.raises(OptionError, match="input size 320x320 for ssd300_vgg16\nexpected: 300x300"):
-        RECIPE.preprocess(VGG, (320, 320))
+        RECIPE.variant(VGG).sized((320, 320))
 
 
 @pytest.mark.parametrize("variant", RECIPE.variants)
@@ -148,7 +146,7 @@ def test_images_are_prepared_as_by_torchvision(variant: str) -> None:
         theirs = getattr(zoo, variant)(weights=None, weights_backbone=None)
     tensor = torch.from_numpy(image).permute(2, 0, 1) / 255
     expected = theirs.transform([tensor])[0].tensors[0]
-    found, geometry = RECIPE.preprocess(variant, None)(image)
+    found, geometry = RECIPE.variant(variant).preprocess(image)
     np.testing.assert_allclose(found, expected, atol=2e-3 * float(expected.abs().max()))
     side = found.shape[1]
     assert (geometry.scale_x, geometry.scale_y) == pytest.approx((side / 70, side / 50))

@@ -136,10 +136,10 @@ def test_every_variant_is_told_from_its_state_dict(head: Any) -> None:
     alike = {two_stage_family.MOBILE_320: two_stage_family.MOBILE}
     for variant in recipe.variants:
         with torch.device("meta"):
-            state = recipe.family.build(variant, CLASSES).state_dict()
+            state = recipe.network(variant, CLASSES).state_dict()
         if variant == two_stage_family.EPS0:
             state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-        assert recipe.family.identify(recipe.family.adapt(state), Facts()) == (
+        assert recipe.identify(recipe.adapt(state), Facts()) == (
             alike.get(variant, variant),
             CLASSES,
         )
@@ -159,7 +159,7 @@ def test_every_variant_is_told_from_its_state_dict(head: Any) -> None:
 def test_parameters_are_as_many_as_published(recipe: str, variant: str, published: int) -> None:
     classes = 1 if recipe == "keypoint_rcnn" else 90
     with torch.device("meta"):
-        network = RECIPES.load(recipe).family.build(variant, classes)
+        network = RECIPES.load(recipe).network(variant, classes)
     frozen = variant.endswith(("resnet50_fpn", "large_fpn"))  # its norms count no parameters
     norms = [
         parameter.numel()
@@ -172,7 +172,7 @@ def test_parameters_are_as_many_as_published(recipe: str, variant: str, publishe
 
 
 def test_older_names_of_torchvision_are_read() -> None:
-    network = RECIPES.load("mask_rcnn").family.build("resnet18_fpn", CLASSES)
+    network = RECIPES.load("mask_rcnn").network("resnet18_fpn", CLASSES)
     state = network.state_dict()
     old = {
         key.replace("rpn.head.conv.0.0", "rpn.head.conv")
@@ -245,7 +245,7 @@ def detectron2s(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def test_detectron2s_weights_come_to_their_places() -> None:
     recipe = RECIPES.load("mask_rcnn")
-    network = recipe.family.build("detectron2_resnet50_fpn", CLASSES)
+    network = recipe.network("detectron2_resnet50_fpn", CLASSES)
     state = network.state_dict()
     for key, value in state.items():
         if "box_predictor.bbox_pred" in key:
@@ -254,22 +254,22 @@ def test_detectron2s_weights_come_to_their_places() -> None:
             value[:1] = 0
     theirs = detectron2s(state)
     assert "backbone.bottom_up.res4.0.shortcut.norm.running_mean" in theirs
-    back = recipe.family.adapt(theirs)
-    assert recipe.family.identify(back, Facts()) == ("detectron2_resnet50_fpn", CLASSES)
+    back = recipe.adapt(theirs)
+    assert recipe.identify(back, Facts()) == ("detectron2_resnet50_fpn", CLASSES)
     for key, value in back.items():
         assert torch.equal(value, state[key]), key
     assert {k for k in set(state) - set(back) if not k.endswith("num_batches_tracked")} == set()
 
 
 def test_detectron2s_conventions_are_kept() -> None:
-    network: Any = RECIPES.load("mask_rcnn").family.build("detectron2_resnet50_fpn", CLASSES)
+    network: Any = RECIPES.load("mask_rcnn").network("detectron2_resnet50_fpn", CLASSES)
     assert network.sampling == Sampling(1, 0, 1e-8, 1)
     block = network.backbone.body.layer2[0]
     assert (block.conv1.stride, block.conv2.stride) == ((2, 2), (1, 1))
     side = 32 / 2**0.5
     expected = np.array([[-side, -side / 2, side, side / 2]], np.float32)
     np.testing.assert_allclose(network.cells[0][:1], expected, rtol=1e-6)
-    prepared = RECIPES.load("mask_rcnn").preprocess("detectron2_resnet50_fpn", None)
+    prepared = RECIPES.load("mask_rcnn").variant("detectron2_resnet50_fpn").preprocess
     assert (prepared.channels, prepared.std, prepared.resampler) == (
         "BGR",
         (1.0, 1.0, 1.0),

@@ -12,7 +12,7 @@ from torchvision.models.detection import backbone_utils
 from torchvision.ops import FrozenBatchNorm2d
 from two_stage_models import SIZE, assert_same_masks, pictures, settled
 
-from deploykit.networks import loading
+from deploykit.networks import loading, reparam
 from deploykit.pipeline.exporting import ExportOptions
 from deploykit.recipes.identity import Facts
 from deploykit.recipes.recipe import RECIPES
@@ -50,7 +50,7 @@ def loaded(state: Any, recipe: str, variant: str, folder: Path) -> Any:
     torch.save(state, folder / "model.pth")
     options = ExportOptions(recipe, variant=variant, input_size=SIZE)
     network = loading.load_network(folder / "model.pth", options)
-    return network.recipe.family.deploy(network.module).eval()
+    return reparam.deployed(network.recipe, network.module).eval()
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -98,5 +98,5 @@ def test_published_weights_of_resnet50_are_taken_for_those_with_an_epsilon_of_0(
         state = zoo.FasterRCNN(body("resnet50", FrozenBatchNorm2d), CLASSES + 1).state_dict()
         other = zoo.FasterRCNN(body("resnet101", FrozenBatchNorm2d), CLASSES + 1).state_dict()
     recipe = RECIPES.load("faster_rcnn")
-    assert recipe.family.identify(state, Facts()) == ("resnet50_fpn_eps0", CLASSES)
-    assert recipe.family.identify(other, Facts()) == ("resnet101_fpn", CLASSES)
+    assert recipe.identify(state, Facts()) == ("resnet50_fpn_eps0", CLASSES)
+    assert recipe.identify(other, Facts()) == ("resnet101_fpn", CLASSES)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deploykit import tasks
 from deploykit.data.preprocess import Geometry
 from deploykit.errors import CheckpointError, OptionError
-from deploykit.networks import loading
+from deploykit.networks import loading, reparam
 from deploykit.recipes.identity import Facts, found
 from deploykit.recipes.recipe import RECIPES
 from deploykit.values import Precision
@@ -33,13 +33,13 @@ class PickledModule(NamedTuple):
 
 
 RECIPE = RECIPES.load("yolov6")
-FAMILY: Any = sys.modules[RECIPE.family.build.__module__]
+FAMILY: Any = sys.modules[RECIPE.build.__module__]
 
 
 def on_meta(variant: str, classes: int = 80) -> nn.Module:
     """Return a network whose weights take no memory."""
     with torch.device("meta"):
-        return RECIPE.family.build(variant, classes)
+        return RECIPE.network(variant, classes)
 
 
 def test_official_keys_are_spelled_like_this() -> None:
@@ -74,7 +74,7 @@ def test_the_layout_of_old_releases_is_renamed(variant: str) -> None:
     assert "neck.reduce_layer0.conv.weight" in old
     assert "detect.stems.0.bn.bias" in old
     assert ("backbone.stem.block.conv.weight" in old) == silu
-    assert list(RECIPE.family.adapt(old)) == list(state)
+    assert list(RECIPE.adapt(old)) == list(state)
 
 
 def test_other_state_dicts_are_not_taken_for_a_yolov6() -> None:
@@ -86,12 +86,9 @@ def test_other_state_dicts_are_not_taken_for_a_yolov6() -> None:
         {"backbone.stem.rbr_dense.conv.weight": scalar},
         {"detect.reg_preds.0.bias": torch.zeros(12)},
     ]
-    assert RECIPE.family.identify({}, Facts()) is None
-    assert (
-        RECIPE.family.identify({k: v for k, v in state.items() if "detect" not in k}, Facts())
-        is None
-    )
-    assert all(RECIPE.family.identify({**state, **change}, Facts()) is None for change in changes)
+    assert RECIPE.identify({}, Facts()) is None
+    assert RECIPE.identify({k: v for k, v in state.items() if "detect" not in k}, Facts()) is None
+    assert all(RECIPE.identify({**state, **change}, Facts()) is None for change in changes)
 
 
 def test_branches_that_only_training_reads_are_dropped() -> None:
@@ -101,17 +98,17 @@ def test_branches_that_only_training_reads_are_dropped() -> None:
         "detect.cls_preds_ab.1.bias": torch.zeros(240),
         "detect.reg_preds_ab.2.weight": torch.zeros(12, 128, 1, 1),
     }
-    assert list(RECIPE.family.adapt({**state, **extras})) == list(state)
+    assert list(RECIPE.adapt({**state, **extras})) == list(state)
 
 
 def test_a_bias_before_a_batch_norm_moves_into_its_mean(randomised: Randomised) -> None:
-    network = randomised(RECIPE.family.build("pico", 3))
+    network = randomised(RECIPE.network("pico", 3))
     conv = network.get_submodule("neck.reduce_layer0.block.conv")
     assert isinstance(conv, nn.Conv2d)
     images = torch.rand(1, 3, 64, 64)
     conv.bias = nn.Parameter(torch.randn(conv.out_channels))
-    ours = RECIPE.family.build("pico", 3)
-    ours.load_state_dict(dict(RECIPE.family.adapt(network.state_dict())))
+    ours = RECIPE.network("pico", 3)
+    ours.load_state_dict(dict(RECIPE.adapt(network.state_dict())))
     assert difference(network, ours, images) < 1e-6
 
 
@@ -134,13 +131,13 @@ def difference(a: nn.Module, b: nn.Module, images: Tensor) -> float:
 def test_folding_changes_nothing_but_rounding(variant: str, randomised: Randomised) -> None:
     small = narrow(FAMILY.VARIANTS[variant])
     trained = randomised(FAMILY.Network(small, 4).eval())
-    folded = RECIPE.family.deploy(trained)
+    folded = reparam.deployed(RECIPE, trained)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     assert difference(trained, folded, torch.rand(2, 3, 96, 64)) < 1e-5
 
 
 def test_the_raw_outputs_decode_to_the_returned_rows(randomised: Randomised) -> None:
-    network: Any = randomised(RECIPE.family.build("pico", 3))
+    network: Any = randomised(RECIPE.network("pico", 3))
     images = torch.rand(2, 3, 64, 96)
     with torch.inference_mode():
         rows = network(images)
@@ -159,7 +156,7 @@ def test_the_raw_outputs_decode_to_the_returned_rows(randomised: Randomised) -> 
 
 
 def test_every_parameter_that_learns_gets_a_gradient() -> None:
-    network: Any = RECIPE.family.build("pico", 3).train()
+    network: Any = RECIPE.network("pico", 3).train()
     nn.init.normal_(network.detect.cls_preds[0].weight)
     logits, distances, _, _ = network.raw(torch.rand(2, 3, 64, 64))
     (logits.square().mean() + distances.square().mean()).backward()
@@ -168,21 +165,21 @@ def test_every_parameter_that_learns_gets_a_gradient() -> None:
 
 
 def test_pico_is_small_and_suits_int8_kernels() -> None:
-    network = RECIPE.family.deploy(on_meta("pico", 6))
+    network = reparam.deployed(RECIPE, on_meta("pico", 6))
     convs = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.in_channels != 17]
     assert 500_000 <= sum(p.numel() for p in network.parameters()) <= 900_000
     assert all(c.in_channels >= 16 and c.in_channels % 8 == 0 for c in convs[1:])
-    assert RECIPE.preprocess("pico", None).size == (320, 320)
+    assert RECIPE.variant("pico").preprocess.size == (320, 320)
 
 
 def test_an_image_is_letterboxed_on_grey_and_scaled_to_one() -> None:
-    preprocess = RECIPE.preprocess("v3s", None)
+    preprocess = RECIPE.variant("v3s").preprocess
     values, geometry = preprocess(np.full((320, 640, 3), 255, np.uint8))
     assert values.shape == (3, 640, 640)
     assert values[:, 0, 0].tolist() == pytest.approx([114 / 255] * 3)
     assert values[:, 320, 320].tolist() == pytest.approx([1.0] * 3)
     assert geometry.offset_y == 160
-    assert RECIPE.preprocess("v3s", (320, 416)).size == (320, 416)
+    assert RECIPE.variant("v3s").sized((320, 416)).size == (320, 416)
 
 
 def test_its_task_reads_the_one_output() -> None:
@@ -203,7 +200,7 @@ def test_its_task_reads_the_one_output() -> None:
     ],
 )
 def test_prediction_and_decoding_stay_in_float(node: str, expected: Precision | None) -> None:
-    found = [k.precision for k in RECIPE.keep_float if re.search(k.pattern, node)]
+    found = [k.precision for k in RECIPE.variant("v3n").keep_float if re.search(k.pattern, node)]
     assert found == ([] if expected is None else [expected])
 
 
@@ -215,7 +212,7 @@ def test_the_architecture_is_read_from_the_weights(variant: str) -> None:
     for architecture in (own, odd, replace(odd, repeats=(1, 2, 1, 3, 2, 1, 2, 4))):
         with torch.device("meta"):
             network = FAMILY.Network(architecture, 3)
-        for module in (network, RECIPE.family.deploy(network)):
+        for module in (network, reparam.deployed(RECIPE, network)):
             assert FAMILY.read(module.state_dict(), architecture.activation) == architecture
 
 
@@ -232,7 +229,7 @@ def test_sizes_that_no_release_has_are_carried(randomised: Randomised, tmp_path:
 
 def test_weights_that_are_folded_already_are_read(randomised: Randomised, tmp_path: Path) -> None:
     trained = randomised(FAMILY.Network(narrow(FAMILY.VARIANTS["v3m"]), 3).eval())
-    folded = RECIPE.family.deploy(trained)
+    folded = reparam.deployed(RECIPE, trained)
     torch.save(folded.state_dict(), tmp_path / "model.pt")
     network = loading.load_network(tmp_path / "model.pt", loading.NetworkOptions())
     images = torch.rand(1, 3, 64, 64)
@@ -244,11 +241,11 @@ def test_weights_that_are_folded_already_are_read(randomised: Randomised, tmp_pa
 def test_an_activation_that_the_weights_do_not_say_is_asked_for(variant: str, other: str) -> None:
     state = on_meta(variant, 3).state_dict()
     with pytest.raises(OptionError) as error:
-        RECIPE.family.identify(state, Facts())
+        RECIPE.identify(state, Facts())
     assert f"{variant} (relu) or {other} (silu)" in str(error.value)
     assert f"--variant {variant} or --variant {other}" in str(error.value)
     for stated, activation in ((variant, nn.ReLU), (other, nn.SiLU)):
-        answer = found(RECIPE.family.identify(state, Facts(variant=stated)))
+        answer = found(RECIPE.identify(state, Facts(variant=stated)))
         assert answer is not None
         assert answer.build is not None
         assert answer.variant == stated
@@ -256,7 +253,7 @@ def test_an_activation_that_the_weights_do_not_say_is_asked_for(variant: str, ot
             network = answer.build()
         assert isinstance(network.get_submodule("backbone.stem.block.act"), activation)
     with pytest.raises(OptionError, match=r"v3n"):
-        RECIPE.family.identify(state, Facts(variant="v3n"))
+        RECIPE.identify(state, Facts(variant="v3n"))
 
 
 @pytest.mark.parametrize("name", ["act", "block.act", "relu"])
@@ -265,12 +262,12 @@ def test_a_pickled_module_says_the_activation(name: str) -> None:
     for kind, variant in (("ReLU", "v3l_base"), ("SiLU", "v3l")):
         layer = PickledModule(f"torch.nn.modules.activation.{kind}", {"inplace": False})
         facts = Facts({f"backbone.stem.{name}": layer})
-        answer = found(RECIPE.family.identify(state, facts))
+        answer = found(RECIPE.identify(state, facts))
         assert answer is not None
         assert answer.variant == variant
     layer = PickledModule("torch.nn.modules.activation.Hardswish", {})
     with pytest.raises(CheckpointError, match="Hardswish"):
-        RECIPE.family.identify(state, Facts({f"backbone.stem.{name}": layer}))
+        RECIPE.identify(state, Facts({f"backbone.stem.{name}": layer}))
 
 
 def test_evaluation_of_release_0_3_reads_other_branches() -> None:
@@ -279,14 +276,14 @@ def test_evaluation_of_release_0_3_reads_other_branches() -> None:
     own = {k: v for k, v in state.items() if "_preds." in k}
     anchors = {k.replace("_preds.", "_preds_ab."): torch.zeros(1) for k in own}
     beside = plain | {k.replace("_preds.", "_preds_af."): v for k, v in own.items()} | anchors
-    read = RECIPE.family.adapt(beside)
+    read = RECIPE.adapt(beside)
     assert all(read[key] is value for key, value in own.items())
     assert read.keys() == state.keys()
     distilled = dict(state)
     for key in [key for key in own if "reg_preds" in key]:
         distilled[key.replace("reg_preds", "reg_preds_lrtb")] = state[key]
         distilled[key] = torch.zeros(68)
-    read = RECIPE.family.adapt(distilled)
+    read = RECIPE.adapt(distilled)
     assert all(read[key] is value for key, value in own.items())
     assert read.keys() == state.keys()
 
@@ -303,4 +300,4 @@ def test_evaluation_of_release_0_3_reads_other_branches() -> None:
 def test_parts_that_are_not_carried_are_refused_by_name(key: str, what: str) -> None:
     state = {**on_meta("v3n").state_dict(), key: torch.zeros(1)}
     with pytest.raises(CheckpointError, match=what):
-        RECIPE.family.identify(state, Facts())
+        RECIPE.identify(state, Facts())

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from deploykit.errors import OptionError
+from deploykit.networks import outputs
 from deploykit.values import TensorSpec
 
 if TYPE_CHECKING:
@@ -24,16 +25,15 @@ class TorchSession:
 
     def __init__(self, network: Network, dtype: torch.dtype = torch.float32) -> None:
         """Keep the network and describe its interface; it gets its inputs as `dtype`."""
-        self._module, self._dtype = network.module, dtype
+        self._module, self._recipe, self._dtype = network.module, network.recipe, dtype
         self.inputs = network.inputs
-        self.outputs = tuple(TensorSpec(name, "float32", ()) for name in network.recipe.outputs)
+        self.outputs = tuple(TensorSpec(o.name, "float32", ()) for o in network.recipe.outputs)
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
         """Return output name -> array for one batch."""
         with torch.inference_mode():
             result = self._module(*(self._tensor(feeds[spec.name]) for spec in self.inputs))
-        values = result if isinstance(result, tuple) else (result,)
-        return {s.name: v.numpy() for s, v in zip(self.outputs, values, strict=True)}
+        return {name: value.numpy() for name, value in outputs.named(self._recipe, result)}
 
     def _tensor(self, array: NDArray[np.generic]) -> torch.Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))

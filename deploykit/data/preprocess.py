@@ -147,6 +147,13 @@ class Preprocess:
         holds = any(min(size) >= short and max(size) >= long for size in self.sizes)
         return replace(self, limits=(short, long)) if holds else self
 
+    def sized(self, size: Size | None) -> Preprocess:
+        """Return one for inputs of `size` alone, with the same limits where it holds them."""
+        if size is None:
+            return self
+        bare = replace(self, size=size, canvases=(), limits=None)
+        return bare if self.limits is None else bare.at_scale(*self.limits)
+
     @property
     def sizes(self) -> tuple[Size, ...]:
         """Return all sizes of the input, `size` first."""

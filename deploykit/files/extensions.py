@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from deploykit.errors import DeployError, OptionError, not_installed, unknown_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 V = TypeVar("V")
 _PACKAGE = Path(__file__).parent.parent
@@ -51,6 +56,31 @@ class Kind(Generic[V]):
         return value
 
 
+@contextlib.contextmanager
+def blamed(what: str) -> Iterator[None]:
+    """Turn an unforeseen error of an extension's own code into one that names its file and line.
+
+    what: whose code it is, such as `recipe my_model`. Raises: OptionError.
+    """
+    try:
+        yield
+    except DeployError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if frame.filename in _files]
+        last = (own or frames)[-1]
+        raise OptionError(
+            f"{what} failed in {last.filename}, line {last.lineno}, in {last.name}: "
+            f"{type(error).__name__}: {error}",
+            fix="mend that file: the rest of deploykit only called it",
+        ) from error
+
+
+_files: set[str] = set()
+"""Extension files that were loaded, as tracebacks name them."""
+
+
 @functools.cache
 def _module_value(kind: str, path: Path) -> object:
     module_name = f"_deploykit_{kind}_{path.stem}"
@@ -58,6 +88,7 @@ def _module_value(kind: str, path: Path) -> object:
     if spec is None or spec.loader is None:
         raise OptionError(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
+    _files.add(str(path))
     sys.modules[module_name] = module  # dataclasses and pickling look their module up
     try:
         spec.loader.exec_module(module)

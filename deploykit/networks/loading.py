@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from deploykit import tasks
 from deploykit.errors import CheckpointError, OptionError, unknown_name
+from deploykit.files import extensions
 from deploykit.networks import checkpoint, pickled, reparam
 from deploykit.recipes import metadata
 from deploykit.recipes.identity import Facts, Found
 from deploykit.recipes.identity import found as as_found
 from deploykit.recipes.metadata import ModelCard
-from deploykit.recipes.recipe import RECIPES
+from deploykit.recipes.recipe import RECIPES, checked
 from deploykit.values import TensorSpec
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from deploykit.recipes.recipe import Recipe
+    from deploykit.data.preprocess import Preprocess
+    from deploykit.recipes.recipe import Recipe, StateDict, Variant
 
 INPUT = "images"
 BATCH = "batch"
@@ -90,8 +91,15 @@ def _network(
 
     Raises: CheckpointError, OptionError.
     """
-    state = recipe.family.adapt(loaded.state)
-    module = found.build() if found.build else recipe.family.build(found.variant, found.classes)
+    state = adapted(recipe, loaded.state)
+    variant = recipe.variant(found.like or found.variant)
+    preprocess = _preprocess(variant, found, options.input_size)
+    with extensions.blamed(f"recipe {recipe.name}"):
+        module = (
+            found.build()
+            if found.build
+            else recipe.build(found.variant, found.classes, preprocess.size)
+        )
     module = reparam.as_stored(module.eval(), state.keys())
     name = f"{recipe.name} {found.variant}"
     try:
@@ -100,13 +108,6 @@ def _network(
         fix = _advice(loaded, options, recipe, found)
         raise CheckpointError(error.found, expected=error.expected, fix=fix) from error
     pickled.settle(module, loaded.modules, pickled.paths(loaded.state, state))
-    make = found.preprocess or partial(recipe.preprocess, found.variant)
-    preprocess = make(options.input_size)
-    if any(side <= 0 or side % recipe.size_multiple for side in preprocess.size):
-        raise OptionError(
-            f"input size {'x'.join(map(str, preprocess.size))} does not fit {recipe.name}",
-            expected=f"two positive multiples of {recipe.size_multiple}, such as 640x640",
-        )
     card = ModelCard(
         recipe=metadata.recipe_name(options.recipe, recipe),
         variant=found.variant,
@@ -114,7 +115,7 @@ def _network(
         preprocess=preprocess,
         class_names=_class_names(recipe, found.classes, options.class_names or loaded.class_names),
         checkpoint_sha256=loaded.sha256,
-        keep_float=recipe.keep_float,
+        keep_float=variant.keep_float,
     )
     return Network(module.eval(), recipe, card)
 
@@ -126,7 +127,9 @@ def identify(loaded: checkpoint.Checkpoint, options: NetworkOptions) -> tuple[Re
     """
     facts = Facts(loaded.modules, loaded.sha256, options.variant, options.settings)
     for recipe in map(RECIPES.load, _tried(options)):
-        found = as_found(recipe.family.identify(recipe.family.adapt(loaded.state), facts))
+        state = adapted(recipe, loaded.state)
+        with extensions.blamed(f"recipe {recipe.name}"):
+            found = as_found(recipe.identify(state, facts))
         if found is not None:
             return recipe, found if found.build else _as_stated(recipe, found, facts)
     return None
@@ -180,9 +183,20 @@ def _as_stated(recipe: Recipe, found: Found, facts: Facts) -> Found:
             fix=_OWN_RECIPE,
         )
     variant = facts.variant or found.variant
-    if variant not in recipe.variants:
-        raise unknown_name(f"variant of {recipe.name}", variant, recipe.variants)
+    recipe.variant(variant)
     return replace(found, variant=variant)
+
+
+def adapted(recipe: Recipe, state: StateDict) -> StateDict:
+    """Return a state dict with the names of the recipe's network."""
+    with extensions.blamed(f"recipe {recipe.name}"):
+        return recipe.adapt(state)
+
+
+def _preprocess(variant: Variant, found: Found, size: tuple[int, int] | None) -> Preprocess:
+    if found.preprocess is None:
+        return variant.sized(size)
+    return checked(found.preprocess(size), variant)
 
 
 def _class_names(recipe: Recipe, count: int, given: tuple[str, ...] | None) -> tuple[str, ...]:

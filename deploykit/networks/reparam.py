@@ -9,8 +9,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
 from torch import Tensor, nn
 
+from deploykit.files import extensions
+
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
+
+    from deploykit.recipes.recipe import Recipe
 
 Conv = TypeVar("Conv", bound=nn.Conv2d | nn.ConvTranspose2d)
 _COUNTER = "num_batches_tracked"
@@ -23,6 +27,12 @@ class Foldable(Protocol):
     def folded(self) -> nn.Module:
         """Return the simpler module; this one stays as it is."""
         ...
+
+
+def deployed(recipe: Recipe, network: nn.Module) -> nn.Module:
+    """Return a network as it is exported: by the recipe's own `deploy`, else folded."""
+    with extensions.blamed(f"recipe {recipe.name}"):
+        return (recipe.deploy or fold)(network).eval()
 
 
 def fold(network: nn.Module) -> nn.Module:
@@ -54,7 +64,7 @@ def as_stored(network: nn.Module, names: AbstractSet[str]) -> nn.Module:
     for path, module in list(network.named_modules()):
         if not isinstance(module, Foldable) or not path:
             continue
-        weights = cast(nn.Module, module).state_dict()
+        weights = cast("nn.Module", module).state_dict()
         own = {f"{path}.{name}" for name in weights if not name.endswith(_COUNTER)}
         if own <= names:
             continue

@@ -11,6 +11,7 @@ import torch
 
 from deploykit import ops
 from deploykit.errors import ProofError
+from deploykit.networks import outputs
 from deploykit.networks.loading import BATCH
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def to_onnx(network: Network, opset: int) -> ir.Model:
     """Return the ONNX graph of a network, with a dynamic batch and no trace of this machine."""
     sizes = [[size for size in spec.shape[1:] if isinstance(size, int)] for spec in network.inputs]
     batch = torch.export.Dim(BATCH)
-    module = copy.deepcopy(network.module)
+    module = outputs.in_order(copy.deepcopy(network.module), network.recipe)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -35,7 +36,7 @@ def to_onnx(network: Network, opset: int) -> ir.Model:
             dynamo=True,
             opset_version=opset,
             input_names=[spec.name for spec in network.inputs],
-            output_names=list(network.recipe.outputs),
+            output_names=[output.name for output in network.recipe.outputs],
             dynamic_shapes=tuple({0: batch} for _ in sizes),
             custom_translation_table=ops.translations(),
             verbose=False,

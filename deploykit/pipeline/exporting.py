@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from deploykit import ops
 from deploykit.errors import OptionError
 from deploykit.graph import fusion
-from deploykit.networks import loading, tracing
+from deploykit.networks import loading, reparam, tracing
 from deploykit.networks.loading import NetworkOptions
 from deploykit.pipeline import places
 from deploykit.pipeline.made import Made, described, path_or_none, written
@@ -54,7 +54,7 @@ def export(
     trained = loading.load_network(path, options)
     card = trained.card
     next(steps)
-    folded = replace(trained, module=trained.recipe.family.deploy(trained.module).eval())
+    folded = replace(trained, module=reparam.deployed(trained.recipe, trained.module))
     reference = exports.prove_fold(trained, folded)
     next(steps)
     model = tracing.to_onnx(folded, options.opset)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from deploykit.backends.pytorch import TorchSession
+from deploykit.networks import reparam
 from deploykit.proof import acceptance, proving, random_inputs
 from deploykit.proof.rule import DOUBLE
 from deploykit.tasks.agreement import PaddedRows
@@ -101,7 +102,7 @@ def _folded_in_double(network: Network) -> TorchSession | None:
     """Return the network folded in float64; None where its recipe folds float32 alone."""
     module = copy.deepcopy(network.module).double()
     try:
-        module = network.recipe.family.deploy(module).eval().double()
+        module = reparam.deployed(network.recipe, module).double()
     except (RuntimeError, TypeError):  # what torch says to numbers of two types
         return None
     return TorchSession(filled(replace(network, module=module)), torch.float64)

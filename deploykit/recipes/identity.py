@@ -73,6 +73,8 @@ class Found:
     variant: str
     classes: int
     settings: Settings = field(default_factory=dict)
+    like: str = ""
+    """The variant of the recipe whose contract it has; "": the one it is called."""
     build: Callable[[], nn.Module] | None = None
     """Makes the network exactly as the checkpoint says; None: the variant as the recipe has it."""
     preprocess: Callable[[tuple[int, int] | None], Preprocess] | None = None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from deploykit.errors import OptionError, unknown_name
 from deploykit.files import extensions
 from deploykit.values import Precision
 
@@ -21,6 +22,23 @@ if TYPE_CHECKING:
     StateDict: TypeAlias = Mapping[str, Tensor]
 
 
+OutputKind: TypeAlias = Literal[
+    "logits",
+    "scores",
+    "boxes",
+    "classes",
+    "count",
+    "rows",
+    "label_map",
+    "mask",
+    "heatmap",
+    "values",
+]
+"""What the numbers of an output mean, which says how two models' are compared: logits and scores
+by the order of classes, boxes in pixels, classes, counts and label maps exactly, masks by overlap,
+heatmaps by their peaks; rows are boxes and scores side by side; values are only numbers."""
+
+
 @dataclass(frozen=True)
 class KeepFloat:
     """Nodes that INT8 would hurt, and the reason."""
@@ -33,18 +51,50 @@ class KeepFloat:
 
 
 @dataclass(frozen=True)
-class Family:
-    """The networks of a model family, and how its checkpoints are read."""
+class Output:
+    """One result of a network: its name in the ONNX file, and what its numbers mean."""
 
-    build: Callable[[str, int], nn.Module]
-    """(variant, number of classes) -> the network as it was trained, in eval mode."""
-    adapt: Callable[[StateDict], StateDict]
-    """Checkpoint keys of any known layout -> the keys of `build`'s module; drops known extras."""
-    identify: Callable[[StateDict, Facts], Found | tuple[str, int] | None]
-    """Adapted state dict, and what else is known -> what was found, or only (variant, number of
-    classes); None: not this family."""
-    deploy: Callable[[nn.Module], nn.Module]
-    """The trained network -> a new one with every branch and batch norm folded."""
+    name: str
+    kind: OutputKind
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The contract of one variant of a family: how it is fed, and what it keeps in float."""
+
+    preprocess: Preprocess
+    """How its input is made where the user asks for no other size."""
+    keep_float: tuple[KeepFloat, ...] = ()
+    size_multiple: int | None = 32
+    """Both sides of the input must be a multiple of this, the coarsest stride; None: the network
+    is made for the size of `preprocess` alone."""
+    features: tuple[str, ...] = ()
+    """Module paths whose outputs distillation compares: what the neck gives to the head."""
+
+    def sized(self, size: tuple[int, int] | None) -> Preprocess:
+        """Return how an input of `size` (H, W) is made; None: of its own size.
+
+        Raises: OptionError for a size that the network cannot take.
+        """
+        return checked(self.preprocess.sized(size), self)
+
+
+def checked(made: Preprocess, variant: Variant) -> Preprocess:
+    """Return `made` where a network of `variant` takes its sizes. Raises: OptionError."""
+    multiple, own = variant.size_multiple, variant.preprocess.size
+    for size in made.sizes:
+        if multiple is None and size != own:
+            raise OptionError(
+                f"input size {size[0]}x{size[1]}",
+                expected=f"{own[0]}x{own[1]}: the network is made for that alone",
+            )
+        if multiple is not None and any(side <= 0 or side % multiple for side in size):
+            raise OptionError(
+                f"input size {size[0]}x{size[1]} does not fit the network",
+                expected=f"two positive multiples of {multiple}, such as {20 * multiple}x"
+                f"{20 * multiple}",
+            )
+    return made
 
 
 @dataclass(frozen=True)
@@ -54,20 +104,37 @@ class Recipe:
     name: str
     task: str | AnyTask
     """One of `tasks.SHIPPED` by its name, or a value of your own."""
-    variants: tuple[str, ...]
-    family: Family
-    preprocess: Callable[[str, tuple[int, int] | None], Preprocess]
-    """(variant, input size H, W or None for the family's own) -> how its input is made."""
-    outputs: tuple[str, ...]
-    """Names of the exported outputs, in the order the network returns them."""
-    keep_float: tuple[KeepFloat, ...] = ()
+    variants: Mapping[str, Variant]
+    build: Callable[[str, int, tuple[int, int]], nn.Module]
+    """(variant, number of classes, input size H, W) -> the network as it was trained."""
+    identify: Callable[[StateDict, Facts], Found | tuple[str, int] | None]
+    """Adapted state dict, and what else is known -> what was found, or only (variant, number of
+    classes); None: not this family."""
+    outputs: tuple[Output, ...]
+    """What is exported, in the order the network returns it; by name where it returns a dict."""
+    adapt: Callable[[StateDict], StateDict] = lambda state: state
+    """Checkpoint keys of any known layout -> the keys of `build`'s module; drops known extras."""
+    deploy: Callable[[nn.Module], nn.Module] | None = None
+    """The trained network -> a new one with every branch and batch norm folded; None: by
+    `deploykit.fold`."""
     extra_inputs: Callable[[Preprocess], tuple[TensorSpec, ...]] = field(default=lambda _: ())
     """What the network takes beside the images, in the order of its arguments."""
-    size_multiple: int = 32
-    """Both sides of the input must be a multiple of this: the coarsest stride."""
     class_names: Callable[[int], tuple[str, ...]] = field(
         default=lambda count: tuple(f"class{i}" for i in range(count))
     )
+
+    def variant(self, name: str) -> Variant:
+        """Return the variant called `name`. Raises: OptionError for an unknown one."""
+        if name not in self.variants:
+            raise unknown_name(f"variant of {self.name}", name, self.variants)
+        return self.variants[name]
+
+    def network(self, variant: str, classes: int, size: tuple[int, int] | None = None) -> nn.Module:
+        """Return the network of a variant as it was trained, in eval mode, weights random.
+
+        Raises: OptionError for an unknown variant, or a size (H, W) it cannot take.
+        """
+        return self.build(variant, classes, self.variant(variant).sized(size).size).eval()
 
 
 RECIPES = extensions.Kind("recipe", "exporters", Recipe)

@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 
 from deploykit import tasks
 from deploykit.errors import DataError
+from deploykit.networks import outputs
 from deploykit.tasks import evaluation
 from deploykit.tasks.annotations import ImageAnnotations
 from deploykit.tasks.evaluation import Contract
@@ -177,13 +178,11 @@ def scores(network: nn.Module, recipe: Recipe, variant: str, data: Dataset, name
 
     names: The network's classes, in its order. Raises: as `evaluation.evaluate`.
     """
-    contract = Contract(recipe.preprocess(variant, None), names, tasks.find(recipe.task))
+    contract = Contract(recipe.variant(variant).preprocess, names, tasks.find(recipe.task))
 
     @torch.inference_mode()
     def forward(images: Floats) -> dict[str, Floats]:
-        found = network(torch.from_numpy(images))
-        values = found if isinstance(found, tuple) else (found,)
-        return {k: v.numpy() for k, v in zip(recipe.outputs, values, strict=True)}
+        return {k: v.numpy() for k, v in outputs.named(recipe, network(torch.from_numpy(images)))}
 
     scores, images = evaluation.evaluate(forward, data, contract, batch_size=16)
     return {**scores.metrics, "per_class": dict(scores.per_class), "images": images}

@@ -88,14 +88,14 @@ def train(recipe: Recipe, options: argparse.Namespace) -> nn.Module:
     """Return the averaged network after `options.epochs` epochs."""
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
-    network = cast("Detector", recipe.family.build(VARIANT, len(CLASS_NAMES)).train())
+    network = cast("Detector", recipe.network(VARIANT, len(CLASS_NAMES)).train())
     network.to(memory_format=torch.channels_last)
     # PyTorch 2.15 corrupts memory in the backward pass of a channels-last 1x1 stride-2 stem.
     network.backbone.stem.to(memory_format=torch.contiguous_format)
     average = copy.deepcopy(network).eval()
     started = time.perf_counter()
     spec = f"shapes:split=train,seed={options.seed},count={options.images},size={SIZE[0]}"
-    images, objects = loops.load(sources.dataset(spec), recipe.preprocess(VARIANT, SIZE))
+    images, objects = loops.load(sources.dataset(spec), recipe.variant(VARIANT).sized(SIZE))
     print(f"{len(images)} images in {time.perf_counter() - started:.0f} s", flush=True)
 
     optimizer = loops.optimizer(network, LEARNING_RATE, WEIGHT_DECAY)

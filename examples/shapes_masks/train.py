@@ -53,7 +53,7 @@ def batches(
     images: Tensor, objects: list[Objects], size: int, rng: np.random.Generator
 ) -> Iterator[tuple[Tensor, Targets]]:
     """Yield one epoch of shuffled batches, each image flipped, turned and relit at random."""
-    preprocess = RECIPES.load("mask_rcnn").preprocess(VARIANT, SIZE)
+    preprocess = RECIPES.load("mask_rcnn").variant(VARIANT).sized(SIZE)
     mean, std = (torch.tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
     order = rng.permutation([k for k, found in enumerate(objects) if len(found.boxes)])
     for start in range(0, len(order) - size + 1, size):
@@ -138,7 +138,7 @@ def train(rank: int, options: argparse.Namespace) -> None:
     started = time.perf_counter()
     data = sources.dataset(f"shapes:split=train,seed={options.seed},count={options.images}")
     mine = replace(data, samples=data.samples[rank :: options.processes])
-    preprocess = RECIPES.load("mask_rcnn").preprocess(VARIANT, SIZE)
+    preprocess = RECIPES.load("mask_rcnn").variant(VARIANT).sized(SIZE)
     images, objects = loops.load(mine, preprocess, masks=True)
 
     def tell(line: str) -> None:
@@ -172,7 +172,7 @@ def save(network: nn.Module, path: Path) -> None:
 def stored(path: Path) -> nn.Module:
     """Return the recipe's network with the weights that `save` wrote."""
     recipe = RECIPES.load("mask_rcnn")
-    network = recipe.family.build(VARIANT, len(CLASS_NAMES))
+    network = recipe.network(VARIANT, len(CLASS_NAMES))
     state = torch.load(path, weights_only=True)["model"]
     network.load_state_dict(state, strict=False)  # without the norms' counters
     return network.eval()

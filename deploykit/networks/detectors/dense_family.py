@@ -10,7 +10,7 @@ from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights, backbon
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from deploykit.data.preprocess import Preprocess
-from deploykit.recipes.recipe import KeepFloat
+from deploykit.recipes.recipe import KeepFloat, Output, Variant
 from deploykit.values import Precision
 
 if TYPE_CHECKING:
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
     from deploykit.recipes.recipe import StateDict
 
-OUTPUTS = ("boxes", "scores", "classes", "count")
+OUTPUTS = (
+    Output("boxes", "boxes"),
+    Output("scores", "scores"),
+    Output("classes", "classes"),
+    Output("count", "count"),
+)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LIMITS, CANVAS = (800, 1333), (800, 1344)
 """Short and longest long side of an image, and what holds it where it is wider than high."""
@@ -76,11 +81,6 @@ def adapt(state: StateDict) -> StateDict:
     return {_OLD_PYRAMID.sub(r"\1.0.\2", key): value for key, value in state.items()}
 
 
-def preprocess(variant: str, size: tuple[int, int] | None) -> Preprocess:  # noqa: ARG001 - all variants alike
-    """Return torchvision's: sides of 800 to 1333 pixels, at the top left, mean and deviation."""
-    return torchvisions(size or CANVAS).at_scale(*LIMITS)
-
-
 def torchvisions(size: tuple[int, int]) -> Preprocess:
     """Return how torchvision's detectors prepare an image for a canvas of `size` (H, W)."""
     return Preprocess(
@@ -92,6 +92,10 @@ def torchvisions(size: tuple[int, int]) -> Preprocess:
         resampler="torch",
         rounding="down",
     )
+
+
+PREPROCESS = torchvisions(CANVAS).at_scale(*LIMITS)
+"""torchvision's: sides of 800 to 1333 pixels, at the top left, mean and deviation."""
 
 
 def class_names(count: int) -> tuple[str, ...]:
@@ -130,3 +134,5 @@ KEEP_FLOAT = (
     ),
     *SELECT,
 )
+VARIANT = Variant(PREPROCESS, KEEP_FLOAT, features=("backbone.fpn",))
+"""The contract of every variant: the pyramid's levels are what is distilled."""

@@ -15,17 +15,17 @@ from deploykit.networks.detectors import dense_family, detectron2_layout, light
 from deploykit.networks.detectors.two_stage import TwoStage
 from deploykit.networks.reparam import Phases, fold
 from deploykit.networks.states import outputs
-from deploykit.recipes.recipe import KeepFloat
+from deploykit.recipes.recipe import KeepFloat, Variant
 from deploykit.values import Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from deploykit.recipes.recipe import StateDict
 
 Head: TypeAlias = Literal["boxes", "masks", "keypoints"]
 """What the network finds: boxes alone, or masks or keypoints too."""
-OUTPUTS = ("boxes", "scores", "classes", "count")
+OUTPUTS = dense_family.OUTPUTS
 PEOPLE = "person"
 """The only class of COCO's keypoints."""
 
@@ -177,20 +177,20 @@ _SIZES = {MOBILE_320: (320, 640), LIGHT: (320, 320)}
 """Input height and width where they are not 800x1344."""
 
 
-def preprocess(variant: str, size: tuple[int, int] | None) -> Preprocess:
-    """Return torchvision's, see `dense_family.preprocess`, or detectron2's for its variants.
+def preprocess(variant: str) -> Preprocess:
+    """Return torchvision's, see `dense_family.PREPROCESS`, or detectron2's for its variants.
 
     The light network was trained on letterboxed images.
     """
     if variant == LIGHT:
         mean, std = dense_family.IMAGENET_MEAN, dense_family.IMAGENET_STD
-        return Preprocess(size or _SIZES[LIGHT], mean=mean, std=std)
+        return Preprocess(_SIZES[LIGHT], mean=mean, std=std)
     if variant == MOBILE_320:
-        return dense_family.torchvisions(size or _SIZES[variant]).at_scale(*_SIZES[variant])
+        return dense_family.torchvisions(_SIZES[variant]).at_scale(*_SIZES[variant])
     if variant not in DETECTRON2:
-        return dense_family.preprocess(variant, size)
+        return dense_family.PREPROCESS
     prepared = Preprocess(
-        size or dense_family.CANVAS,
+        dense_family.CANVAS,
         resize="corner",
         channels="BGR",
         scale=1.0,
@@ -199,6 +199,13 @@ def preprocess(variant: str, size: tuple[int, int] | None) -> Preprocess:
         rounding="half-up",
     )
     return prepared.at_scale(*dense_family.LIMITS)
+
+
+def variants(names: Iterable[str]) -> dict[str, Variant]:
+    """Return the contract of each variant: the pyramid's levels are what is distilled."""
+    return {
+        name: Variant(preprocess(name), KEEP_FLOAT, features=("backbone.fpn",)) for name in names
+    }
 
 
 def class_names(count: int) -> tuple[str, ...]:

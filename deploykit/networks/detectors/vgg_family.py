@@ -9,7 +9,7 @@ from deploykit.data.preprocess import Preprocess
 from deploykit.networks.detectors import dense_family
 from deploykit.networks.detectors.vgg import VARIANTS
 from deploykit.networks.states import outputs
-from deploykit.recipes.recipe import KeepFloat
+from deploykit.recipes.recipe import KeepFloat, Variant
 from deploykit.values import Precision
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ MEAN_BGR = (102.9801, 115.9465, 122.7717)
 """Of the images that the published VGG-16 was trained with, 0 to 255."""
 LIMITS = (600, 1000)
 """Short and longest long side of an image."""
-OUTPUTS = ("boxes", "scores", "classes", "count")
+OUTPUTS = dense_family.OUTPUTS
 
 
 _PORT = (
@@ -61,21 +61,18 @@ def identify(state: StateDict, *, proposals: bool) -> tuple[str, int] | None:
     return None
 
 
-def preprocess(variant: str, size: tuple[int, int] | None) -> Preprocess:  # noqa: ARG001 - all variants alike
-    """Return the Caffe detectors': BGR from 0 to 255 less a mean, at most 600x1000 pixels."""
-    prepared = Preprocess(
-        size or LIMITS,
-        resize="corner",
-        channels="BGR",
-        scale=1.0,
-        mean=MEAN_BGR,
-        pad_value=None,
-        resampler="cv2-float",
-        rounding="even",
-        mapping="ratio",
-    )
-    return prepared.at_scale(*LIMITS)
-
+PREPROCESS = Preprocess(
+    LIMITS,
+    resize="corner",
+    channels="BGR",
+    scale=1.0,
+    mean=MEAN_BGR,
+    pad_value=None,
+    resampler="cv2-float",
+    rounding="even",
+    mapping="ratio",
+).at_scale(*LIMITS)
+"""The Caffe detectors': BGR from 0 to 255 less a mean, at most 600x1000 pixels."""
 
 KEEP_FLOAT = (
     KeepFloat(
@@ -105,3 +102,7 @@ def class_names(count: int) -> tuple[str, ...]:
     coco = tuple(name for name in dense_family.coco_names(1) if name != "N/A")
     known = {len(names): names for names in (tuple(VOC.split()), coco)}
     return known.get(count) or dense_family.numbered(count)
+
+
+VARIANT = Variant(PREPROCESS, KEEP_FLOAT, size_multiple=1, features=("features",))
+"""The contract of every variant: the map that all regions are read from is what is distilled."""
