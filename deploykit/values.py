@@ -195,7 +195,7 @@ class BenchRecord:
     model_sha256: str
     backend: str
     scope: str
-    """`device` (the model alone) or `end-to-end` (decode, preprocess, model, postprocess)."""
+    """`device` (the model alone) or `end-to-end` (preprocess, model, postprocess)."""
     batch_size: int
     seconds: tuple[float, ...]
     """Wall time of each iteration."""

@@ -124,7 +124,10 @@ def bench(
     transfers: Annotated[bool, Option(help="Copy inputs in and outputs out.")] = True,
     end_to_end: Annotated[
         str | None,
-        Option(help="SOURCE:LOCATION: time image to detections, not the model alone."),
+        Option(help="SOURCE:LOCATION: time image to results, not the model alone."),
+    ] = None,
+    inputs: Annotated[
+        str | None, Option(help="SOURCE:LOCATION of the model's inputs. Default: random ones.")
     ] = None,
     recipe: Recipe = None,
     threads: Threads = 0,
@@ -150,7 +153,7 @@ def bench(
         threads=threads,
     )
     wanted = pipeline.BenchPlan(
-        base, options.integers("--batch-sizes", batch_sizes), backend, end_to_end, recipe
+        base, options.integers("--batch-sizes", batch_sizes), backend, end_to_end, recipe, inputs
     )
     found = pipeline.bench(models, wanted, record=record, progress=progress.bar)
     data = {"records": [r.to_json() for r in found]}

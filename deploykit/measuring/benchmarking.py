@@ -71,7 +71,7 @@ class EndToEnd:
     """The work from a batch of images to results, apart from the model itself."""
 
     prepare: Callable[[], tuple[Arrays, Sequence[Geometry]]]
-    """Reads and preprocesses the next batch."""
+    """Preprocesses the next batch."""
     decode: Callable[[Mapping[str, Floats], Sequence[Geometry]], object]
 
 
@@ -87,13 +87,14 @@ class Instruments:
     """Returns seconds, monotonic."""
 
 
-def bench(
+def bench(  # noqa: PLR0913 - a session, its work, and four nouns about them
     session: Session,
     work: Arrays | EndToEnd,
     options: BenchOptions,
     *,
     subject: Subject,
     instruments: Instruments,
+    inputs: Mapping[str, Any] | None = None,
 ) -> BenchRecord:
     """Return the timings of `session` on `work`: model inputs, or the whole way from images.
 
@@ -101,6 +102,8 @@ def bench(
     Given an EndToEnd, it is `end-to-end`: prepare, run and decode in every iteration. Warm-up
     iterations are not kept. Then iterations are timed one by one until together they last
     `duration_seconds` AND number `min_iterations`.
+
+    inputs: What the images are, for the record's protocol.
 
     Raises: OptionError where the inputs are not `batch_size` images.
     """
@@ -118,6 +121,7 @@ def bench(
         device_seconds=run.all_device_seconds(),
         protocol={
             **asdict(options),
+            **({"inputs": dict(inputs)} if inputs else {}),
             "stop_rule": _STOP_RULE,
             "iterations": len(run.seconds),
             "warmup_iterations": run.warmups,
