@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart test lint types unit requirements wheel clean help
+.PHONY: quickstart test lint types docs unit requirements wheel clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -22,7 +22,7 @@ $(READY): requirements/dev.txt pyproject.toml
 quickstart: $(READY)  ## checkpoint -> INT8 engine -> AP and FPS, on the example detector
 	@$(BIN)/python examples/shapes/quickstart.py
 
-test: lint types unit  ## everything that must pass before a change lands
+test: lint types docs unit  ## everything that must pass before a change lands
 
 lint: $(READY)  ## ruff: rules and format
 	@$(BIN)/ruff check .
@@ -30,6 +30,9 @@ lint: $(READY)  ## ruff: rules and format
 
 types: $(READY)  ## mypy, strict
 	@$(BIN)/mypy
+
+docs: $(READY)  ## the pages of docs/ with the API reference, into out/site
+	@NO_MKDOCS_2_WARNING=1 COLUMNS=80 $(BIN)/mkdocs build --quiet --strict
 
 unit: $(READY)  ## pytest on two processes, with coverage of deploykit/
 	@$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=90

@@ -138,7 +138,7 @@ def test_an_engine_has_our_ops_as_plugins_or_as_standard_ops(choice: str, tmp_pa
 @pytest.mark.parametrize(
     ("choice", "note"),
     [
-        ("auto", "plugins for 1 x DKBatchedNms, .*: where it runs, it needs deploykit and nvcc"),
+        ("auto", "plugins for 1 x DKBatchedNms, .*: where it runs, it needs deploykit and nvcc .*"),
         ("none", "standard ops for 1 x DKBatchedNms, .*: it runs without plugins"),
     ],
 )
@@ -148,6 +148,32 @@ def test_a_build_says_what_the_engine_needs(choice: str, note: str, tmp_path: Pa
         graph(tmp_path / "ops.onnx"), tmp_path / "ops.engine", "tensorrt_rtx", options
     )
     assert re.fullmatch(note, made.notes[-1])
+
+
+@pytest.mark.parametrize(
+    ("choice", "needed"),
+    [("auto", "nvcc"), ("none", "runs without plugins"), ("lib/x.so", "this very x.so")],
+)
+def test_what_the_plugins_need_is_said_before_the_slow_step(
+    choice: str, needed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def refuse(*_: object, **__: object) -> None:
+        assert len(said) == 1
+        raise BackendError("the slow step")
+
+    monkeypatch.setattr(tensorrt_rtx, "build", refuse)
+    with pytest.raises(BackendError, match="the slow step"):
+        pipeline.build(
+            graph(tmp_path / "ops.onnx"),
+            tmp_path / "ops.engine",
+            "tensorrt_rtx",
+            BuildOptions(sms=("86",), plugins=choice),
+            say=said.append,
+        )
+    assert "1 x DKBatchedNms" in said[0]
+    assert needed in said[0]
 
 
 def test_a_library_is_named_with_what_the_engine_needs() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(
     r"^```(sh|python)\n(.*?)^```",
     (ROOT / "README.md").read_text(encoding="utf-8"),
@@ -26,30 +24,34 @@ def test_the_make_targets_exist() -> None:
             subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 
 
-def test_every_block_runs_in_order(tmp_path: Path, photos: Path) -> None:
-    for name in ("shapes/yolov6_pico.pth", "shapes_masks/mask_rcnn_light.pth"):
-        shutil.copy(ROOT / "examples" / name, tmp_path)
-    shutil.copytree(photos, tmp_path / "photos")
-    said: list[str] = []
-    for kind, code in BLOCKS:
-        lines = [code] if kind == "python" else [x for x in code.splitlines() if "make " not in x]
-        for line in lines:
-            module = ["-c", line] if kind == "python" else ["-m", *line.split()]
-            done = subprocess.run(
-                [sys.executable, *module], cwd=tmp_path, capture_output=True, text=True, check=False
-            )
-            if "tensorrt_rtx" in done.stderr and "not installed" in done.stderr:
-                pytest.skip(done.stderr.splitlines()[0])
-            assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-            said.append(done.stdout)
-    assert len(said) > 11
-    assert any("in INT8" in text for text in said)
+def script() -> str:
+    """Return what a reader types: all blocks in order, in one shell, without the make targets."""
+    python = "python - <<'END'\n{}END\n"
+    code = [code if kind == "sh" else python.format(code) for kind, code in BLOCKS]
+    return "".join(block for block in code if not block.startswith("make "))
+
+
+def test_every_block_runs_as_pasted_one_after_the_other(tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    (clone / "examples").symlink_to(ROOT / "examples")
+    (clone / ".venv").symlink_to(sys.prefix)
+    done = subprocess.run(
+        ["bash", "-e", "-c", script()], cwd=clone, capture_output=True, text=True, check=False
+    )
+    if "tensorrt_rtx" in done.stderr and "not installed" in done.stderr:
+        pytest.skip(done.stderr.splitlines()[0])
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert done.stdout.count("in INT8") >= 3
+    left = {path.name for path in (clone / "out" / "readme").iterdir()}
+    assert {"pico.int8.engine", "pico.fp16.engine", "masks.int8.engine", "report.html"} <= left
+    assert {path.name for path in clone.iterdir()} == {".venv", "examples", "out"}
 
 
 def test_every_linked_file_exists() -> None:
     for document in (
         *("README.md", "CONTRIBUTING.md", "exporters/README.md", "calib/README.md"),
-        "plugins/README.md",
+        *("plugins/README.md", "docs/index.md", "docs/gpu-machine.md"),
     ):
         text = (ROOT / document).read_text(encoding="utf-8")
         for link in re.findall(r"\]\(([^)#]+)\)", text):

@@ -43,6 +43,7 @@ inspect {out}/int8.onnx
 build {model} --backend onnxruntime -o {out}/ort.engine
 inspect {out}/ort.engine
 bench {out}/ort.engine --duration 0.1 --warmup 0 --record {out}/records.jsonl
+eval {out}/int8.onnx --source shapes:count=2,size=96 --record {out}/records.jsonl
 report {out}/records.jsonl -o {out}/report.html
 """
 RTX = """

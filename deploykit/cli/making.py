@@ -199,7 +199,15 @@ def build(
         timing_cache=timing_cache,
         plugins=plugins,
     )
-    made = pipeline.build(model, output, backend, wanted, record=record, progress=progress.bar)
+    made = pipeline.build(
+        model,
+        output,
+        backend,
+        wanted,
+        record=record,
+        progress=progress.bar,
+        say=printing.note,
+    )
     printing.artifact(made.artifact, as_json=as_json, notes=made.notes, extra=made.to_json())
 
 

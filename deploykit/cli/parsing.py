@@ -74,6 +74,11 @@ def parse(name: str, command: Callable[..., None], words: Sequence[str]) -> dict
     return vars(read(list(words)))
 
 
+def page(name: str, command: Callable[..., None]) -> str:
+    """Return the help page of a command."""
+    return _parser(name, command)[0].format_help()
+
+
 def examples(command: Callable[..., None]) -> list[str]:
     """Return the command lines that end a command's docstring."""
     _, _, after = (command.__doc__ or "").partition("Examples:\n")

@@ -74,6 +74,12 @@ def _give_up_stdout() -> None:
         os.close(null)
 
 
+def note(text: str) -> None:
+    """Print what is good to know before the slow step, on stderr."""
+    with contextlib.suppress(OSError):
+        print(f"note: {legible(text)}", file=sys.stderr, flush=True)
+
+
 def complain(error: DeployError, *, as_json: bool) -> None:
     """Print an error: one message on stderr, or one JSON object on stdout.
 

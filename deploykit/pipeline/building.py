@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from deploykit import backends
+from deploykit import backends, ops
 from deploykit.files import artifacts
 from deploykit.measuring import records
 from deploykit.pipeline import places
@@ -14,11 +14,14 @@ from deploykit.recipes import opened
 from deploykit.values import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from deploykit.backends import BuildOptions
     from deploykit.pipeline.made import StrPath
     from deploykit.values import Progress
+
+_IN_PROCESS = "onnxruntime"
+"""The backend that runs our ops from functions in the file."""
 
 
 def build(  # noqa: PLR0913 - a verb's options, and the backend they are for
@@ -29,10 +32,12 @@ def build(  # noqa: PLR0913 - a verb's options, and the backend they are for
     *,
     record: StrPath | None = None,
     progress: Progress = silent,
+    say: Callable[[str], None] | None = None,
 ) -> Made:
     """Return the engine built from `model`, with the precision that each layer really got.
 
-    The builder's own log is kept beside it as `<output>.log`.
+    The builder's own log is kept beside it as `<output>.log`. `say` hears before the slow step
+    what the engine will need where it runs.
 
     Raises: InputError, OptionError, OutputError, BackendError; ProofError where a precision
     that the graph asks for was not honoured.
@@ -47,6 +52,9 @@ def build(  # noqa: PLR0913 - a verb's options, and the backend they are for
     )
     chosen = backends.load(backend)
     subject = opened.read(model)
+    if say is not None and backend != _IN_PROCESS:
+        for note in _needs(_planned(options.plugins, ops.counts(subject.graph))):
+            say(note)
     built = chosen.build(subject, output, options, progress=progress)
     artifacts.write_text(log, built.log)
     target = " ".join([backend, *(f"SM{sm}" for sm in options.sms)])
@@ -75,15 +83,21 @@ def build(  # noqa: PLR0913 - a verb's options, and the backend they are for
     return recorded(Made(artifact, built.layers, notes, target), record)
 
 
+def _planned(plugins: str, counts: Mapping[str, int]) -> Mapping[str, Any] | None:
+    """Return what a build with `--plugins` will have in place of our ops, as `Built.plugins`."""
+    how = {"auto": "python", "none": "none"}.get(plugins, "library")
+    return {"how": how, "ops": counts, "library": plugins} if counts else None
+
+
 def _needs(plugins: Mapping[str, Any] | None) -> Iterator[str]:
     """Yield what became of our ops, and what the engine needs for them where it runs."""
     if plugins is None:
         return
-    ops = ", ".join(f"{count} x {name}" for name, count in sorted(plugins["ops"].items()))
+    named = ", ".join(f"{count} x {name}" for name, count in sorted(plugins["ops"].items()))
     if plugins["how"] == "none":
-        yield f"standard ops for {ops}: it runs without plugins"
+        yield f"standard ops for {named}: it runs without plugins"
     elif plugins["how"] == "library":
         name = PurePath(plugins["library"]).name
-        yield f"plugins for {ops}: where it runs, it needs this very {name}"
+        yield f"plugins for {named}: where it runs, it needs this very {name}"
     else:
-        yield f"plugins for {ops}: where it runs, it needs deploykit and nvcc"
+        yield f"plugins for {named}: where it runs, it needs deploykit and nvcc (CUDA toolkit)"
