@@ -16,7 +16,7 @@ from deploykit.values import silent
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from deploykit.backends import BuildOptions
+    from deploykit.backends import BuildOptions, Built
     from deploykit.pipeline.made import StrPath
     from deploykit.values import Progress
 
@@ -72,15 +72,17 @@ def build(  # noqa: PLR0913 - a verb's options, and the backend they are for
         parents=subject.origin(),
         interface=(built.inputs, built.outputs),
     )
+    return recorded(Made(artifact, built.layers, tuple(_notes(built, target)), target), record)
+
+
+def _notes(built: Built, target: str) -> Iterator[str]:
+    """Yield what a build did, and what its engine needs where it runs."""
     shares = records.shares(built.layers)
     parts = ", ".join(f"{share:.1%} {name}" for name, share in shares.items())
-    notes = (
-        f"built in {built.seconds:.1f} s for {target}",
-        f"read back: {parts} of the MACs",
-        *records.remarks(built.layers),
-        *_needs(built.plugins),
-    )
-    return recorded(Made(artifact, built.layers, notes, target), record)
+    yield f"built in {built.seconds:.1f} s for {target}"
+    yield f"read back: {parts} of the MACs"
+    yield from records.remarks(built.layers)
+    yield from _needs(built.plugins)
 
 
 def _planned(plugins: str, counts: Mapping[str, int]) -> Mapping[str, Any] | None:
