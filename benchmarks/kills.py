@@ -116,7 +116,7 @@ def prepare(place: Path) -> None:
     from deploykit.recipes.recipe import RECIPES  # noqa: PLC0415
 
     torch.manual_seed(0)
-    network = RECIPES.load("yolov6").family.build("pico", 6)
+    network = RECIPES.load("yolov6").network("pico", 6)
     torch.save({"model": network.state_dict()}, place / "pico.pth")
     random, photos = np.random.default_rng(0), place / "photos"
     photos.mkdir()

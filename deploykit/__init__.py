@@ -47,9 +47,10 @@ if TYPE_CHECKING:
     )
     from deploykit.precision.calibration import CalibrationOptions
     from deploykit.recipes.identity import Facts, Found
-    from deploykit.recipes.recipe import KeepFloat, Output, Recipe, Variant
+    from deploykit.recipes.recipe import KeepFloat, Recipe, Variant
     from deploykit.tasks.annotations import ImageAnnotations
     from deploykit.tasks.detections import Detections
+    from deploykit.tasks.outputs import Output
     from deploykit.tasks.task import Display, Metric, Pair, Pairing, Scores, Task
     from deploykit.values import Precision
 
@@ -80,7 +81,7 @@ _HOME = {
     "Metric": "tasks.task",
     "ModelError": "errors",
     "OptionError": "errors",
-    "Output": "recipes.recipe",
+    "Output": "tasks.outputs",
     "OutputError": "errors",
     "Pair": "tasks.task",
     "Pairing": "tasks.task",

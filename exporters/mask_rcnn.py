@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploykit.networks.detectors import two_stage_family as family
-from deploykit.recipes.recipe import Output, Recipe
+from deploykit.recipes.recipe import Recipe
+from deploykit.tasks.outputs import Output
 
 if TYPE_CHECKING:
     from deploykit.networks.detectors.two_stage import TwoStage

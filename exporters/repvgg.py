@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from deploykit.data.preprocess import Preprocess
 from deploykit.networks.reparam import RepVGGBlock
 from deploykit.networks.states import children, inputs, outputs
-from deploykit.recipes.recipe import KeepFloat, Output, Recipe, Variant
+from deploykit.recipes.recipe import KeepFloat, Recipe, Variant
+from deploykit.tasks.outputs import Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

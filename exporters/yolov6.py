@@ -21,7 +21,8 @@ from deploykit.networks.yolov6.architecture import (
 )
 from deploykit.networks.yolov6.network import Network
 from deploykit.recipes.identity import Found, resolve
-from deploykit.recipes.recipe import KeepFloat, Output, Recipe, Variant
+from deploykit.recipes.recipe import KeepFloat, Recipe, Variant
+from deploykit.tasks.outputs import Output
 from deploykit.values import Precision
 
 if TYPE_CHECKING:

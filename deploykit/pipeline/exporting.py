@@ -65,7 +65,7 @@ def export(
     next(steps)
     candidate = opened.made(model, output)
     session, selection = acceptance.open_filled(candidate)
-    agreements = exports.prove_export(session, selection, reference)
+    agreements = exports.prove_export(session, selection, reference, trained.recipe.outputs)
     for _ in steps:
         pass
     worst = max(agreement.relative for agreement in agreements)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from deploykit.backends.pytorch import TorchSession
+from deploykit.errors import OptionError
 from deploykit.networks import reparam
 from deploykit.proof import acceptance, proving, random_inputs
 from deploykit.proof.rule import DOUBLE
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from deploykit.backends import Arrays, Session
     from deploykit.networks.loading import Network
     from deploykit.proof.proving import Reference
+    from deploykit.tasks.outputs import Output
     from deploykit.values import Agreement
 
 _BATCHES = (1, 2)
@@ -60,7 +62,11 @@ def prove_fold(trained: Network, folded: Network) -> Reference:
         )
         for seed, batch in enumerate(_BATCHES)
     ]
-    reference = proving.measure(TorchSession(network), in_double(network), feeds, _pairing)
+    known = trained.recipe.outputs
+    chosen = Selection(score=acceptance.NO_THRESHOLD)
+    reference = proving.measure(
+        TorchSession(network), in_double(network), feeds, lambda: PaddedRows(chosen, known)
+    )
     what = "folding the branches"
     exact = _folded_in_double(network) if reference.exact else None
     if exact is not None:
@@ -72,13 +78,15 @@ def prove_fold(trained: Network, folded: Network) -> Reference:
 
 
 def prove_export(
-    session: Session, selection: Selection, reference: Reference
+    session: Session, selection: Selection, reference: Reference, outputs: tuple[Output, ...] = ()
 ) -> tuple[Agreement, ...]:
     """Return how an ONNX file agrees with the trained network, one agreement per output.
 
+    outputs: what the recipe says of them.
+
     Raises: ProofError where an output is wrong by more than rounding.
     """
-    judged = replace(reference, pairing=lambda: PaddedRows(selection))
+    judged = replace(reference, pairing=lambda: PaddedRows(selection, outputs))
     agreements = proving.prove("the export", session, judged, fix=_FIX)
     return tuple(a for a in agreements if a.output in reference.form[0])
 
@@ -103,10 +111,6 @@ def _folded_in_double(network: Network) -> TorchSession | None:
     module = copy.deepcopy(network.module).double()
     try:
         module = reparam.deployed(network.recipe, module).double()
-    except (RuntimeError, TypeError):  # what torch says to numbers of two types
+    except OptionError:  # torch cannot compute with numbers of two types
         return None
     return TorchSession(filled(replace(network, module=module)), torch.float64)
-
-
-def _pairing() -> PaddedRows:
-    return PaddedRows(Selection(score=acceptance.NO_THRESHOLD))

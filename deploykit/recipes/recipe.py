@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from deploykit.errors import OptionError, unknown_name
 from deploykit.files import extensions
@@ -17,26 +17,10 @@ if TYPE_CHECKING:
     from deploykit.data.preprocess import Preprocess
     from deploykit.recipes.identity import Facts, Found
     from deploykit.tasks import AnyTask
+    from deploykit.tasks.outputs import Output
     from deploykit.values import TensorSpec
 
     StateDict: TypeAlias = Mapping[str, Tensor]
-
-
-OutputKind: TypeAlias = Literal[
-    "logits",
-    "scores",
-    "boxes",
-    "classes",
-    "count",
-    "rows",
-    "label_map",
-    "mask",
-    "heatmap",
-    "values",
-]
-"""What the numbers of an output mean, which says how two models' are compared: logits and scores
-by the order of classes, boxes in pixels, classes, counts and label maps exactly, masks by overlap,
-heatmaps by their peaks; rows are boxes and scores side by side; values are only numbers."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +32,6 @@ class KeepFloat:
     reason: str
     precision: Precision = Precision.FP16
     """FP32 where even half precision is too coarse."""
-
-
-@dataclass(frozen=True)
-class Output:
-    """One result of a network: its name in the ONNX file, and what its numbers mean."""
-
-    name: str
-    kind: OutputKind
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.tasks.matching import Account
+    from deploykit.tasks.outputs import Output
     from deploykit.tasks.task import Array, Arrays
 
     Doubles: TypeAlias = NDArray[np.float64]
@@ -30,10 +31,14 @@ DEPENDENT = 10
 class InOrder:
     """Outputs are compared element by element, in the order in which they stand."""
 
+    outputs: tuple[Output, ...] = ()
+    """What is known of them; of others the last axis may hold different quantities."""
+
     def pairs(self, found: Arrays, expected: Arrays, atol: float, rtol: float) -> dict[str, Pair]:
         """Return every output of the reference with the candidate's."""
         del atol, rtol
-        return {name: Pair(found[name], array) for name, array in expected.items()}
+        one = {output.name for output in self.outputs if not output.has_columns}
+        return {n: Pair(found[n], array, columns=n not in one) for n, array in expected.items()}
 
     def findings(self) -> tuple[Agreement, ...]:
         """Return nothing: pairs say it all."""
@@ -43,16 +48,20 @@ class InOrder:
 class PaddedRows:
     """Rows of padded detections are paired first, see `matching`; others are compared in order."""
 
-    def __init__(self, selection: Selection = Selection()) -> None:  # noqa: B008 - a frozen value
-        """Take what is known of how the models choose their rows."""
-        self._rows = Matching(selection)
+    def __init__(
+        self,
+        selection: Selection = Selection(),  # noqa: B008 - a frozen value
+        outputs: tuple[Output, ...] = (),
+    ) -> None:
+        """Take what is known of how the models choose their rows, and of their outputs."""
+        self._rows, self._others = Matching(selection), InOrder(outputs)
         self._paired = False
 
     def pairs(self, found: Arrays, expected: Arrays, atol: float, rtol: float) -> dict[str, Pair]:
         """Return the pairs of one run, and that the candidate's scores fall."""
         self._paired = matching.applies(expected)
         if not self._paired:
-            return InOrder().pairs(found, expected, atol, rtol)
+            return self._others.pairs(found, expected, atol, rtol)
         compared = self._together(found, expected, atol, rtol)
         return {
             name: Pair(

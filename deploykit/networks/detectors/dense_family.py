@@ -10,7 +10,8 @@ from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights, backbon
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from deploykit.data.preprocess import Preprocess
-from deploykit.recipes.recipe import KeepFloat, Output, Variant
+from deploykit.recipes.recipe import KeepFloat, Variant
+from deploykit.tasks.outputs import Output
 from deploykit.values import Precision
 
 if TYPE_CHECKING:
