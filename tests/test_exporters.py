@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import deploykit
 from deploykit.networks import reparam
+from deploykit.pipeline import open_model
 from deploykit.recipes.identity import Facts, found
 from deploykit.recipes.recipe import RECIPES
 
@@ -146,3 +148,28 @@ def test_the_recipe_in_the_readme_works(tmp_path: Path) -> None:
     assert recipe.identify({}, Facts()) is None
     assert torch.allclose(trained, folded, atol=1e-5)
     assert recipe.variant("resnet18").preprocess.size == (224, 224)
+
+
+def test_the_segmenter_in_the_readme_is_exported_and_its_outputs_keep_their_names(
+    tmp_path: Path,
+) -> None:
+    from torchvision.models.segmentation import lraspp_mobilenet_v3_large
+
+    text = (RECIPES.folder() / "README.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[2].split("```")[0]
+    assert len(code.splitlines()) <= 30
+    own, weights, model = (tmp_path / name for name in ("seg.py", "weights.pth", "seg.onnx"))
+    own.write_text(code, encoding="utf-8")
+    torch.manual_seed(0)
+    network = lraspp_mobilenet_v3_large(weights_backbone=None, num_classes=4).eval()
+    torch.save(network.state_dict(), weights)
+    deploykit.export(weights, model, deploykit.ExportOptions(recipe=str(own), input_size=(64, 96)))
+    opened = open_model(model)
+    assert opened.card is not None
+    assert opened.card.task == "semantic_segmentation"
+    images = torch.randn(2, 3, 64, 96)
+    with torch.inference_mode():
+        expected = network(images)["out"]
+    (name, found), *others = opened.session.run({"images": images.numpy()}).items()
+    assert (name, others) == ("out", [])
+    assert torch.allclose(torch.from_numpy(found), expected, atol=1e-4)
