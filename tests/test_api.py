@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +25,15 @@ def test_an_author_of_an_extension_finds_the_public_names_with_dir() -> None:
     assert {"Recipe", "Preprocess", "Source", "Plugin", "KeepFloat", "DeployError"} <= {
         *dir(deploykit)
     }
+
+
+def test_the_typed_program_uses_every_public_name() -> None:
+    tree = ast.walk(ast.parse(Path(__file__).with_name("typed_api.py").read_text(encoding="utf-8")))
+    attributes = (node for node in tree if isinstance(node, ast.Attribute))
+    used = {
+        n.attr for n in attributes if isinstance(n.value, ast.Name) and n.value.id == "deploykit"
+    }
+    assert used == set(deploykit.__all__)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
