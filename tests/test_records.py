@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from deploykit.errors import InputError, OutputError
 from deploykit.measuring import records
 from deploykit.measuring.records import AccuracyRecord, ArtifactRecord
+from deploykit.tasks.task import Display
 from deploykit.values import Artifact, BenchRecord, LayerPrecision
 
 BENCH = BenchRecord(
@@ -237,3 +238,32 @@ def test_an_unwritable_place_is_found_before_the_slow_step(tmp_path: Path) -> No
     records.append(tmp_path / "r.jsonl", BENCH)
     records.check_appendable(tmp_path / "r.jsonl")
     assert records.read([tmp_path / "r.jsonl"]) == (BENCH,)
+
+
+def test_a_record_may_lack_how_its_metrics_are_shown(tmp_path: Path) -> None:
+    data = SCORES.to_json()
+    data["metrics"] = {"mask_ap": 0.4, "ap": 0.5, "ap50": 0.7, "own_score": 1.0}
+    for name in ("task", "primary", "display"):
+        del data[name]
+    path = tmp_path / "r.jsonl"
+    path.write_text(lines(data))
+    (found,) = records.read([path])
+    assert isinstance(found, AccuracyRecord)
+    shown = {name: (display.title, display.summary) for name, display in found.shown().items()}
+    assert shown == {
+        "ap": ("AP", True),
+        "ap50": ("AP50", True),
+        "mask_ap": ("Mask AP", True),
+        "own_score": ("own score", False),
+    }
+    assert next(iter(shown)) == found.primary == "ap"
+
+
+def test_how_metrics_are_shown_is_kept_with_the_record(tmp_path: Path) -> None:
+    display = {"error": Display("Error", unit="px", digits=1, higher_is_better=False)}
+    record = replace(SCORES, metrics={"error": 2.0}, primary="error", task="t", display=display)
+    path = tmp_path / "r.jsonl"
+    records.append(path, record)
+    assert records.read([path]) == (record,)
+    assert display["error"].text(2.04) == "2.0 px"
+    assert display["error"].text(None) == "-"

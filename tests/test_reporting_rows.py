@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from deploykit.measuring.records import AccuracyRecord, ArtifactRecord
 from deploykit.reporting import Row, join, tables
 from deploykit.reporting import scores as scores_tables
+from deploykit.tasks.task import Display
 from deploykit.values import BenchRecord
 
 CHECKPOINT, FLOAT, INT8, ENGINE = "c" * 64, "f" * 64, "8" * 64, "e" * 64
@@ -207,3 +208,31 @@ def test_the_classes_are_a_table_with_a_column_per_model() -> None:
         ["ring", "0.5000", "0.2500"],
         ["star", "-", "-"],
     ]
+
+
+def test_a_metric_of_which_less_is_better_rises_where_it_gets_worse() -> None:
+    error = Display("Error", unit="px", digits=1, higher_is_better=False)
+    share = Display("Right", unit="%", digits=0, scale=100, summary=True)
+    measured = [
+        replace(
+            record,
+            metrics={"error": value, "right": 1 - value / 4, "other": 1.0},
+            primary="error",
+            display={"error": error, "right": share},
+        )
+        for record, value in zip(SCORED, (1.0, 3.0), strict=True)
+    ]
+    joined = join([*FILES, *measured])
+    row = {row.name: row for row in joined.rows}["m.int8.onnx"]
+    assert (ap(row), drop(row)) == (3.0, 2.0)
+    table = tables.summary("", [row])
+    cells = dict(zip(table.header, (cell.text for cell in table.rows[0]), strict=True))
+    assert (cells["Error"], cells["Error rise"], cells["Right"]) == ("3.0 px", "+2.0 px", "25 %")
+    assert "other" not in cells
+    assert "Error rise is against m.onnx" in table.footnotes
+
+
+def test_scores_of_another_primary_metric_are_not_compared() -> None:
+    other = replace(SCORED[1], metrics={"ap": 0.47, "mask_ap": 0.4}, primary="mask_ap")
+    joined = join([*FILES, SCORED[0], other])
+    assert {row.name: drop(row) for row in joined.rows}["m.int8.onnx"] is None

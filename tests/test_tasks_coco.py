@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import contextlib
 import io
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from coco_truth import scored
 
+from deploykit.errors import DataError
+from deploykit.tasks.annotations import ImageAnnotations
 from deploykit.tasks.detections import Detections
+from deploykit.tasks.instances import Instances
+from deploykit.tasks.keypoints import Keypoints
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -164,3 +169,66 @@ def test_scores_equal_those_of_pycocotools(kind: Part, seed: int) -> None:
     for name, place in places.items():
         value = ours[KINDS[kind] + name]
         assert (-1 if value is None else value) == pytest.approx(expected[place], abs=1e-12), name
+
+
+def one(keypoints: NDArray[np.float32] | None = None) -> Detections:
+    """An object at 10, 10 to 40, 40."""
+    corners = np.array([[10, 10, 40, 40]], np.float32)
+    return Detections(corners, np.ones(1, np.float32), np.zeros(1, np.int64), keypoints=keypoints)
+
+
+def nothing(points: int) -> Detections:
+    empty = np.empty((0, points, 3), np.float32)
+    boxes = np.empty((0, 4), np.float32)
+    return Detections(boxes, np.empty(0, np.float32), np.empty(0, np.int64), keypoints=empty)
+
+
+def posed(points: int) -> ImageAnnotations:
+    """The object of `one`, all of its keypoints at 25, 25."""
+    item = {"category_id": 3, "bbox": [10, 10, 30, 30], "area": 900, "iscrowd": 0}
+    return ImageAnnotations(5, [{**item, "keypoints": [25.0, 25.0, 2] * points}], (50, 50))
+
+
+@pytest.mark.parametrize("found_second", [True, False])
+def test_keypoints_of_images_without_detections_count_as_missed(found_second: bool) -> None:  # noqa: FBT001 - drawn
+    pose = np.full((1, POINTS, 3), 25, np.float32)
+    metric = Keypoints().metric({3: "person"}, ["person"])
+    metric.add("a", nothing(POINTS), posed(POINTS), (50, 50))
+    metric.add(
+        "b",
+        one(pose) if found_second else nothing(POINTS),
+        replace(posed(POINTS), image_id=6),
+        (50, 50),
+    )
+    scores = metric.scores()
+    assert scores.primary == "keypoint_ap"
+    # Recall 1/2 at precision 1: 51 of 101 points.
+    assert scores.value == pytest.approx(51 / 101 if found_second else 0)
+
+
+def test_keypoints_of_another_kind_need_tolerances_of_their_own() -> None:
+    pose = np.full((1, 5, 3), 25, np.float32)
+    for task, primary in ((Keypoints(), "ap"), (Keypoints(tolerances=(0.05,) * 5), "keypoint_ap")):
+        metric = task.metric({3: "face"}, ["face"])
+        metric.add("a", one(pose), posed(5), (50, 50))
+        scores = metric.scores()
+        assert scores.primary == primary
+        assert scores.value == pytest.approx(1)
+
+
+def test_masks_on_an_image_of_another_size_than_the_truth_says_are_an_error() -> None:
+    item = {"category_id": 3, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0}
+    truth_ = ImageAnnotations(1, [{**item, "segmentation": [[0, 0, 9, 0, 9, 9]]}], (50, 60))
+    found = replace(one(), masks=np.ones((1, 4, 4), np.float32))
+    metric = Instances().metric({3: "cat"}, ["cat"])
+    with pytest.raises(DataError, match="says that image a is 50x60, and it has 60x50 pixels"):
+        metric.add("a", found, truth_, (60, 50))
+
+
+def test_every_metric_says_how_it_is_shown() -> None:
+    metric = Instances().metric({3: "cat"}, ["cat"])
+    metric.add("a", one(), ImageAnnotations(1, ()), (50, 50))
+    scores = metric.scores()
+    assert scores.primary == "ap", "without an object in the truth there are no masks to score"
+    assert scores.metrics.keys() <= scores.display.keys()
+    assert scores.display["mask_ap50"].title == "Mask AP50"

@@ -43,7 +43,7 @@ class AccuracyRecord:
     per_class: Mapping[str, float | None] = field(default_factory=dict)
     """Class name -> the primary metric of it alone; None where it is undefined."""
     task: str = ""
-    primary: str = "ap"
+    primary: str = next(iter(coco.DISPLAY))
     """The metric that models are ranked by."""
     display: Mapping[str, Display] = field(default_factory=dict)
     """Metric name -> how it is shown; where a record does not say it, see `shown`."""

@@ -79,6 +79,11 @@ def score(value: float | None, display: Display, *, sign: str = "") -> Cell:
     return Cell(cell.text + unit, cell.value)
 
 
+def _loss(display: Display) -> str:
+    """Return the title of what a metric lost."""
+    return f"{display.title} {'drop' if display.higher_is_better else 'rise'}"
+
+
 def _marked(row: Row, name: str) -> Cell:
     figure = next((figure for figure in row.figures if figure.name == name), None)
     if figure is None:
@@ -99,8 +104,7 @@ def _scored(rows: Sequence[Row]) -> dict[str, list[Cell]]:
     shown = {figure.name: figure.display for row in rows for figure in row.figures}
     for name, display in shown.items():
         columns[display.title] = [_marked(row, name) for row in rows]
-        word = "drop" if display.higher_is_better else "rise"
-        columns[f"{display.title} {word}"] = [_lost(row, name) for row in rows]
+        columns[_loss(display)] = [_lost(row, name) for row in rows]
     return columns
 
 
@@ -140,7 +144,7 @@ def summary(caption: str, rows: Sequence[Row]) -> Table:
         **_cells(_WORDS, rows),
     }
     marks = [
-        f"{row.primary.display.title} drop is against {row.baseline}"
+        f"{_loss(row.primary.display)} is against {row.baseline}"
         for row in rows
         if row.baseline and row.primary
     ]

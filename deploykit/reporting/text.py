@@ -20,7 +20,8 @@ def render(joined: Joined) -> str:
 
 
 def _table(table: Table) -> str:
-    lines = [table.header, *([plain(cell.text) for cell in row] for row in table.rows)]
+    rows = (table.header, *((cell.text for cell in row) for row in table.rows))
+    lines = [list(map(plain, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = (
         "  ".join(
