@@ -37,6 +37,7 @@ def regions(preprocess: Preprocess) -> tuple[TensorSpec, ...]:  # noqa: ARG001 -
     return (TensorSpec(PROPOSALS, "float32", ("batch", REGIONS, 4)),)
 
 
+MARKS = ("head.cls_score.", "RCNN_cls_score.")
 recipe = Recipe(
     name="fast_rcnn_vgg16",
     task="detection",

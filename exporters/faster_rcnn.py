@@ -27,6 +27,7 @@ def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
     return family.identify(state, "boxes")
 
 
+MARKS = ("rpn.head.", "rpn_head.")
 recipe = Recipe(
     name="faster_rcnn",
     task="detection",

@@ -25,6 +25,7 @@ def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
     return vgg_family.identify(state, proposals=True)
 
 
+MARKS = ("rpn.cls_score.", "RCNN_rpn.")
 recipe = Recipe(
     name="faster_rcnn_vgg16",
     task="detection",

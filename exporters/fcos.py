@@ -36,6 +36,7 @@ def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
     return f"{body}_fpn", classes
 
 
+MARKS = ("bbox_ctrness.",)
 recipe = Recipe(
     name="fcos",
     task="detection",

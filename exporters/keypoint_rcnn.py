@@ -28,6 +28,7 @@ def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
     return family.identify(state, "keypoints")
 
 
+MARKS = ("rpn.head.", "rpn_head.")
 recipe = Recipe(
     name="keypoint_rcnn",
     task="keypoints",

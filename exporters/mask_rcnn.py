@@ -28,6 +28,7 @@ def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
     return family.identify(state, "masks")
 
 
+MARKS = ("rpn.head.", "rpn_head.")
 recipe = Recipe(
     name="mask_rcnn",
     task="instance_segmentation",

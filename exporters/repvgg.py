@@ -169,6 +169,7 @@ KEEP_FLOAT = (
         "about a thousandth of the work",
     ),
 )
+MARKS = ("rbr_", "conv_kxk.", "reparam")
 recipe = Recipe(
     name="repvgg",
     task="classification",

@@ -78,6 +78,7 @@ def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
     )
 
 
+MARKS = ("head.classification_head.",)
 recipe = Recipe(
     name="retinanet",
     task="detection",

@@ -138,6 +138,7 @@ KEEP_FLOAT = (
     ),
     *dense_family.SELECT,
 )
+MARKS = ("head.classification_head.",)
 recipe = Recipe(
     name="ssd",
     task="detection",

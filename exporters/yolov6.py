@@ -159,6 +159,7 @@ OFFICIAL = Variant(
     Preprocess((640, 640), resampler="cv2-area", rounding="down"), KEEP_FLOAT, features=FEATURES
 )
 """As the official evaluation letterboxes."""
+MARKS = ("detect.cls_preds", "detect.reg_preds")
 recipe = Recipe(
     name="yolov6",
     task="detection",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -12,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import deploykit
 from deploykit.networks import reparam
 from deploykit.pipeline import open_model
+from deploykit.recipes.candidates import candidates
 from deploykit.recipes.identity import Facts, found
 from deploykit.recipes.recipe import RECIPES
 
@@ -173,3 +176,30 @@ def test_the_segmenter_in_the_readme_is_exported_and_its_outputs_keep_their_name
     (name, found), *others = opened.session.run({"images": images.numpy()}).items()
     assert (name, others) == ("out", [])
     assert torch.allclose(torch.from_numpy(found), expected, atol=1e-4)
+
+
+LIGHT = """
+import sys, torch
+from pathlib import Path
+from deploykit.networks import loading
+network = loading.load_network(Path(sys.argv[1]), loading.NetworkOptions())
+assert network.recipe.name == sys.argv[2]
+sys.exit(str({"torchvision", "timm", "transformers"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(("name", "variant"), [("yolov6", "pico"), ("repvgg", "a0")])
+def test_no_model_library_is_imported_to_find_a_family_that_needs_none(
+    name: str, variant: str, tmp_path: Path
+) -> None:
+    torch.save(SHIPPED[name].network(variant, 2).state_dict(), tmp_path / "weights.pth")
+    command = [sys.executable, "-c", LIGHT, str(tmp_path / "weights.pth"), name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_recipe_is_a_candidate_for_its_own_weights(name: str) -> None:
+    variant = next(iter(SHIPPED[name].variants))
+    assert name in candidates(on_meta(name, variant, 3).state_dict())
+    assert name not in candidates(["fc.weight", "fc.bias"])

@@ -10,6 +10,7 @@ from deploykit.errors import CheckpointError, OptionError, unknown_name
 from deploykit.files import extensions
 from deploykit.networks import checkpoint, pickled, reparam
 from deploykit.recipes import metadata
+from deploykit.recipes.candidates import candidates
 from deploykit.recipes.identity import Facts, Found
 from deploykit.recipes.identity import found as as_found
 from deploykit.recipes.metadata import ModelCard
@@ -126,7 +127,8 @@ def identify(loaded: checkpoint.Checkpoint, options: NetworkOptions) -> tuple[Re
     Raises: CheckpointError, OptionError.
     """
     facts = Facts(loaded.modules, loaded.sha256, options.variant, options.settings)
-    for recipe in map(RECIPES.load, _tried(options)):
+    names = [options.recipe] if options.recipe else candidates(loaded.state)
+    for recipe in map(RECIPES.load, names):
         state = adapted(recipe, loaded.state)
         with extensions.blamed(f"recipe {recipe.name}"):
             found = as_found(recipe.identify(state, facts))
