@@ -8,30 +8,48 @@ import pickle
 import random
 import struct
 import zipfile
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import pickle_bombs as bombs
+from .case import Case
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 _FLOATS = struct.pack("<6f", *range(6))
 _MAGIC = 0x1950A86A20F9469CFC6C
 _CANARY = "touch canary"
+_SMALL = 1_000_000
 MUTANTS = 12
 """Of each honest file."""
 
 
-def checkpoints(seed: int = 0, *, mutants: int = MUTANTS) -> Iterator[tuple[str, bytes]]:
-    """Yield name, content of each hostile file; all are below 1 MB, the same for one seed.
+def cases(_: Path) -> Iterator[Case]:
+    """Yield a command line over each hostile file; a longer run takes all of `checkpoints`."""
+    for name, content in checkpoints(mutants=3, thorough=False):
+        write = partial(_command, content=content)
+        yield Case(f"checkpoint: {name}", write, small=len(content) < _SMALL)
+
+
+def _command(folder: Path, _: Path, *, content: bytes) -> list[str]:
+    (folder / "last.ckpt").write_bytes(content)
+    return ["export", "last.ckpt", "-o", "out.onnx"]
+
+
+def checkpoints(
+    seed: int = 0, *, mutants: int = MUTANTS, thorough: bool = True
+) -> Iterator[tuple[str, bytes]]:
+    """Yield name, content of each hostile file; nearly all are below 1 MB, the same for one seed.
 
     None may run anything ("canary" would appear in the working folder), hang, take 2 GB, or end in
     anything but one message or, where it is harmless, weights.
     """
     for i, (name, body) in enumerate([*bombs.bodies(), *_attacks()]):
-        every = len(body) < 4_000
+        every = thorough and len(body) < 4_000
         for j, (container, wrap) in enumerate(_CONTAINERS.items()):
-            if every or j == i % len(_CONTAINERS) or container == "zip":
+            if every or j == i % len(_CONTAINERS) or (thorough and container == "zip"):
                 yield f"{container}: {name}", wrap(body)
     yield from _zips()
     yield from _safetensors()
@@ -89,6 +107,8 @@ def _tar(files: dict[str, bytes]) -> bytes:
         head[124:135] = b"%011o" % len(content)
         head[156:157] = b"0"
         head[257:265] = b"ustar\x0000"
+        head[148:156] = b" " * 8
+        head[148:155] = b"%06o\0" % sum(head)
         found += bytes(head) + content + bytes(-len(content) % 512)
     return found + bytes(1024)
 

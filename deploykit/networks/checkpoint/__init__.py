@@ -91,7 +91,7 @@ class _Said:
 
     def __init__(self, saved: object, sha256: str) -> None:
         self._saved, self._sha256 = saved, sha256
-        self._facts = _settings.facts(saved)
+        self._facts: dict[bool, Mapping[str, Any]] = {}
         self._modules: dict[int, Mapping[str, PickledModule]] = {}
         self._names: dict[int, tuple[str, ...] | None] = {}
 
@@ -109,9 +109,16 @@ class _Said:
             self._names[key],
             _around(self._modules[key], part.prefix),
             _below(self._modules[key], part.prefix),
-            self._facts,
+            self._beside(holder),
             place,
         )
+
+    def _beside(self, holder: Holder) -> Mapping[str, Any]:
+        """Return the facts beside one set of weights."""
+        within = bool(holder.path)
+        if within not in self._facts:
+            self._facts[within] = _settings.facts(self._saved, tensors=within)
+        return self._facts[within]
 
 
 def _around(modules: Mapping[str, PickledModule], prefix: str) -> tuple[PickledModule, ...]:

@@ -20,8 +20,8 @@ MOST = 16 << 30
 CELL = 160
 """Bytes of memory that one byte of a pickle can take: `}` makes a dictionary of 64 and a place of
 8 on the stack, the memo adds 90 for each, and growing lists are up to 1/8 larger than they need."""
-INSTRUCTIONS = 1 << 23
-"""Of one pickle: a tensor takes about 25, so this is 300,000 tensors; they are read in 8 s."""
+INSTRUCTIONS = 1 << 22
+"""Of one pickle: a tensor takes about 25, so this is 160,000 tensors; they are read in 5 s."""
 HEADER = 16 << 20
 """Bytes of a safetensors header, which are about 100 per tensor; parsed, each can take 64."""
 TENSORS = 20_000

@@ -72,14 +72,17 @@ def _settings(module: Record) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def facts(saved: object) -> Mapping[str, Any]:
-    """Return what stands beside the weights at the top of a saved object, by name."""
+def facts(saved: object, *, tensors: bool) -> Mapping[str, Any]:
+    """Return what stands beside the weights at the top of a saved object, by name.
+
+    tensors: whether those at the top are beside the weights, too, and are not the weights.
+    """
     entries = saved.attributes if isinstance(saved, Record) else saved
     if not isinstance(entries, dict) or (isinstance(saved, Record) and "_modules" in entries):
         return MappingProxyType({})
     plain = _Plain()
-    found = {k: plain(v) for k, v in entries.items() if isinstance(k, str) and not is_leaf(v)}
-    return MappingProxyType(found)
+    beside = {k: v for k, v in entries.items() if tensors or not is_leaf(v)}
+    return MappingProxyType({k: plain(v) for k, v in beside.items() if isinstance(k, str)})
 
 
 class _Plain:
