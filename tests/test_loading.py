@@ -1,0 +1,133 @@
+"""Which weights of a file become the network, and what is said where none can."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deploykit.errors import CheckpointError, OptionError
+from deploykit.networks import loading
+from deploykit.networks.loading import NetworkOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+State = dict[str, Tensor]
+
+
+@pytest.fixture
+def state(checkpoint: Path) -> State:
+    found: State = torch.load(checkpoint, weights_only=True)["model"]
+    return found
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "last.ckpt"
+
+
+def other(state: State) -> State:
+    return {k: v + 1 if v.is_floating_point() else v for k, v in state.items()}
+
+
+def under(prefix: str, state: State) -> State:
+    return {prefix + name: value for name, value in state.items()}
+
+
+LAYOUTS: dict[str, tuple[Callable[[State], Any], str]] = {
+    "detector": (lambda s: under("detector.", s), "'detector'"),
+    "wrapped twice": (lambda s: {"state_dict": under("module.net.", s)}, "'net'"),
+    "with a loss": (lambda s: {**under("model.", s), "loss.w": torch.ones(1)}, "'loss'"),
+    "loss among them": (lambda s: {**s, "criterion.w": torch.ones(1)}, "'criterion'"),
+    "an average beside": (
+        lambda s: {**under("net.", other(s)), **under("net_ema.", s)},
+        "'net_ema', not 'net'",
+    ),
+    "another network first": (
+        lambda s: {"ema": {"decoder.w": torch.ones(2)}, "model": s},
+        "'model'",
+    ),
+    "an average that does not fit": (
+        lambda s: {"ema": {**s, "embedding.w": torch.ones(1)}, "model": s},
+        "the weights under 'ema' not used",
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_weights_that_a_recipe_knows_are_taken_and_named(
+    path: Path, state: State, layout: str
+) -> None:
+    save, said = LAYOUTS[layout]
+    torch.save(save(state), path)
+    network = loading.load_network(path, NetworkOptions())
+    assert said in "; ".join(network.notes)
+    found = network.module.state_dict()
+    assert all(torch.equal(found[k], v) for k, v in state.items())
+
+
+def test_weights_beside_the_network_that_nobody_knows_are_refused_by_name(
+    path: Path, state: State
+) -> None:
+    torch.save({**state, "embedding.w": torch.ones(1)}, path)
+    with pytest.raises(CheckpointError, match=r"1 unexpected \(embedding\.w\)") as caught:
+        loading.load_network(path, NetworkOptions())
+    assert "no variant of yolov6 has these weights" in caught.value.fix
+    assert "--variant" not in caught.value.fix
+
+
+def test_images_of_one_channel_get_no_advice_that_cannot_help(path: Path, state: State) -> None:
+    first = next(name for name, value in state.items() if value.ndim == 4 and value.shape[1] == 3)
+    torch.save({**state, first: state[first][:, :1]}, path)
+    with pytest.raises(CheckpointError) as caught:
+        loading.load_network(path, NetworkOptions())
+    assert "choose the variant" not in str(caught.value)
+
+
+def test_another_familys_weights_are_told_from_the_one_that_was_named(checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match="not a checkpoint of repvgg") as caught:
+        loading.load_network(checkpoint, NetworkOptions(recipe="repvgg"))
+    assert caught.value.expected == "a checkpoint of yolov6, as this is one"
+    assert caught.value.fix == "leave --recipe out"
+
+
+def test_a_variant_that_is_another_is_an_error_that_lists_the_right_ones(checkpoint: Path) -> None:
+    with pytest.raises((CheckpointError, OptionError)) as caught:
+        loading.load_network(checkpoint, NetworkOptions(variant="v3n"))
+    assert "pico" in str(caught.value)
+
+
+@pytest.fixture
+def foreign() -> Iterator[type[nn.Module]]:
+    """A module of a package that is gone when the file is read."""
+    names = ("far", "far.away", "far.away.tasks")
+    for name in names:
+        sys.modules[name] = types.ModuleType(name)
+
+    def init(self: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.model = nn.Sequential(nn.Conv2d(3, 4, 3))
+
+    made = type("DetectionModel", (nn.Module,), {"__init__": init, "__module__": names[-1]})
+    sys.modules[names[-1]].DetectionModel = made  # type: ignore[attr-defined]  # made up here
+    yield made
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: {"model": m, "epoch": 1}])
+def test_the_class_of_a_pickled_network_that_nobody_knows_is_named(
+    path: Path, foreign: type[nn.Module], wrap: Callable[[nn.Module], Any]
+) -> None:
+    torch.save(wrap(foreign()), path)
+    with pytest.raises(
+        CheckpointError, match=r"pickled far\.away\.tasks\.DetectionModel"
+    ) as caught:
+        loading.load_network(path, NetworkOptions())
+    assert "write a recipe for this network" in caught.value.fix
