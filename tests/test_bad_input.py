@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -303,16 +302,17 @@ def test_interrupting_a_long_step_leaves_nothing(
     output = tmp_path / "output.bin"
     places = {"checkpoint": checkpoint, "model": model, "output": output}
     words = [word.format(**places) for word in LONG[command]]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "deploykit", *words],
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         cwd=tmp_path,
         text=True,
-    )
-    time.sleep(3)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    ) as process:
+        assert process.stderr is not None
+        next(line for line in process.stderr if re.search(r" \d+ s( left)?$", line))  # at work
+        process.send_signal(signal.SIGINT)
+        err = process.stderr.read()
     assert process.returncode == cli.INTERRUPTED, err
     assert "interrupted" in err
     assert "Traceback" not in err
