@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from deploykit.ops.launchers import ELEMENTS, MOST_LEVELS, AlignParams, NmsParams
+from deploykit import ops
+from deploykit.ops.launching import ELEMENTS, launcher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -144,7 +145,15 @@ class Library:
         import torch  # noqa: PLC0415 - `--help` is instant
 
         batch, count = scores.shape
-        params = NmsParams(batch, count, count, kept, 0.5, -1.0, 0, int(offset))
+        params = _params(
+            "DKBatchedNms",
+            [tuple(boxes.shape)],
+            candidates=count,
+            max_detections=kept,
+            iou_threshold=0.5,
+            score_threshold=-1.0,
+            grouping="offset" if offset else "mask",
+        )
         measure = self._function("batched_nms_workspace")
         measure.restype = ctypes.c_size_t
         size = measure(ctypes.byref(params))
@@ -164,14 +173,14 @@ class Library:
     ) -> Tensor:
         """Return T[B * R, C, 7, 7] as the op does with torchvision's settings, strides 4, 8 ..."""
         batch, rows = boxes.shape[:2]
-        params = AlignParams(batch, rows, features[0].shape[1], len(features))
-        for level, (maps, stride) in enumerate(zip(features, STRIDES, strict=False)):
-            params.heights[level], params.widths[level] = maps.shape[2:]
-            params.spatial_scales[level] = 1 / stride
-        for name, value in ALIGNMENT.items():
-            setattr(params, name, value)
+        params = _params(
+            "DKMultiscaleRoiAlign",
+            [tuple(boxes.shape), tuple(count.shape), *(tuple(maps.shape) for maps in features)],
+            **ALIGNMENT,
+            spatial_scales=tuple(1 / stride for stride in STRIDES[: len(features)]),
+        )
         pooled = features[0].new_empty(batch * rows, features[0].shape[1], BINS, BINS)
-        pointers = (ctypes.c_void_p * MOST_LEVELS)(*(maps.data_ptr() for maps in features))
+        pointers = (ctypes.c_void_p * len(features))(*(maps.data_ptr() for maps in features))
         element = ELEMENTS.index(str(features[0].dtype).removeprefix("torch."))
         self._run("multiscale_roi_align", params, boxes, count, pointers, pooled, element)
         return pooled
@@ -195,6 +204,12 @@ class Library:
         status = self._function(op)(ctypes.byref(params), *values, ctypes.c_void_p(stream))
         if status:
             raise RuntimeError(f"deploykit_{op} returned CUDA error {status}")
+
+
+def _params(name: str, shapes: list[tuple[int, ...]], **attributes: Any) -> ctypes.Structure:  # noqa: ANN401 - as the op declares
+    """Return the launcher's parameters of one of our ops."""
+    plugin = ops.shipped()[name]
+    return launcher(plugin).params(ops.complete(plugin, attributes, name), shapes)
 
 
 # --- comparisons ------------------------------------------------------------------------------

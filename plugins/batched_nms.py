@@ -6,19 +6,21 @@ torchvision.ops.batched_nms (`mask`: its per-class form; `offset`: its coordinat
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
-from deploykit.ops.plugin import Attribute, Call, Output, Plugin
+from deploykit.ops.plugin import Attribute, Call, Input, Launcher, Output, Plugin, Suppression
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
+    from deploykit.ops.plugin import Size
     from deploykit.ops.tape import Operand, Tape
 
 MOST = 3840
@@ -308,10 +310,48 @@ def _mismatch(_: Mapping[str, Any], sizes: Sequence[tuple[int, ...]]) -> str:
     return ""
 
 
+# --- its launcher ----------------------------------------------------------------------------
+
+
+class Params(ctypes.Structure):
+    """`BatchedNmsParams` of batched_nms.cuh."""
+
+    _fields_ = (
+        *((name, ctypes.c_int) for name in ("batch", "boxes", "candidates", "max_detections")),
+        *((name, ctypes.c_float) for name in ("iou_threshold", "score_threshold")),
+        *((name, ctypes.c_int) for name in ("class_agnostic", "offset_grouping")),
+    )
+
+
+_VALUES = ("candidates", "max_detections", "iou_threshold", "score_threshold", "class_agnostic")
+"""Attributes that go into the parameters as they are, in that order."""
+_BOX, _KEY, _TILE, _WORD = 16, 8, 4096, 64
+
+
+def params(values: Mapping[str, Any], shapes: Sequence[tuple[int, ...]]) -> Params:
+    """Return the launcher's parameters."""
+    named = (values[name] for name in _VALUES)
+    return Params(*shapes[0][:2], *named, values["grouping"] == "offset")
+
+
+def workspace(values: Mapping[str, Any], shapes: Sequence[tuple[int, ...]]) -> int:
+    """Return what `workspace_bytes` in batched_nms.cuh does."""
+    batch, boxes = shapes[0][:2]
+    most = min(values["candidates"], boxes)
+    tile = min(1 << max(most - 1, 0).bit_length(), _TILE)
+    sorted_keys = -(-most // tile) * tile
+    mask = most * -(-most // _WORD) * _KEY
+    return int(batch * (most * (_BOX + 8) + sorted_keys * _KEY + mask + 8))
+
+
+BATCH: tuple[Size, ...] = ((0, 0),)
+ROWS: tuple[tuple[Size, ...], ...] = (BATCH, ("max_detections",))
+
+
 plugin = Plugin(
     name="DKBatchedNms",
     version="1",
-    inputs=("boxes", "scores", "classes"),
+    inputs=(Input("boxes", "float32"), Input("scores", "float32"), Input("classes", "int32")),
     outputs=(
         Output("boxes", "float32"),
         Output("scores", "float32"),
@@ -332,5 +372,8 @@ plugin = Plugin(
     runtime_body=runtime_body,
     portable_body=portable_body,
     source="batched_nms.cu",
+    launcher=Launcher(params, ((*ROWS, (4,)), ROWS, ROWS, ROWS, (BATCH,)), workspace),
+    why_float="compares scores and coordinates with each other",
+    suppression=Suppression(class_agnostic="class_agnostic"),
     check=_mismatch,
 )

@@ -6,6 +6,7 @@ level; clipping and rounding are those of torchvision.ops.roi_align.
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +14,12 @@ import onnx_ir as ir
 
 from deploykit.ops.atlas import pool
 from deploykit.ops.plugin import (
+    POOLED,
     POOLED_SIZE,
     Attribute,
     Call,
+    Input,
+    Launcher,
     Output,
     Plugin,
     present,
@@ -293,10 +297,50 @@ def check(attributes: Mapping[str, Any], sizes: Sequence[tuple[int, ...]]) -> st
     return regions_mismatch(sizes)
 
 
+MOST_LEVELS = 5
+
+
+class Params(ctypes.Structure):
+    """`MultiscaleRoiAlignParams` of multiscale_roi_align.cuh."""
+
+    _fields_ = (
+        *((name, ctypes.c_int) for name in ("batch", "rows", "channels", "levels")),
+        *((name, ctypes.c_int * MOST_LEVELS) for name in ("heights", "widths")),
+        ("spatial_scales", ctypes.c_float * MOST_LEVELS),
+        *((name, ctypes.c_int) for name in ("output_height", "output_width", "sampling_ratio")),
+        *((name, ctypes.c_int) for name in ("aligned", "maximum")),
+        ("canonical_size", ctypes.c_float),
+        *((name, ctypes.c_int) for name in ("canonical_level", "first_level")),
+        ("level_epsilon", ctypes.c_float),
+        ("epsilon_inside", ctypes.c_int),
+        *((name, ctypes.c_float) for name in ("input_scale", "output_scale")),
+    )
+
+
+_VALUES = (
+    *("output_height", "output_width", "sampling_ratio", "aligned", "canonical_size"),
+    *("canonical_level", "first_level", "level_epsilon", "epsilon_inside"),
+)
+"""Attributes that go into the parameters as they are."""
+
+
+def params(values: Mapping[str, Any], shapes: Sequence[tuple[int, ...]]) -> Params:
+    """Return the launcher's parameters."""
+    (batch, rows, _), _, *levels = shapes
+    found = Params(batch, rows, levels[0][1], len(levels))
+    for index, (level, scale) in enumerate(zip(levels, values["spatial_scales"], strict=True)):
+        found.heights[index], found.widths[index] = level[2:]
+        found.spatial_scales[index] = scale
+    for name in _VALUES:
+        setattr(found, name, values[name])
+    found.maximum = values["mode"] == "max"
+    return found
+
+
 plugin = Plugin(
     name="DKMultiscaleRoiAlign",
     version="1",
-    inputs=("boxes", "count", "features..."),
+    inputs=(Input("boxes", "float32"), Input("count", "int32"), Input("features...")),
     outputs=(Output("pooled", "features"),),
     attributes=(
         *POOLED_SIZE,
@@ -320,5 +364,7 @@ plugin = Plugin(
     runtime_body=runtime_body,
     portable_body=portable_body,
     source="multiscale_roi_align.cu",
+    launcher=Launcher(params, (POOLED,)),
+    why_float="reads between cells, and one rounding, before the head, does for all its levels",
     check=check,
 )

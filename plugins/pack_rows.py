@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deploykit.ops.plugin import ROWS, Call, Output, Plugin, empty_rows, present, rows_mismatch
+from deploykit.ops.plugin import (
+    ROWS,
+    Call,
+    Input,
+    Output,
+    Plugin,
+    empty_rows,
+    present,
+    rows_mismatch,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +57,8 @@ def portable_body(op: Tape, call: Call) -> Sequence[ir.Value]:
 plugin = Plugin(
     name="DKPackRows",
     version="1",
-    inputs=("rows", "count"),
+    inputs=(Input("rows"), Input("count", "int32")),
+    rows="packed",
     outputs=(Output("packed", "rows"),),
     attributes=(ROWS,),
     reference=reference,

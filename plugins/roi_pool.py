@@ -6,6 +6,7 @@ torchvision.ops.roi_pool.
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,9 +14,12 @@ import numpy as np
 import onnx_ir as ir
 
 from deploykit.ops.plugin import (
+    POOLED,
     POOLED_SIZE,
     Attribute,
     Call,
+    Input,
+    Launcher,
     Output,
     Plugin,
     present,
@@ -275,11 +279,30 @@ def _doubled(op: Tape, table: ir.Value, axis: int, step: int) -> ir.Value:
     return doubled
 
 
+class Params(ctypes.Structure):
+    """`RoiPoolParams` of roi_pool.cuh."""
+
+    _fields_ = (
+        *((name, ctypes.c_int) for name in ("batch", "rows", "channels", "height", "width")),
+        *((name, ctypes.c_int) for name in ("output_height", "output_width")),
+        ("spatial_scale", ctypes.c_float),
+    )
+
+
+def params(values: Mapping[str, Any], shapes: Sequence[tuple[int, ...]]) -> Params:
+    """Return the launcher's parameters."""
+    (batch, rows, _), _, (_, *sizes) = shapes
+    named = (values[name] for name in ("output_height", "output_width", "spatial_scale"))
+    return Params(batch, rows, *sizes, *named)
+
+
 plugin = Plugin(
     name="DKRoiPool",
     version="1",
     source="roi_pool.cu",
-    inputs=("boxes", "count", "features"),
+    launcher=Launcher(params, (POOLED,)),
+    why_float="reads whole cells: one rounding, before the head, does",
+    inputs=(Input("boxes", "float32"), Input("count", "int32"), Input("features")),
     outputs=(Output("pooled", "features"),),
     attributes=(
         *POOLED_SIZE,

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deploykit.ops.plugin import ROWS, Call, Output, Plugin, empty_rows, present, rows_mismatch
+from deploykit.ops.plugin import (
+    ROWS,
+    Call,
+    Input,
+    Output,
+    Plugin,
+    empty_rows,
+    present,
+    rows_mismatch,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +60,8 @@ def portable_body(op: Tape, call: Call) -> Sequence[ir.Value]:
 plugin = Plugin(
     name="DKUnpackRows",
     version="1",
-    inputs=("packed", "count"),
+    inputs=(Input("packed"), Input("count", "int32")),
+    rows="unpacked",
     outputs=(Output("rows", "packed"),),
     attributes=(ROWS,),
     reference=reference,

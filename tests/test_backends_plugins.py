@@ -25,10 +25,10 @@ from onnx import TensorProto, helper
 from deploykit import ops, pipeline
 from deploykit.backends import BuildOptions, _plugins, _python_plugins, onnxruntime, tensorrt_rtx
 from deploykit.backends._plugins import Use
-from deploykit.errors import BackendError, ModelError, OptionError
+from deploykit.errors import BackendError, InputError, ModelError, OptionError
 from deploykit.files import artifacts
-from deploykit.ops import launchers
-from deploykit.ops.launchers import LAUNCHERS, Buffers
+from deploykit.ops import launching
+from deploykit.ops.launching import Buffers, launcher
 from deploykit.ops.plugin import OPS
 from deploykit.pipeline import building
 from deploykit.recipes import opened
@@ -300,26 +300,40 @@ def test_the_sidecar_says_what_an_engine_needs(tmp_path: Path) -> None:
     assert _plugins.needed(tmp_path / "c.engine") is None
     sidecar = artifacts.sidecar(tmp_path / "a.engine")
     broken = json.loads(sidecar.read_text())
-    broken["made_by"]["plugins"] = [1]
-    sidecar.write_text(json.dumps(broken))
-    assert _plugins.needed(tmp_path / "a.engine") is None
+    for wrong in ([1], {"how": "magic"}, {"how": "library", "library": 1}, {"how": "none", "x": 1}):
+        broken["made_by"]["plugins"] = wrong
+        sidecar.write_text(json.dumps(broken))
+        with pytest.raises(BackendError, match="does not say in a known form"):
+            _plugins.needed(tmp_path / "a.engine")
 
 
-def test_the_library_is_found_where_it_was_or_beside_the_engine(tmp_path: Path) -> None:
-    library = tmp_path / "there" / "lib.so"
-    library.parent.mkdir()
+def test_a_library_is_loaded_only_where_the_user_names_it_whatever_the_sidecar_says(
+    tmp_path: Path,
+) -> None:
+    library = tmp_path / "lib.so"
     library.write_bytes(b"library")
     use = Use("library", {"DKRoiPool": 1}, {}, str(library), artifacts.sha256(library))
     engine = tmp_path / "a.engine"
-    assert _plugins.check(use, engine) == use
-    library.rename(tmp_path / "lib.so")
-    assert _plugins.check(use, engine).library == str(tmp_path / "lib.so")
-    (tmp_path / "lib.so").write_bytes(b"another")
-    with pytest.raises(BackendError, match="not the library the engine was built with"):
+    with pytest.raises(BackendError, match=r"needs the plugin library lib\.so") as caught:
         _plugins.check(use, engine)
-    (tmp_path / "lib.so").unlink()
-    with pytest.raises(BackendError, match=r"lib\.so, which is not here"):
-        _plugins.check(use, engine)
+    assert "--plugins lib.so" in caught.value.fix
+    moved = library.rename(tmp_path / "moved.so")
+    with ops.known(library=moved):
+        assert _plugins.check(use, engine).library == str(moved)
+        moved.write_bytes(b"another")
+        with pytest.raises(BackendError, match="not the library the engine was built with"):
+            _plugins.check(use, engine)
+        with pytest.raises(BackendError, match="built with plugins from Python, not with"):
+            _plugins.check(Use("python", sha256=_plugins.sources_sha256()), engine)
+        moved.unlink()
+        with pytest.raises(InputError, match="no such plugin library"):
+            _plugins.check(use, engine)
+
+
+def test_an_op_that_only_a_sidecar_names_is_not_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="needs DKOwn, which is not known") as caught:
+        _plugins.check(Use("python", {"DKOwn": 1}), tmp_path / "a.engine")
+    assert "--op FILE" in caught.value.fix
 
 
 def test_other_kernel_sources_than_at_the_build_are_an_error(tmp_path: Path) -> None:
@@ -382,13 +396,13 @@ def test_a_tensorrt_without_such_plugins_is_told_from_one_with(tmp_path: Path) -
 @pytest.mark.parametrize("boxes", [1, 2, 63, 64, 65, 1000, 4096, 4097, 9000])
 @pytest.mark.parametrize("candidates", [1, 64, 1000, 3840])
 def test_the_workspace_is_as_large_as_the_source_says(boxes: int, candidates: int) -> None:
-    launcher = LAUNCHERS["DKBatchedNms"]
+    how = launcher(ops.shipped()["DKBatchedNms"])
     defaults = {a.name: a.default for a in OPS.load("batched_nms").attributes}
     values, shapes = {**defaults, "candidates": candidates}, [(3, boxes, 4)]
-    assert launcher.workspace is not None
+    assert how.workspace is not None
     library = host_build.compiled("batched_nms.cu")
-    wanted = library.deploykit_batched_nms_workspace(ctypes.byref(launcher.params(values, shapes)))
-    assert launcher.workspace(values, shapes) == wanted
+    wanted = library.deploykit_batched_nms_workspace(ctypes.byref(how.params(values, shapes)))
+    assert how.workspace(values, shapes) == wanted
 
 
 def arrays(batch: int = 2) -> tuple[list[np.ndarray], dict[str, Any]]:
@@ -423,7 +437,9 @@ def test_enqueue_gives_the_launcher_what_it_takes(monkeypatch: pytest.MonkeyPatc
     rng = np.random.default_rng(1)
     sizes = [((2, KEPT, 4), "f4"), ((2, KEPT), "f4"), *[((2, KEPT), "i4")] * 2, ((2,), "i4")]
     kept = [np.empty(shape, dtype) for shape, dtype in sizes]
-    monkeypatch.setattr(_python_plugins, "kernels", lambda: host_build.compiled("batched_nms.cu"))
+    monkeypatch.setattr(
+        _python_plugins, "kernels", lambda plugin: host_build.compiled(plugin.source)
+    )
     enqueue("DKBatchedNms", [boxes, scores, classes], kept, max_detections=KEPT)
     wanted = ops.torch_op("batched_nms")(
         *map(torch.from_numpy, (boxes, scores, classes)), max_detections=KEPT
@@ -441,10 +457,6 @@ def test_enqueue_gives_the_launcher_what_it_takes(monkeypatch: pytest.MonkeyPatc
         ):
             name = OPS.load(op).name
             found = np.empty((2 * KEPT, CHANNELS, 7, 7), dtype)
-            source = f"{op}.cu"
-            monkeypatch.setattr(
-                _python_plugins, "kernels", lambda source=source: host_build.compiled(source)
-            )
             several = features if isinstance(features, list) else [features]
             enqueue(name, [regions, count, *several], [found], **options)
             tensors = [torch.from_numpy(m) for m in several]
@@ -458,20 +470,20 @@ def test_enqueue_gives_the_launcher_what_it_takes(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_cuda_error_is_told() -> None:
-    plugin = OPS.load("roi_pool")
+    plugin = ops.load("roi_pool")
     library = host_build.compiled("roi_pool.cu")
-    params = LAUNCHERS[plugin.name].params(
+    params = launcher(plugin).params(
         {"output_height": 0, "output_width": 1, "spatial_scale": 1.0},
         [(1, 1, 4), (1,), (1, 1, 2, 2)],
     )
     with pytest.raises(BackendError, match="DKRoiPool failed: CUDA error 1"):
-        launchers.launch(library, plugin, params, Buffers([0, 0, 0], [0]))
+        launching.launch(library, plugin, params, Buffers([0, 0, 0], [0]))
 
 
 def test_without_nvcc_the_kernels_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(BackendError, match="nvcc, which is not on PATH"):
-        _python_plugins.kernels.__wrapped__()
+        _python_plugins.kernels(ops.shipped()["DKRoiPool"])
 
 
 # --- the creators -----------------------------------------------------------------------------
@@ -505,7 +517,7 @@ def test_a_creator_makes_a_plugin_or_says_why_not(op: str, data: Any) -> None:
 
 MIRROR = """
 import sys, numpy as np, tensorrt_rtx as trt
-from deploykit import customops
+from deploykit import ops
 from deploykit.backends import _plugins, _python_plugins, _trt
 
 heard = []

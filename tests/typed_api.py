@@ -10,6 +10,7 @@ from typing_extensions import assert_type
 
 import deploykit
 from deploykit.measuring.records import AccuracyRecord
+from deploykit.ops import Input
 from deploykit.pipeline import Made
 from deploykit.values import Agreement, BenchRecord
 
@@ -117,7 +118,7 @@ def plugin(body: Any) -> deploykit.Plugin:
     return deploykit.Plugin(
         name="DKMine",
         version="1",
-        inputs=("x",),
+        inputs=(Input("x"),),
         outputs=(),
         attributes=(attribute,),
         reference=call,

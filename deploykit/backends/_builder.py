@@ -44,14 +44,18 @@ def _await_end(pipe: int) -> None:
 
 def main(text: str) -> dict[str, Any]:
     """Return the outcome of the request in `text`, as the parent reads it."""
-    from deploykit.backends import _trt  # noqa: PLC0415 - slow: the parent is followed first
+    from deploykit import ops  # noqa: PLC0415 - slow: the parent is followed first
+    from deploykit.backends import _trt  # noqa: PLC0415 - likewise
     from deploykit.errors import BackendError, DeployError  # noqa: PLC0415 - likewise
 
     fields = json.loads(text)
-    request = _trt.Request(**fields | {k: tuple(fields[k]) for k in ("sms", "builder_flags")})
+    request = _trt.Request(
+        **fields | {k: tuple(fields[k]) for k in ("sms", "ops", "builder_flags")}
+    )
     try:
         trt = importlib.import_module(request.module)
-        return {"inspection": _trt.build(trt, request, _say)}
+        with ops.known(*request.ops):
+            return {"inspection": _trt.build(trt, request, _say)}
     except ImportError as error:
         return _failure(BackendError(f"{request.module} cannot be imported: {error}"))
     except DeployError as error:

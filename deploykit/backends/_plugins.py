@@ -7,9 +7,9 @@ missing must be an error, not a silent fallback. The engine's sidecar says what 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from deploykit import ops
 from deploykit.errors import BackendError, DeployError, InputError, OptionError
@@ -46,11 +46,11 @@ def chosen(choice: str, counts: Mapping[str, int]) -> Use:
 
     choice: `auto`, `none` or the path of a plugin library.
     """
-    versions = {name: ops.shipped()[name].version for name in counts}
+    versions = {name: ops.everything()[name].version for name in counts}
     if choice == NONE:
         return Use("none", dict(counts), versions)
     if choice == AUTO:
-        return Use("python", dict(counts), versions, sha256=sources_sha256())
+        return Use("python", dict(counts), versions, sha256=sources_sha256(counts))
     path = Path(choice)
     if not path.is_file():
         raise OptionError(
@@ -65,54 +65,108 @@ def chosen(choice: str, counts: Mapping[str, int]) -> Use:
     return Use("library", dict(counts), versions, str(path.resolve()), artifacts.sha256(path))
 
 
-def sources_sha256() -> str:
-    """Return the sha256 of the kernels' sources, which Python plugins are compiled from."""
+def sources_sha256(names: Iterable[str] = ()) -> str:
+    """Return the sha256 of the kernels' sources, which Python plugins are compiled from.
+
+    names: op types; the sources beside the file of one that is not ours count too.
+    """
     hasher = hashlib.sha256()
-    folder = OPS.folder()
-    for path in sorted(path for pattern in _SOURCES for path in folder.glob(pattern)):
-        hasher.update(path.name.encode() + b"\0" + path.read_bytes())
+    known = ops.everything()
+    own = {name: known[name].file for name in names if name in known} if names else {}
+    folders = {file.parent for file in own.values() if file is not None} | {OPS.folder().resolve()}
+    for folder in sorted(folders, key=lambda folder: (folder != OPS.folder().resolve(), folder)):
+        for path in sorted(path for pattern in _SOURCES for path in folder.glob(pattern)):
+            hasher.update(path.name.encode() + b"\0" + path.read_bytes())
     return hasher.hexdigest()
 
 
+def files(use: Use | None) -> tuple[str, ...]:
+    """Return the files of the user's own ops among those that an engine has."""
+    known, ours = ops.everything(), ops.shipped()
+    names = sorted(() if use is None else use.ops.keys() - ours.keys())
+    return tuple(str(known[name].file) for name in names)
+
+
 def needed(engine: Path) -> Use | None:
-    """Return what an engine needs, as its sidecar says; None: nothing, or it has no sidecar."""
+    """Return what an engine needs, as its sidecar says; None: nothing, or it has no sidecar.
+
+    Raises: BackendError where what it says is malformed.
+    """
     try:
-        known = artifacts.said(engine)["made_by"]["plugins"]
-        use = Use(**known)
+        said = artifacts.said(engine)["made_by"]["plugins"]
     except (DeployError, KeyError, TypeError):
         return None
+    use = _use(said)
+    if use is None:
+        raise BackendError(
+            f"the sidecar of {engine.name} does not say in a known form what plugins it has",
+            expected="`how`, `ops`, `versions`, `library` and `sha256`, as `deploykit build` does",
+            fix="build the engine again",
+        )
     return None if use.how == "none" else use
 
 
-def check(use: Use, engine: Path) -> Use:
-    """Return `use` with the library's path here. Raises: BackendError where it is another one.
+def _use(said: object) -> Use | None:
+    """Return what a sidecar says of plugins, None where it is malformed."""
+    if not isinstance(said, dict) or said.keys() - {each.name for each in fields(Use)}:
+        return None
+    how, counts = said.get("how"), said.get("ops", {})
+    texts = [said.get("library", ""), said.get("sha256", "")]
+    if how not in get_args(How) or not isinstance(counts, dict):
+        return None
+    fine = all(isinstance(n, int) and n > 0 for n in counts.values())
+    fine = fine and isinstance(said.get("versions", {}), dict)
+    return Use(**said) if fine and all(isinstance(text, str) for text in texts) else None
 
-    A library is looked for where it was, and beside the engine.
+
+def check(use: Use, engine: Path) -> Use:
+    """Return what an engine needs as it is here. Raises: BackendError where it is another.
+
+    A library is the one that the user named (`ops.library`), never one that the sidecar names.
     """
-    if use.how == "python":
-        if use.sha256 != sources_sha256():
-            raise BackendError(
-                f"{_MISSING} from other kernel sources than those installed here",
-                expected=f"sources of sha256 {use.sha256[:12]}",
-                fix="install the deploykit that built it, or build the engine again",
-            )
-        return use
-    place = Path(use.library)
-    found = [path for path in (place, engine.with_name(place.name)) if path.is_file()]
-    if not found:
+    given = ops.library()
+    if use.how == "library":
+        return replace(use, library=str(_same(use, engine, given)))
+    if given is not None:
         raise BackendError(
-            f"{_MISSING} of {place.name}, which is not here",
-            expected=f"{place}, or {place.name} beside the engine",
-            fix="copy the library there",
+            f"{engine.name} was built with plugins from Python, not with {given}",
+            fix="leave --plugins out, or build the engine again with the library",
         )
-    given = next((path for path in found if artifacts.sha256(path) == use.sha256), None)
+    unknown = sorted(use.ops.keys() - ops.everything().keys())
+    if unknown:
+        raise BackendError(
+            f"{engine.name} needs {', '.join(unknown)}, which is not known",
+            expected="one of " + ", ".join(sorted(ops.everything())),
+            fix="name the file of an op of your own: --op FILE",
+        )
+    if use.sha256 not in (sources_sha256(use.ops), sources_sha256()):
+        raise BackendError(
+            f"{_MISSING} from other kernel sources than those installed here",
+            expected=f"sources of sha256 {use.sha256[:12]}",
+            fix="install the deploykit that built it, or build the engine again",
+        )
+    return use
+
+
+def _same(use: Use, engine: Path, given: Path | None) -> Path:
+    """Return the library given, which is the engine's. Raises: BackendError, InputError."""
+    name = PurePath(use.library).name
     if given is None:
         raise BackendError(
-            f"{found[0]} is not the library the engine was built with",
-            expected=f"sha256 {use.sha256[:12]}, found {artifacts.sha256(found[0])[:12]}",
-            fix="copy that library beside the engine, or build the engine again",
+            f"{engine.name} needs the plugin library {name}",
+            expected="the path of it: code is loaded only where you name it",
+            fix=f"add --plugins {name}, with its folder",
         )
-    return Use(use.how, use.ops, use.versions, str(given), use.sha256)
+    if not given.is_file():
+        raise InputError(f"no such plugin library: {given}")
+    found = artifacts.sha256(given)
+    if found != use.sha256:
+        raise BackendError(
+            f"{given} is not the library the engine was built with",
+            expected=f"sha256 {use.sha256[:12]}, found {found[:12]}",
+            fix="give that library, or build the engine again",
+        )
+    return given.resolve()
 
 
 def register(trt: Any, use: Use, say: Callable[[str], None]) -> None:  # noqa: ANN401 - the module ships no types

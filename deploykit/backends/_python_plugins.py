@@ -2,7 +2,7 @@
 
 Shapes and formats are Python; the kernels are compiled by nvcc when the first one runs, for the GPU
 at hand. No CUDA call is made before: engines are built ahead of time on machines without a GPU.
-`enqueue` needs a GPU and is not run in CI; what it calls is (`launchers`).
+`enqueue` needs a GPU and is not run in CI; what it calls is (`ops.launching`).
 """
 
 from __future__ import annotations
@@ -20,29 +20,42 @@ from deploykit import ops
 from deploykit.backends import _cuda
 from deploykit.errors import BackendError, DeployError, OptionError
 from deploykit.files import temporaries
-from deploykit.ops import launchers
-from deploykit.ops.launchers import LAUNCHERS, Buffers
+from deploykit.ops import launching
+from deploykit.ops.launching import Buffers
 from deploykit.ops.plugin import NAMESPACE, OPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from deploykit.ops.launchers import Size
-    from deploykit.ops.plugin import Plugin
+    from deploykit.ops.plugin import Plugin, Size
 
 Trt: TypeAlias = Any
 """The tensorrt or tensorrt_rtx module, or one of its objects: neither ships types."""
 Say: TypeAlias = "Callable[[str], None]"
 _IDENTITY = ("plugin_namespace", "plugin_version")
 """Attributes of a node that name the op; the parser may hand them on."""
-_INPUT_TYPES = {"boxes": "float32", "scores": "float32", "classes": "int32", "count": "int32"}
-"""Name of an input -> its type; that of all others is the features'."""
+
+
+def kernels(plugin: Plugin) -> ctypes.CDLL:
+    """Return the launcher of an op, compiled for this GPU. Raises: BackendError."""
+    return _compiled(source(plugin))
+
+
+def source(plugin: Plugin) -> Path:
+    """Return the file that holds an op's kernels. Raises: BackendError where it is not there."""
+    assert plugin.file is not None  # that it was loaded from
+    path = plugin.file.with_name(plugin.source)
+    if not path.is_file():
+        raise BackendError(
+            f"{plugin.name} has no kernels: there is no {path}",
+            expected="the CUDA source beside the op's file",
+        )
+    return path
 
 
 @functools.cache
-def kernels() -> ctypes.CDLL:
-    """Return the launchers of all ops, compiled for this GPU. Raises: BackendError."""
+def _compiled(path: Path) -> ctypes.CDLL:
     compiler = shutil.which("nvcc")
     if compiler is None:
         raise BackendError(
@@ -51,27 +64,27 @@ def kernels() -> ctypes.CDLL:
         )
     with temporaries.folder() as folder:
         target = folder / "kernels.so"
-        command = command_line(compiler, f"sm_{_cuda.compute_capability()}", target)
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our sources, the user's compiler
+        command = command_line(compiler, f"sm_{_cuda.compute_capability()}", path, target)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - the user's compiler, on our source or one that the user named
         if done.returncode:
-            raise BackendError(f"nvcc cannot compile the kernels:\n{done.stderr.strip()}")
+            raise BackendError(f"nvcc cannot compile {path}:\n{done.stderr.strip()}")
         return ctypes.CDLL(str(target))
 
 
-def command_line(compiler: str, architecture: str, target: Path) -> list[str]:
-    """Return the command that makes a shared library of every kernel source."""
-    sources = sorted(str(path) for path in OPS.folder().glob("*.cu"))
+def command_line(compiler: str, architecture: str, path: Path, target: Path) -> list[str]:
+    """Return the command that makes a shared library of a kernel source."""
     options = ["-O3", "-std=c++17", "-shared", "-Xcompiler", "-fPIC", f"-arch={architecture}"]
-    return [compiler, *options, *sources, "-o", str(target)]
+    return [compiler, *options, f"-I{OPS.folder()}", str(path), "-o", str(target)]
 
 
 def register(trt: Trt, names: Sequence[str], say: Say) -> None:
     """Register a creator for each op type; say: takes what a creator refuses."""
     registry = trt.get_plugin_registry()
-    known = {(c.name, c.plugin_namespace) for c in registry.all_creators}
+    taken = {(c.name, c.plugin_namespace) for c in registry.all_creators}
+    known = ops.everything()
     for name in names:
-        if (name, NAMESPACE) not in known:
-            creator = make_creator(trt, ops.shipped()[name], say)
+        if (name, NAMESPACE) not in taken:
+            creator = make_creator(trt, known[name], say)
             registry.register_creator(creator, NAMESPACE)
             _registered.append(creator)
 
@@ -165,8 +178,7 @@ class _Behaviour:
         for part in _parts(trt):
             part.__init__(self)
         self._trt, self._plugin, self._values = trt, plugin, values
-        self._launcher, self._types = LAUNCHERS[plugin.name], Types.of(trt)
-        self._first = len(plugin.inputs) - 1
+        self._launcher, self._types = launching.launcher(plugin), Types.of(trt)
         self.num_outputs = len(plugin.outputs)
         self.plugin_name, self.plugin_namespace = plugin.name, NAMESPACE
         self.plugin_version = plugin.version
@@ -181,7 +193,8 @@ class _Behaviour:
     def get_output_data_types(self, inputs: Sequence[Trt]) -> list[Trt]:
         count = len(inputs)
         types = [self._type(count + i, count) for i in range(self.num_outputs)]
-        return [inputs[-1] if one is None else one for one in types]
+        first = self._plugin.features or 0  # a type is only left open where there is one
+        return [inputs[first] if one is None else one for one in types]
 
     def get_output_shapes(self, inputs: Trt, shapes: Trt, builder: Trt) -> list[Trt]:
         del shapes
@@ -201,18 +214,18 @@ class _Behaviour:
         wanted = self._type(place, inputs)
         if wanted is not None:
             return bool(asked.type == wanted)
-        if place == self._first:
+        first = self._plugin.features or 0
+        if place == first:
             return asked.type in (self._types.float32, self._types.float16)
-        return bool(asked.type == described[self._first].desc.type)
+        return bool(asked.type == described[first].desc.type)
 
     def _type(self, place: int, inputs: int) -> Trt:
         """Return the type of a tensor, inputs before outputs; None: that of the features."""
-        names = self._plugin.inputs
-        if place >= inputs:
-            dtype = self._plugin.outputs[place - inputs].dtype
-        else:
-            name = names[min(place, self._first)]
-            dtype = _INPUT_TYPES.get(name, name)
+        if place < inputs:
+            return getattr(self._types, self._plugin.input(place).dtype or "features", None)
+        dtype = self._plugin.outputs[place - inputs].dtype
+        if dtype in self._plugin.names:  # the type of that input
+            dtype = self._plugin.inputs[self._plugin.names.index(dtype)].dtype or "features"
         return getattr(self._types, dtype, None)
 
     def configure_plugin(self, inputs: Trt, outputs: Trt) -> None:
@@ -250,10 +263,11 @@ class _Behaviour:
     ) -> None:
         del results
         params = self._launcher.params(self._values, [tuple(one.dims) for one in described])
-        half = described[-1].type == self._types.float16
+        first = self._plugin.features
+        half = first is not None and described[first].type == self._types.float16
         buffers = Buffers(inputs, outputs, workspace, stream)
         element = "float16" if half else "float32"
-        launchers.launch(kernels(), self._plugin, params, buffers, element)
+        launching.launch(kernels(self._plugin), self._plugin, params, buffers, element)
 
 
 def _parts(trt: Trt) -> tuple[Trt, ...]:

@@ -92,6 +92,8 @@ class Request:
     timing_cache: str | None = None
     plugins: Mapping[str, Any] | None = None
     """`_plugins.Use` as JSON; None: the model has none of our ops."""
+    ops: tuple[str, ...] = ()
+    """Files of the user's own ops among them."""
     builder_flags: tuple[str, ...] = ()
     """INT8 and FP16, for a weakly typed generation only."""
 

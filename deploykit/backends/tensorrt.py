@@ -89,6 +89,7 @@ def build(
             module=MODULE,
             model=str(made.path),
             plugins=_plugins.to_json(made.use),
+            ops=_plugins.files(made.use),
             timing_cache=str(options.timing_cache.resolve()) if options.timing_cache else None,
             builder_flags=builder_flags(rules, graph),
         )

@@ -76,7 +76,11 @@ def build(
     with _preparing.prepared(graph, model.path, options.plugins) as made:
         check(made.graph, sms, options)
         request = _trt.Request(
-            module=MODULE, model=str(made.path), sms=sms, plugins=_plugins.to_json(made.use)
+            module=MODULE,
+            model=str(made.path),
+            sms=sms,
+            plugins=_plugins.to_json(made.use),
+            ops=_plugins.files(made.use),
         )
         return _building.build(builder, made, request, output, options)
 

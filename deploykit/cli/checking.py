@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from deploykit.cli import options, printing, progress
-from deploykit.cli.making import AsJson, BatchSize, Recipe, Record
+from deploykit.cli.making import AsJson, BatchSize, Op, Recipe, Record
 from deploykit.cli.parsing import Argument, Option
 from deploykit.errors import ProofError
 
@@ -17,13 +17,19 @@ Model = Annotated[Path, Argument(help="A checkpoint, an ONNX file or an engine."
 BackendName = Annotated[
     str | None, Option("--backend", help="Default: what the file was built for.")
 ]
+Library = Annotated[
+    Path | None,
+    Option("--plugins", help="The plugin library of an engine that was built with one."),
+]
 Threads = Annotated[int, Option(help="Of the runtime; 0: its own choice.")]
 SourceSpec = Annotated[
     str, Option("--source", help="SOURCE:LOCATION, such as coco:DIR or shapes:count=500.")
 ]
 
 
-def inspect(model: Model, *, as_json: AsJson = False) -> None:
+def inspect(
+    model: Model, *, op: Op = None, plugins: Library = None, as_json: AsJson = False
+) -> None:
     """Precision of every layer, and for Q/DQ graphs what would fall back to float, and why.
 
     Examples:
@@ -32,7 +38,8 @@ def inspect(model: Model, *, as_json: AsJson = False) -> None:
     """
     from deploykit import pipeline  # noqa: PLC0415 - `--help` must not pay for it
 
-    found = pipeline.inspect(model)
+    with options.named(op, plugins):
+        found = pipeline.inspect(model)
     printing.emit(found.to_json(), printing.inspection(found), as_json=as_json)
     if found.errors:
         raise ProofError(
@@ -52,6 +59,8 @@ def verify(
         str | None, Option(help="SOURCE:LOCATION of images. Default: random ones.")
     ] = None,
     count: Annotated[int, Option(help="Images to compare on.")] = 8,
+    op: Op = None,
+    plugins: Library = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare the outputs of two files of the same model, column by column.
@@ -63,7 +72,8 @@ def verify(
     from deploykit import pipeline  # noqa: PLC0415
 
     wanted = pipeline.VerifyOptions(recipe, atol, rtol, source, count)
-    found = pipeline.verify(candidate, against, wanted, progress=progress.bar)
+    with options.named(op, plugins):
+        found = pipeline.verify(candidate, against, wanted, progress=progress.bar)
     header = ("output", "max error", "mean error", "of range", "cosine", "")
     rows = [
         (
@@ -97,6 +107,8 @@ def evaluate(
     batch_size: BatchSize = None,
     threads: Threads = 0,
     record: Record = None,
+    op: Op = None,
+    plugins: Library = None,
     as_json: AsJson = False,
 ) -> None:
     """COCO average precision of a checkpoint, an ONNX file or an engine.
@@ -108,7 +120,8 @@ def evaluate(
     from deploykit import pipeline  # noqa: PLC0415
 
     wanted = pipeline.EvalOptions(source, recipe, backend, limit, batch_size, threads)
-    found = pipeline.evaluate(model, wanted, record=record, progress=progress.bar)
+    with options.named(op, plugins):
+        found = pipeline.evaluate(model, wanted, record=record, progress=progress.bar)
     printing.emit(found.to_json(), printing.accuracy(found), as_json=as_json)
 
 
@@ -132,6 +145,8 @@ def bench(
     recipe: Recipe = None,
     threads: Threads = 0,
     record: Record = None,
+    op: Op = None,
+    plugins: Library = None,
     as_json: AsJson = False,
 ) -> None:
     """FPS and latency, with raw samples, every switch and the machine on record.
@@ -155,7 +170,8 @@ def bench(
     wanted = pipeline.BenchPlan(
         base, options.integers("--batch-sizes", batch_sizes), backend, end_to_end, recipe, inputs
     )
-    found = pipeline.bench(models, wanted, record=record, progress=progress.bar)
+    with options.named(op, plugins):
+        found = pipeline.bench(models, wanted, record=record, progress=progress.bar)
     data = {"records": [r.to_json() for r in found]}
     printing.emit(data, printing.measurements(found), as_json=as_json)
 

@@ -39,6 +39,11 @@ _IMAGES = 512
 """To calibrate on, where nobody says how many."""
 
 
+Op = Annotated[
+    list[Path] | None, Option("--op", help="File of an op of your own; repeat for more.")
+]
+
+
 def export(
     checkpoint: Checkpoint,
     output: Output,
@@ -51,6 +56,7 @@ def export(
     ] = None,
     opset: Annotated[int, Option(help="17 for TensorRT 8.6; FP16 scales need 19.")] = 19,
     record: Record = None,
+    op: Op = None,
     as_json: AsJson = False,
 ) -> None:
     """Checkpoint to ONNX: fold the branches and prove the result against PyTorch.
@@ -69,11 +75,19 @@ def export(
         class_names=options.names(class_names),
         opset=opset,
     )
-    made = pipeline.export(checkpoint, output, wanted, record=record, progress=progress.bar)
+    with options.named(op):
+        made = pipeline.export(checkpoint, output, wanted, record=record, progress=progress.bar)
     printing.artifact(made.artifact, as_json=as_json, notes=made.notes, extra=made.to_json())
 
 
-def fuse(model: Model, output: Output, *, record: Record = None, as_json: AsJson = False) -> None:
+def fuse(
+    model: Model,
+    output: Output,
+    *,
+    record: Record = None,
+    op: Op = None,
+    as_json: AsJson = False,
+) -> None:
     """ONNX to ONNX: fold batch norms and constants, remove what does nothing.
 
     Examples:
@@ -81,7 +95,8 @@ def fuse(model: Model, output: Output, *, record: Record = None, as_json: AsJson
     """
     from deploykit import pipeline  # noqa: PLC0415
 
-    made = pipeline.fuse(model, output, record=record)
+    with options.named(op):
+        made = pipeline.fuse(model, output, record=record)
     printing.artifact(made.artifact, as_json=as_json, notes=made.notes, extra=made.to_json())
 
 
@@ -107,6 +122,7 @@ def quantize(
         bool, Option(help="Count unreadable images instead of stopping.")
     ] = False,
     record: Record = None,
+    op: Op = None,
     as_json: AsJson = False,
 ) -> None:
     """ONNX to INT8 ONNX: calibrate, place Q/DQ by TensorRT's rules, lint the result.
@@ -133,7 +149,8 @@ def quantize(
         plan=plan,
         float_type=options.float_type(float_type),
     )
-    made = pipeline.quantize(model, output, wanted, record=record, progress=progress.bar)
+    with options.named(op):
+        made = pipeline.quantize(model, output, wanted, record=record, progress=progress.bar)
     printing.artifact(made.artifact, as_json=as_json, notes=made.notes, extra=made.to_json())
 
 
@@ -146,6 +163,7 @@ def cast(
     output: Output,
     *,
     record: Record = None,
+    op: Op = None,
     as_json: AsJson = False,
 ) -> None:
     """ONNX to FP16 ONNX, for engines without INT8: precision lives in the graph.
@@ -155,7 +173,8 @@ def cast(
     """
     from deploykit import pipeline  # noqa: PLC0415
 
-    made = pipeline.cast(model, output, record=record)
+    with options.named(op):
+        made = pipeline.cast(model, output, record=record)
     printing.artifact(made.artifact, as_json=as_json, notes=made.notes, extra=made.to_json())
 
 
@@ -180,6 +199,7 @@ def build(
         ),
     ] = "auto",
     record: Record = None,
+    op: Op = None,
     as_json: AsJson = False,
 ) -> None:
     """ONNX to engine, and read back the precision that each layer really got.
@@ -199,15 +219,16 @@ def build(
         timing_cache=timing_cache,
         plugins=plugins,
     )
-    made = pipeline.build(
-        model,
-        output,
-        backend,
-        wanted,
-        record=record,
-        progress=progress.bar,
-        say=printing.note,
-    )
+    with options.named(op):
+        made = pipeline.build(
+            model,
+            output,
+            backend,
+            wanted,
+            record=record,
+            progress=progress.bar,
+            say=printing.note,
+        )
     printing.artifact(made.artifact, as_json=as_json, notes=made.notes, extra=made.to_json())
 
 

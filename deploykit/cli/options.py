@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import TYPE_CHECKING, TypeVar
 
@@ -9,7 +10,7 @@ from deploykit.errors import OptionError, unknown_name
 from deploykit.values import Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from enum import Enum
     from pathlib import Path
 
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
 
 E = TypeVar("E", bound="Enum")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+@contextlib.contextmanager
+def named(op: Sequence[Path] | None, library: Path | None = None) -> Iterator[None]:
+    """Let the ops in the files that the user named be known, and the plugin library be loaded."""
+    if not op and library is None:
+        yield
+        return
+    from deploykit import ops  # noqa: PLC0415 - slow, and seldom needed
+
+    with ops.known(*(op or ()), library=library):
+        yield
 
 
 def image_size(text: str | None) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ error, not a silent fallback. Ops without a kernel are replaced in both.
 
 from __future__ import annotations
 
-from deploykit.ops.attributes import complete, shipped
+from deploykit.ops.attributes import complete
 from deploykit.ops.nodes import (
     AT_MOST,
     attach,
@@ -19,22 +19,42 @@ from deploykit.ops.nodes import (
     detach,
     fill,
     inline,
-    op_of,
 )
-from deploykit.ops.plugin import NAMESPACE
+from deploykit.ops.plugin import (
+    NAMESPACE,
+    Attribute,
+    Call,
+    Input,
+    Launcher,
+    Output,
+    Plugin,
+    Suppression,
+)
+from deploykit.ops.registry import everything, known, library, load, op_of, shipped
 from deploykit.ops.tracing import torch_op, translations
 
 __all__ = [
     "AT_MOST",
     "NAMESPACE",
+    "Attribute",
+    "Call",
+    "Input",
+    "Launcher",
+    "Output",
+    "Plugin",
+    "Suppression",
     "attach",
     "calls",
     "check",
     "complete",
     "counts",
     "detach",
+    "everything",
     "fill",
     "inline",
+    "known",
+    "library",
+    "load",
     "op_of",
     "shipped",
     "torch_op",

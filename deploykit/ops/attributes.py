@@ -1,12 +1,10 @@
-"""The ops that deploykit ships, and the check of what they are configured with."""
+"""What an op is configured with: checked, completed, written."""
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import ModelError, OptionError
-from deploykit.ops.plugin import OPS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,13 +13,6 @@ if TYPE_CHECKING:
 
 TAGS = ("plugin_namespace", "plugin_version")
 """What a node has besides its attributes: by them TensorRT finds the plugin."""
-
-
-@functools.cache
-def shipped() -> Mapping[str, Plugin]:
-    """Return op type -> plugin of every op that deploykit ships."""
-    found = map(OPS.load, OPS.shipped())
-    return {plugin.name: plugin for plugin in found}
 
 
 def complete(plugin: Plugin, given: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from deploykit.errors import ModelError
-from deploykit.ops.attributes import TAGS, checked, plain, shipped
+from deploykit.ops.attributes import TAGS, checked, plain
 from deploykit.ops.plugin import NAMESPACE, Call
+from deploykit.ops.registry import everything, op_of
 from deploykit.ops.tape import Tape
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from deploykit.ops.plugin import Body, Plugin
 
-PACK, UNPACK = "DKPackRows", "DKUnpackRows"
 AT_MOST = "at_most"
 """`at_most(100*batch)` is the name of a size between those two ops."""
 _IR_VERSION = 10
@@ -27,20 +27,17 @@ _IR_VERSION = 10
 
 def calls(model: ir.Model) -> Iterator[tuple[ir.Node, Plugin]]:
     """Yield each node of the main graph that is one of our ops. Raises: ModelError."""
+    ops = everything()
     for node in model.graph:
         if node.domain == NAMESPACE:
-            if node.op_type not in shipped():
+            if node.op_type not in ops:
                 raise ModelError(
                     f"node {node.name!r} is {NAMESPACE}::{node.op_type}",
-                    expected="one of " + ", ".join(sorted(shipped())),
-                    fix="export the model again with this version of deploykit",
+                    expected="one of " + ", ".join(sorted(ops)),
+                    fix="name the file of an op of your own: --op FILE; "
+                    "or export the model again with this version of deploykit",
                 )
-            yield node, shipped()[node.op_type]
-
-
-def op_of(node: ir.Node) -> Plugin | None:
-    """Return the op of ours that a node is, None where it is none."""
-    return shipped().get(node.op_type) if node.domain == NAMESPACE else None
+            yield node, ops[node.op_type]
 
 
 def counts(model: ir.Model) -> Counter[str]:
@@ -105,9 +102,10 @@ def _open_sizes(model: ir.Model) -> None:
 
     ONNX Runtime takes dimensions of one name for equal, and lets such tensors share memory.
     """
-    packed = {node.outputs[0] for node, plugin in calls(model) if plugin.name == PACK}
+    packed = {node.outputs[0] for node, plugin in calls(model) if plugin.rows == "packed"}
     for node in model.graph:
-        if node.domain == NAMESPACE and node.op_type == UNPACK:
+        plugin = op_of(node)
+        if plugin is not None and plugin.rows == "unpacked":
             continue
         if not packed.isdisjoint(node.inputs):
             packed.update(node.outputs)
@@ -164,7 +162,8 @@ def _call(node: ir.Node, plugin: Plugin) -> Call:
     least = len(plugin.inputs)
     if len(node.inputs) < least or (len(node.inputs) > least and not plugin.variadic):
         raise ModelError(
-            f"{where} has {len(node.inputs)} inputs", expected=", ".join(plugin.inputs)
+            f"{where} has {len(node.inputs)} inputs",
+            expected=", ".join(each.name for each in plugin.inputs),
         )
     given = {
         name: attribute.value for name, attribute in node.attributes.items() if name not in TAGS
@@ -185,8 +184,8 @@ def _call(node: ir.Node, plugin: Plugin) -> Call:
 
 def _input_names(plugin: Plugin, count: int) -> list[str]:
     if not plugin.variadic:
-        return list(plugin.inputs)
-    fixed, last = plugin.inputs[:-1], plugin.inputs[-1].removesuffix("...")
+        return list(plugin.names)
+    *fixed, last = plugin.names
     return [*fixed, *(f"{last}{i}" for i in range(count - len(fixed)))]
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from deploykit.files import extensions
 
 if TYPE_CHECKING:
+    import ctypes
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     import onnx_ir as ir
     from torch import Tensor
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 NAMESPACE = "deploykit"
 """ONNX domain, TensorRT plugin namespace and torch library of every op."""
+Size: TypeAlias = "int | str | tuple[int, int]"
+"""Of an output: a number, the name of an attribute, or (input, axis)."""
 VALUE = int | float | str | tuple[float, ...]
 
 
@@ -43,8 +47,25 @@ POOLED_SIZE = tuple(
     for side in ("height", "width")
 )
 """What an op that pools regions makes of each."""
+POOLED: tuple[tuple[Size, ...], ...] = (
+    ((0, 0), (0, 1)),
+    ((2, 1),),
+    ("output_height",),
+    ("output_width",),
+)
+"""Shape of what it returns, of boxes [B, R, 4], count [B] and features [B, C, H, W]."""
 ROWS = Attribute("per_image", 1, "1 or more", lambda v: v >= 1)
 """R of the rows T[B * R, ...] that an op packs."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One operand of an op."""
+
+    name: str
+    """One that ends in `...` is the last, and stands for one input or more."""
+    dtype: str = ""
+    """float32 or int32; "": FP32 or FP16, one type for all such inputs of an op, the features'."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +99,33 @@ class Call:
         return dtype.numpy()
 
 
+Shapes: TypeAlias = "Sequence[tuple[int, ...]]"
+"""Of the inputs of an op, batch included."""
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """How the kernels of an op are called: see `ops.launching`."""
+
+    params: Callable[[Mapping[str, Any], Shapes], ctypes.Structure]
+    """(attributes, shapes) -> the launcher's first argument."""
+    shapes: tuple[tuple[tuple[Size, ...], ...], ...]
+    """Of each output: its dimensions, each a product of sizes."""
+    workspace: Callable[[Mapping[str, Any], Shapes], int] | None = None
+    """(attributes, shapes) -> bytes; None: the launcher takes none."""
+
+
+@dataclass(frozen=True)
+class Suppression:
+    """What an op that chooses a detector's rows declares: which attributes it chooses by."""
+
+    score_threshold: str = "score_threshold"
+    """Rows have scores above it."""
+    iou_threshold: str = "iou_threshold"
+    class_agnostic: str = ""
+    """Whether rows of different classes suppress each other; "": never."""
+
+
 @dataclass(frozen=True)
 class Plugin:
     """One custom op: names, meaning, and bodies in standard ops for runtimes without it."""
@@ -85,8 +133,7 @@ class Plugin:
     name: str
     """ONNX op type. Starts with DK: a parser takes an op type it knows for its own."""
     version: str
-    inputs: tuple[str, ...]
-    """Names; a last one that ends in `...` stands for one input or more."""
+    inputs: tuple[Input, ...]
     outputs: tuple[Output, ...]
     attributes: tuple[Attribute, ...]
     reference: Callable[..., Any]
@@ -101,6 +148,18 @@ class Plugin:
     source: str = ""
     """File name of the CUDA source beside the plugin's file; "": standard ops everywhere, and no
     TensorRT plugin."""
+    launcher: Launcher | None = None
+    """How the source's launcher is called; None with a source: no plugin from Python."""
+    why_float: str = "is an op of its own, with kernels for floats"
+    """Why an op with a source has no Q/DQ of its own, and computes in FP32 where no input gives it
+    another type; it follows the op's name."""
+    suppression: Suppression | None = None
+    """Of an op that chooses the rows of a detector's results."""
+    rows: Literal["", "packed", "unpacked"] = ""
+    """Whether the first dimension of what follows is of the op's own making, from one that packs
+    rows to one that unpacks them."""
+    file: Path | None = None
+    """The file that defines it; whoever loads it says so."""
     check: Callable[[Mapping[str, Any], Sequence[tuple[int, ...]]], str] = lambda _, __: ""
     """(attributes, sizes of each input after the batch) -> what is wrong between them, or ""."""
 
@@ -112,7 +171,21 @@ class Plugin:
     @property
     def variadic(self) -> bool:
         """Return whether the last input stands for several."""
-        return self.inputs[-1].endswith("...")
+        return self.inputs[-1].name.endswith("...")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the inputs, each without dots."""
+        return tuple(each.name.removesuffix("...") for each in self.inputs)
+
+    def input(self, place: int) -> Input:
+        """Return the input at a place of a node, where the last may stand for several."""
+        return self.inputs[min(place, len(self.inputs) - 1)]
+
+    @property
+    def features(self) -> int | None:
+        """Return the place of the first input that may be FP32 or FP16, None where none may."""
+        return next((i for i, each in enumerate(self.inputs) if not each.dtype), None)
 
 
 OPS = extensions.Kind("plugin", "plugins", Plugin)

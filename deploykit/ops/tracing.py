@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from onnx.defs import OpSchema
 
 from deploykit.errors import OptionError
-from deploykit.ops.attributes import TAGS, checked, plain, shipped
-from deploykit.ops.plugin import NAMESPACE, OPS
+from deploykit.ops import registry
+from deploykit.ops.attributes import TAGS, checked, plain
+from deploykit.ops.plugin import NAMESPACE
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Mapping
 
     from deploykit.ops.plugin import Plugin
@@ -26,16 +28,23 @@ _ONNX_TYPES = {
 _ELEMENTS = ["tensor(float)", "tensor(float16)", "tensor(int8)", "tensor(int32)", "tensor(int64)"]
 
 
-@functools.cache
-def torch_op(name: str) -> Callable[..., Any]:
-    """Return the torch op called `name` (the stem of its files), which torch.export traces.
+def torch_op(name: str | os.PathLike[str]) -> Callable[..., Any]:
+    """Return a torch op that torch.export traces: ours called `name`, or that of a file.
+
+    name: the stem of our op's files, or the path of a file of one's own.
 
     Tensors are positional, attributes keywords with defaults. Raises: OptionError for an
     unknown op, and when called with an attribute that is not valid.
     """
+    return _defined(str(name))
+
+
+@functools.cache
+def _defined(name: str) -> Callable[..., Any]:
     import torch  # noqa: PLC0415 - slow, and bodies need none of it
 
-    plugin = OPS.load(name)
+    plugin = registry.load(name)
+    registry.call(plugin)
     library = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]  # torch
     library.define(plugin.op + _signature(plugin))  # type: ignore[no-untyped-call]  # torch
     qualified = f"{NAMESPACE}::{plugin.op}"
@@ -56,9 +65,9 @@ _libraries: list[object] = []
 
 def _signature(plugin: Plugin) -> str:
     """Return the op's signature in torch's schema language."""
-    tensors = [f"Tensor {name}" for name in plugin.inputs]
+    tensors = [f"Tensor {name}" for name in plugin.names]
     if plugin.variadic:
-        tensors[-1] = f"Tensor[] {plugin.inputs[-1].removesuffix('...')}"
+        tensors[-1] = f"Tensor[] {plugin.names[-1]}"
     options = [f"{_TORCH_TYPES[type(a.default)]} {a.name}" for a in plugin.attributes]
     results = ", ".join("Tensor" for _ in plugin.outputs)
     returned = f"({results})" if len(plugin.outputs) > 1 else results
@@ -66,15 +75,14 @@ def _signature(plugin: Plugin) -> str:
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Return torch op -> ONNX translation for `torch.onnx.export`, for every shipped op."""
+    """Return torch op -> ONNX translation for `torch.onnx.export`, for every op known here."""
     import torch  # noqa: PLC0415 - slow, and bodies need none of it
 
-    namespace = getattr(torch.ops, NAMESPACE)
-    for plugin in shipped().values():
+    namespace, found = getattr(torch.ops, NAMESPACE), registry.everything().values()
+    for plugin in registry.shipped().values():
         torch_op(plugin.op)  # a network may be exported before it ever ran
-    return {
-        getattr(namespace, plugin.op).default: _translation(plugin) for plugin in shipped().values()
-    }
+    made = [plugin for plugin in found if hasattr(namespace, plugin.op)]
+    return {getattr(namespace, plugin.op).default: _translation(plugin) for plugin in made}
 
 
 def _translation(plugin: Plugin) -> Callable[..., Any]:

@@ -15,7 +15,6 @@ import onnx_ir as ir
 from deploykit import ops
 from deploykit.backends import onnxruntime
 from deploykit.errors import DeployError, ModelError, ProofError
-from deploykit.ops.plugin import NAMESPACE
 from deploykit.proof import random_inputs, structure, verification
 from deploykit.recipes import opened
 from deploykit.tasks.agreement import PaddedRows
@@ -24,26 +23,27 @@ from deploykit.tasks.matching import KEYS, Selection
 if TYPE_CHECKING:
     from deploykit.backends import Arrays, Session
     from deploykit.data.preprocess import Preprocess
+    from deploykit.ops.plugin import Plugin, Suppression
     from deploykit.recipes.opened import Opened
     from deploykit.values import Agreement, TensorSpec
 
 _SEED = 0
-_NMS = "DKBatchedNms"
 NO_THRESHOLD = -1.0
 """A score threshold that every box passes: scores are 0 or more."""
 
 
 def selection(model: ir.Model) -> Selection:
-    """Return how a detector chooses its rows; nothing is known of a model without our NMS."""
-    node = _last_nms(model)
-    if node is None:
+    """Return how a detector chooses its rows; nothing is known of a model without an op for it."""
+    found = _last_suppression(model)
+    if found is None:
         return Selection()
+    node, plugin, role = found
     given = {name: attribute.value for name, attribute in node.attributes.items()}
-    known = {a.name: given.get(a.name, a.default) for a in ops.shipped()[_NMS].attributes}
+    known = {a.name: given.get(a.name, a.default) for a in plugin.attributes}
     return Selection(
-        float(known["score_threshold"]),
-        float(known["iou_threshold"]),
-        agnostic=bool(known["class_agnostic"]),
+        float(known[role.score_threshold]),
+        float(known[role.iou_threshold]),
+        agnostic=bool(known.get(role.class_agnostic)),
     )
 
 
@@ -60,12 +60,13 @@ def open_filled(subject: Opened) -> tuple[Session, Selection]:
 
 def filled(graph: ir.Model) -> ir.Model:
     """Return a detector's graph, copied, without its score threshold; another one as it is."""
-    if _last_nms(graph) is None:
+    if _last_suppression(graph) is None:
         return graph
     model = graph.clone()
-    node = _last_nms(model)
-    assert node is not None  # as in the model that this is a copy of
-    node.attributes["score_threshold"] = ir.AttrFloat32("score_threshold", NO_THRESHOLD)
+    found = _last_suppression(model)
+    assert found is not None  # as in the model that this is a copy of
+    node, _, role = found
+    node.attributes[role.score_threshold] = ir.AttrFloat32(role.score_threshold, NO_THRESHOLD)
     ops.attach(model)
     return model
 
@@ -85,16 +86,21 @@ def preprocess(model: Opened) -> Preprocess | None:
         return None
 
 
-def _last_nms(model: ir.Model) -> ir.Node | None:
-    """Return the NMS that makes the rows of a detector's results, None where there is none."""
+def _last_suppression(model: ir.Model) -> tuple[ir.Node, Plugin, Suppression] | None:
+    """Return the node that chooses the rows of a detector's results, its op and what that declares.
+
+    None where no op with such a role makes them.
+    """
     outputs = {value.name: value for value in model.graph.outputs}
     if any(name not in outputs for name in KEYS):
         return None
     node = outputs["count"].producer()
     while node is not None and node.op_type in ("Cast", "Identity") and node.inputs[0] is not None:
         node = node.inputs[0].producer()
-    ours = node is not None and node.domain == NAMESPACE and node.op_type == _NMS
-    return node if ours else None
+    plugin = None if node is None else ops.op_of(node)
+    if node is None or plugin is None or plugin.suppression is None:
+        return None
+    return node, plugin, plugin.suppression
 
 
 def accept(candidate: Opened, reference: Opened) -> tuple[Agreement, ...]:

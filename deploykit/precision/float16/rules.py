@@ -12,13 +12,13 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit import ops
 from deploykit.graph.editing import is_op
-from deploykit.ops.plugin import NAMESPACE
 from deploykit.precision.placement.rules import WEIGHTED, constant
 from deploykit.values import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from deploykit.ops.plugin import Plugin
     from deploykit.values import PrecisionPlan
 
 Wide: TypeAlias = dict[str, str]
@@ -91,9 +91,9 @@ def _reason(node: ir.Node, plan: PrecisionPlan, model: ir.Model) -> str | None:
 
 def _foreign(node: ir.Node) -> str | None:
     """Return why the types of a node are not ours to choose, None where they are."""
-    if node.domain == NAMESPACE and node.op_type in ops.shipped():
-        follows = _following(node)
-        return None if follows else f"{node.op_type} works on scores and coordinates"
+    plugin = ops.op_of(node)
+    if plugin is not None:
+        return None if _following(node, plugin) else f"{node.op_type} {plugin.why_float}"
     if not is_op(node, node.op_type):
         return f"is the custom op {node.domain}::{node.op_type}, whose types are its own"
     graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
@@ -152,21 +152,20 @@ def _has_half(node: ir.Node, model: ir.Model) -> bool:
     )
 
 
-def _following(node: ir.Node) -> range:
+def _following(node: ir.Node, plugin: Plugin) -> range:
     """Return which inputs of one of our ops give an output its type; the others have their own."""
-    plugin = ops.shipped()[node.op_type]
-    names = [name.removesuffix("...") for name in plugin.inputs]
-    followed = {output.dtype for output in plugin.outputs} & set(names)
+    followed = {output.dtype for output in plugin.outputs} & set(plugin.names)
     if not followed:
         return range(0)
-    first = names.index(followed.pop())
-    return range(first, len(node.inputs) if first == len(names) - 1 else first + 1)
+    first = plugin.names.index(followed.pop())
+    return range(first, len(node.inputs) if first == len(plugin.names) - 1 else first + 1)
 
 
 def only_single(node: ir.Node, index: int, model: ir.Model) -> bool:
     """Return whether an input is FP32 by definition, such as the scales of Resize."""
-    if node.domain == NAMESPACE and node.op_type in ops.shipped():
-        return index not in _following(node)
+    plugin = ops.op_of(node)
+    if plugin is not None:
+        return index not in _following(node, plugin)
     schema = _schema(node.op_type, model.opset_imports.get("", 1))
     return schema is not None and _types(schema, index) == {"tensor(float)"}
 

@@ -45,7 +45,7 @@ def lint(model: ir.Model, *, target_sm: int | None = None) -> tuple[Finding, ...
         Finding(rule.severity, rule.id, _name(node), message, rule.fix)
         for node in ir.traversal.RecursiveGraphIterator(model.graph)
         for rule in RULES
-        if node.op_type in rule.ops
+        if (not rule.ops or node.op_type in rule.ops)
         and node.domain in rule.domains
         and (message := rule.check(node, facts))
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from deploykit import ops
 from deploykit.ops.plugin import NAMESPACE
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ DYNAMIC_RESULTS: Mapping[str, str] = {
 
 def no_namespace(node: ir.Node, _: Facts) -> Message:
     """Find a custom op that TensorRT does not look up among the plugins."""
+    plugin = ops.op_of(node)
+    if plugin is not None and not plugin.source:
+        return None  # standard ops take its place
     given = node.attributes.get("plugin_namespace")
     found = "" if given is None else given.as_string()
     if found == NAMESPACE:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from deploykit.ops.plugin import NAMESPACE
 from deploykit.precision.lint import checks, refusals
 from deploykit.precision.lint.checks import ACTIVATIONS, AXIS_SCALES, DQ, FP16_SCALES, Q
-from deploykit.precision.placement.rules import FLOAT_OPS, PASS_THROUGH
+from deploykit.precision.placement.rules import PASS_THROUGH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from deploykit.precision.lint.checks import Facts, Message
 
+ANY: tuple[str, ...] = ()
+"""Every op of the rule's domains."""
 Severity: TypeAlias = Literal["error", "warning", "info"]
 
 
@@ -31,7 +33,7 @@ class Rule:
     id: str
     severity: Severity
     ops: tuple[str, ...]
-    """The node types it looks at."""
+    """The node types it looks at; none named: all of its domains."""
     check: Callable[[ir.Node, Facts], Message]
     fix: str
     domains: tuple[str, ...] = ("", "ai.onnx")
@@ -163,7 +165,7 @@ RULES = (
     Rule(
         "plugin-namespace",
         "error",
-        tuple(FLOAT_OPS),
+        ANY,
         refusals.no_namespace,
         "export the model again with `deploykit export`",
         (NAMESPACE,),

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import onnx_ir as ir
 
+from deploykit import ops
 from deploykit.errors import ModelError, unknown_name
-from deploykit.ops.plugin import NAMESPACE
 from deploykit.precision.placement.rules import (
-    FLOAT_OPS,
     FLOAT_RULES,
     READERS,
     WEIGHTED,
@@ -127,8 +126,9 @@ def _decide(model: ir.Model, plan: PrecisionPlan) -> tuple[list[Layer], dict[str
         else:
             kept[name] = reason
     for node in model.graph:
-        if node.domain == NAMESPACE and node.op_type in FLOAT_OPS:
-            kept[str(node.name)] = f"rule 11: {FLOAT_OPS[node.op_type]}"
+        plugin = ops.op_of(node)
+        if plugin is not None and plugin.source:
+            kept[str(node.name)] = f"rule 11: {plugin.name} stays in float: it {plugin.why_float}"
     return chosen, kept
 
 

@@ -8,7 +8,7 @@
 | 8 | `PASS_THROUGH` ops move values unchanged: Q/DQ on both sides, one scale for the group |
 | 9 | Add: its skip input, with the scale that the producer already has |
 | 10 | `READERS` of a tensor that is INT8 anyway read the INT8 copy: no float one is stored |
-| 11 | `FLOAT_OPS` of ours read and write floats, whoever else reads their inputs in INT8 |
+| 11 | custom ops with kernels read and write floats, whoever else reads their inputs in INT8 |
 
 Source: NVIDIA TensorRT developer guide, "Working with Quantized Types"; 8 to 10 agree with the
 engines that TensorRT-RTX 1.7 builds (a Resize without Q behind it makes the next Conv float).
@@ -131,17 +131,6 @@ PASS_THROUGH: Mapping[str, Callable[[ir.Node], bool]] = {
 READERS = frozenset(("Div", "Mul", "Sub"))
 """Rule 10: pointwise ops, which take the DQ into their kernel. An activation is not among them,
 for it must stay fused to the layer before it; nor is a float layer, which would store it again."""
-
-
-FLOAT_OPS: Mapping[str, str] = {
-    "DKBatchedNms": "the NMS stays in float: it compares scores and coordinates with each other",
-    "DKMultiscaleRoiAlign": "RoIAlign stays in float: it reads between cells, and one rounding, "
-    "before the head, does for all its levels",
-    "DKRoiPool": "RoIPool stays in float: one rounding, before the head, does",
-}
-"""Rule 11: custom op with a kernel -> why it has no Q/DQ of its own. The layers behind it quantise
-what it returns (rule 7); a map of the pyramid that a convolution reads in INT8 is stored in float
-for it too."""
 
 
 def weighted_layers(graph: ir.Graph) -> Iterator[Layer]:
