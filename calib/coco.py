@@ -6,7 +6,6 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from deploykit.tasks.annotations import ImageAnnotations
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -98,7 +98,7 @@ def _parsed(location: str) -> tuple[Path, Path | None]:
     key, _, file = option.partition("=")
     if key.strip() != "annotations":
         raise unknown_name("option of coco", key.strip(), ["annotations"])
-    return root, Path(file.strip()).expanduser()
+    return root, images.home(file.strip())
 
 
 def _only_annotations(root: Path) -> Path:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 
-from deploykit.backends import _feeds, _layers
+from deploykit.backends import _feeds, _layers, watching
 from deploykit.backends._naming import name_of
 from deploykit.backends.contract import Availability, Built
 from deploykit.errors import BackendError, ModelError, OptionError
@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     from deploykit.recipes.opened import Opened
     from deploykit.values import Progress
 
-_ONLY_ERRORS = 3
+_SILENT = 4
+"""Errors are raised: what ONNX Runtime prints beside them is coloured, with names as they are."""
+_MOST_THREADS = 1024
+"""More than any machine has cores; each is started at once."""
 _CONFIG = {
     "session.disable_quant_qdq": "1",
     "session.load_model_format": "ONNX",
@@ -140,9 +143,12 @@ def open_session(path: Path, *, threads: int = 0) -> Session:
 
 def open_model(model: Opened, *, threads: int = 0) -> Session:
     """Return a session of a model in memory; see `open_session`."""
-    if threads < 0:
-        raise OptionError(f"{threads} threads", expected="a positive number, or 0 for the default")
-    return Session(_session(model, _options(threads)))
+    if not 0 <= threads <= _MOST_THREADS:
+        raise OptionError(
+            f"{threads} threads", expected=f"1 to {_MOST_THREADS}, or 0 for one per core"
+        )
+    session = _session(model, _options(threads))
+    return Session(session, loops=onnxfile.has_loops(model.graph))
 
 
 def inspect(path: Path) -> tuple[LayerPrecision, ...]:
@@ -161,7 +167,7 @@ def layers(model: Opened) -> tuple[LayerPrecision, ...]:
 def _options(threads: int, *, written_to: Path | None = None) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = _ONLY_ERRORS
+    options.log_severity_level = _SILENT
     for key, value in _CONFIG.items():
         options.add_session_config_entry(key, value)
     if written_to is not None:
@@ -184,9 +190,9 @@ def _session(model: Opened, options: ort.SessionOptions) -> ort.InferenceSession
 class Session:
     """An ONNX model on the CPU."""
 
-    def __init__(self, session: ort.InferenceSession) -> None:
-        """Take the runtime's session."""
-        self._session = session
+    def __init__(self, session: ort.InferenceSession, *, loops: bool = False) -> None:
+        """Take the runtime's session; loops: it may never end."""
+        self._session, self._loops = session, loops
         self.inputs = _specs(session.get_inputs())
         self.outputs = _specs(session.get_outputs())
 
@@ -195,7 +201,8 @@ class Session:
         _feeds.check(self.inputs, feeds)
         names = [spec.name for spec in self.outputs]
         try:
-            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+            run = watching.run if self._loops else ort.InferenceSession.run
+            return dict(zip(names, run(self._session, names, dict(feeds)), strict=True))
         except _FAILURES as error:
             raise _failed(error) from error
 

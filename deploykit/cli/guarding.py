@@ -79,6 +79,11 @@ def _named(error: BaseException) -> DeployError:
         return not_installed("this command", error.name)
     if isinstance(error, OSError) and error.filename is not None:
         return InputError(f"cannot read or write {error.filename}: {error.strerror}")
+    if isinstance(error, MemoryError):
+        return InputError(
+            f"there is not enough memory: {_line(error)}",
+            fix="use a smaller batch or input, or a machine with more memory",
+        )
     if isinstance(error, OSError) and error.errno in printing.FULL:
         return OutputError(f"cannot write a temporary file: {error.strerror}")
     return UnforeseenError(
@@ -188,4 +193,5 @@ def open_streams() -> None:
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - for good
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            with contextlib.suppress(OSError):  # what is in its buffer has nowhere to go
+                stream.reconfigure(errors="backslashreplace")

@@ -57,11 +57,21 @@ def folder(location: str) -> Path:
     """Return the existing folder that a data source was given. Raises: DataError."""
     if not location.strip():
         raise DataError("no folder is given", expected="SOURCE:FOLDER")
-    root = Path(location).expanduser()
+    root = home(location)
     if not root.is_dir():
         found = "it is a file" if root.exists() else "no such folder"
         raise DataError(f"cannot read {location}: {found}", expected="a folder of images")
     return root
+
+
+def home(location: str) -> Path:
+    """Return the path that a text with or without a leading `~` names. Raises: DataError."""
+    try:
+        return Path(location).expanduser()
+    except RuntimeError as error:
+        raise DataError(
+            f"cannot read {location}: {error}", expected="a path, or ~/ and one"
+        ) from error
 
 
 def decode(path: Path) -> Pixels:

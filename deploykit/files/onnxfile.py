@@ -13,7 +13,7 @@ from google.protobuf.message import (  # type: ignore[import-untyped]  # protobu
 )
 
 from deploykit.errors import ModelError, OutputError
-from deploykit.files import artifacts, contents
+from deploykit.files import artifacts, contents, soundness
 from deploykit.values import TensorSpec
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def parse(data: bytes, path: Path) -> ir.Model:
     except DecodeError as error:
         raise contents.foreign(path, data[: contents.HEAD], ModelError, _WHAT) from error
     _check_proto(path, proto)
+    soundness.check(proto, path)
     try:
         model: ir.Model = ir.from_proto(proto)
     except (ir.serde.SerdeError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -96,9 +97,30 @@ def _check_graph(path: Path, model: ir.Model) -> None:
             raise ModelError(
                 f"{path} is damaged: {user} needs {value.name!r}, which nothing makes", fix=_REDO
             )
-    for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            _check_external(path, value.const_value)
+    for tensor in _tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            _check_external(path, tensor)
+
+
+def has_loops(model: ir.Model) -> bool:
+    """Return whether a model has a loop, whose rounds may have no end."""
+    graphs = (model.graph, *(function.graph for function in model.functions.values()))
+    nodes = (node for graph in graphs for node in ir.traversal.RecursiveGraphIterator(graph))
+    return any(node.op_type == "Loop" for node in nodes)
+
+
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Yield every constant, those of functions, of branches and of attributes too."""
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        inner = list(ir.traversal.RecursiveGraphIterator(graph))
+        owners = {id(node.graph): node.graph for node in inner} | {id(graph): graph}
+        for owner in owners.values():
+            if isinstance(owner, ir.Graph):
+                yield from (v.const_value for v in owner.initializers.values() if v.const_value)
+        for node in inner:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.TENSOR and attribute.value is not None:
+                    yield attribute.as_tensor()
 
 
 def _used(graph: ir.Graph) -> Iterator[tuple[str, ir.Value]]:

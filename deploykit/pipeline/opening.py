@@ -72,10 +72,11 @@ class Model:
 
     def images(self) -> str:
         """Return the name of the only input. Raises: ModelError where there are more."""
-        first, *others = self.session.inputs
-        if others:
+        first, *others = self.session.inputs or (None,)
+        if others or first is None or len(first.shape) != 4:
+            given = "; ".join(map(str, self.session.inputs)) or "nothing"
             raise ModelError(
-                f"{self.path} takes more than images: {'; '.join(map(str, others))}",
+                f"{self.path} does not take images alone: {given}",
                 expected="a model whose only input is made from the images of a data set",
                 fix="`verify` and `bench` without a data set make all inputs",
             )

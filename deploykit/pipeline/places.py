@@ -28,6 +28,8 @@ def check(
 
     Raises: InputError, OptionError, OutputError.
     """
+    if output is not None:
+        paths.target(output)  # a name, before others are made from it
     sidecar = {} if output is None else {"the sidecar of -o": artifacts.sidecar(output)}
     written = {"-o": output, **sidecar, **(beside or {})}
     paths.check(reads=reads, writes={**written, "--record": record})

@@ -42,7 +42,7 @@ _PATTERNS = (
 )
 
 
-def cases(base: Path) -> Iterator[Case]:
+def cases(base: Path, seed: int = 0) -> Iterator[Case]:
     """Yield every case, made from the sound model in `base`."""
     card = _card(base)
     verbs = (_eval, _quantize, _bench, _inspect, _cast)
@@ -57,7 +57,7 @@ def cases(base: Path) -> Iterator[Case]:
     for what, content in mutants.texts(json.dumps(card).encode()):
         number += 1
         yield _case(what, content, verbs[number % len(verbs)])
-    for what, content in mutants.values(card, seed=1, count=60):
+    for what, content in mutants.values(card, seed=seed, count=60):
         number += 1
         yield _case(f"{number} {what}", content, verbs[number % len(verbs)])
     for key, value in (

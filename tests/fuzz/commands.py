@@ -17,9 +17,9 @@ _SOURCE = f"shapes:count={sound.COUNT},size=96"
 _QUICK = ["--duration", "0.05", "--warmup", "0", "--iterations", "2"]
 
 
-def cases(base: Path) -> Iterator[Case]:
+def cases(base: Path, seed: int = 0) -> Iterator[Case]:
     """Yield every case."""
-    del base
+    del base, seed
     for verb, words in _VERBS.items():
         for what, path in _PATHS.items():
             yield Case(f"command: {verb} {what}", partial(_made, words=words, path=path))

@@ -93,7 +93,7 @@ def _judged(one: _Running, status: int, seconds: float, peak: int) -> Outcome:
     said = (one.folder / "said").read_text(errors="backslashreplace")
     left = [p.name for p in tmp.glob("*") if not p.name.startswith("deploykit-crash")]
     wrongs = {
-        "code": bool([*one.folder.rglob(CANARY)]),
+        "code": (one.folder / CANARY).exists(),
         "hang": seconds > SECONDS,
         "crash": status < 0 and seconds <= SECONDS,
         "traceback": "Traceback (most recent" in said or "Exception ignored" in said,
@@ -108,6 +108,7 @@ def _judged(one: _Running, status: int, seconds: float, peak: int) -> Outcome:
 
 
 def _fork(case: Case, folder: Path, base: Path) -> int:
+    sys.stdout.flush()
     pid = os.fork()
     if pid:
         return pid

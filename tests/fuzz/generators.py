@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _MODULES = (cards, checkpoints, commands, images, json_files, onnx_files)
 
 
-def cases(base: Path) -> Iterator[Case]:
+def cases(base: Path, seed: int = 0) -> Iterator[Case]:
     """Yield the cases of every module, made from the sound files in `base`."""
     for module in _MODULES:
-        yield from module.cases(base)
+        yield from module.cases(base, seed)

@@ -20,10 +20,10 @@ _VERBS = ("eval", "quantize", "bench", "verify")
 _SIDE = 13_000
 
 
-def cases(base: Path) -> Iterator[Case]:
+def cases(base: Path, seed: int = 0) -> Iterator[Case]:
     """Yield every case."""
     photo = next((base / sound.COCO / sound.PHOTOS).glob("*.png")).read_bytes()
-    files = {**_FILES, **dict(_damaged(photo))}
+    files = {**_FILES, **dict(_damaged(photo, seed))}
     for i, (what, content) in enumerate(files.items()):
         yield Case(f"image: {what}", partial(_one, content=content, verb=_VERBS[1 + i % 3]))
     for name, write in _FOLDERS.items():
@@ -114,10 +114,10 @@ _FILES: dict[str, bytes | Callable[[], bytes]] = {
 }
 
 
-def _damaged(photo: bytes) -> Iterator[tuple[str, bytes]]:
+def _damaged(photo: bytes, seed: int) -> Iterator[tuple[str, bytes]]:
     import random
 
-    rng = random.Random(0)
+    rng = random.Random(seed)
     for share in (0.05, 0.5, 0.95):
         yield f"cut at {share:.0%}", photo[: int(len(photo) * share)]
     for number in range(6):

@@ -19,7 +19,7 @@ _EACH = 28
 """Files of each kind with one wrong value."""
 
 
-def cases(base: Path) -> Iterator[Case]:
+def cases(base: Path, seed: int = 0) -> Iterator[Case]:
     """Yield every case, made from the sound files in `base`."""
     kinds: dict[str, tuple[Any, str, Words]] = {
         "table": (_read(base / sound.TABLE), "table.json", _quantize("--table")),
@@ -32,8 +32,10 @@ def cases(base: Path) -> Iterator[Case]:
         text = json.dumps(value).encode()
         for what, content in mutants.texts(text):
             yield _case(kind, what, name, content, words)
-        for seed, (what, content) in enumerate(mutants.values(value, seed=len(kind), count=_EACH)):
-            yield _case(kind, f"{seed} {what}", name, content, words)
+        for number, (what, content) in enumerate(
+            mutants.values(value, seed=seed + len(kind), count=_EACH)
+        ):
+            yield _case(kind, f"{number} {what}", name, content, words)
     for kind, (_, name, words) in kinds.items():
         for other, (value, _, _) in kinds.items():
             if other != kind:

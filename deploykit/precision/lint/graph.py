@@ -95,18 +95,34 @@ def quantizer(dequantizer: Step) -> Step | None:
     return step(node) if node is not None and is_op(node, "QuantizeLinear") else None
 
 
+_FAR = 200
+"""Nodes in a row that a DQ is moved across at most."""
+
+
 def int8_source(value: ir.Value | None) -> Step | None:
     """Return the DQ that `value` comes from, through nodes that a DQ may be moved across.
 
     Behind a Concat: the DQ of one input, where all are quantised with the same scale.
     """
+    return _int8_source(value, {}, _FAR)
+
+
+def _int8_source(
+    value: ir.Value | None, known: dict[ir.Value, Step | None], steps: int
+) -> Step | None:
+    """Return what `int8_source` does, at most `steps` nodes back; `known`: what was found."""
     found = dequantized(value)
     node = None if value is None else value.producer()
-    if found is not None or node is None or not moves(node) or node.op_type in _STOPS:
+    if value in known:
+        return known[value]
+    if found is not None or node is None or not moves(node) or node.op_type in _STOPS or not steps:
         return found
-    sources = [int8_source(node.inputs[index]) for index in moved_inputs(node)]
+    sources = [_int8_source(node.inputs[i], known, steps - 1) for i in moved_inputs(node)]
     first = sources[0] if sources else None
-    return first if all(same_scale(first, source) for source in sources) else None
+    found = first if all(same_scale(first, source) for source in sources) else None
+    if value is not None:
+        known[value] = found
+    return found
 
 
 def same_scale(one: Step | None, other: Step | None) -> bool:

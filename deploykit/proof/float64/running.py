@@ -12,6 +12,7 @@ import onnx.reference
 import onnxruntime as ort
 from onnx import helper, numpy_helper
 
+from deploykit.backends import watching
 from deploykit.errors import BackendError
 from deploykit.proof.float64.kernels import KERNELS
 from deploykit.proof.float64.widening import widened
@@ -137,6 +138,9 @@ class _Step:
         except Exception:  # noqa: BLE001 - no kernel in float64, said in many ways
             evaluator = onnx.reference.ReferenceEvaluator(model)
             return lambda feeds: list(evaluator.run(None, feeds))
+        if self._node.op_type == "Loop":
+            names = [output.name for output in session.get_outputs()]
+            return lambda feeds: watching.run(session, names, feeds)
         return lambda feeds: list(session.run(None, feeds))
 
 
