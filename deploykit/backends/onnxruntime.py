@@ -36,10 +36,8 @@ if TYPE_CHECKING:
     from deploykit.recipes.opened import Opened
     from deploykit.values import Progress
 
-_SILENT = 4
-"""Errors are raised: what ONNX Runtime prints beside them is coloured, with names as they are."""
-_MOST_THREADS = 1024
-"""More than any machine has cores; each is started at once."""
+_SILENT = 4  # errors are raised; what is printed beside them holds names as they are
+_MOST_THREADS = 1024  # more than any machine has cores; each is started at once
 _CONFIG = {
     "session.disable_quant_qdq": "1",
     "session.load_model_format": "ONNX",
@@ -144,9 +142,7 @@ def open_session(path: Path, *, threads: int = 0) -> Session:
 def open_model(model: Opened, *, threads: int = 0) -> Session:
     """Return a session of a model in memory; see `open_session`."""
     if not 0 <= threads <= _MOST_THREADS:
-        raise OptionError(
-            f"{threads} threads", expected=f"1 to {_MOST_THREADS}, or 0 for one per core"
-        )
+        raise OptionError(f"{threads} threads", expected=f"0 (one per core) to {_MOST_THREADS}")
     session = _session(model, _options(threads))
     return Session(session, loops=onnxfile.has_loops(model.graph))
 

@@ -76,6 +76,7 @@ def require_file(path: Path, what: str, error: type[InputError] = InputError) ->
 
 def _place(path: Path, error: type[DeployError]) -> Path:
     try:
+        str(path).encode()  # libraries take names as UTF-8
         return Path(os.path.realpath(path))
     except (OSError, ValueError) as reason:
         raise error(f"cannot use {_short(path)}: {_why(reason)}") from reason
@@ -103,6 +104,8 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def _why(reason: OSError | ValueError) -> str:
+    if isinstance(reason, UnicodeEncodeError):
+        return "its name is no Unicode text"
     return (reason.strerror if isinstance(reason, OSError) else None) or str(reason)
 
 

@@ -50,6 +50,10 @@ _SIZES: dict[str, tuple[tuple[int, Callable[[list[Any]], float], int], ...]] = {
 """Op -> which input says a size, what of it counts, and the most it may be."""
 
 
+_RANKS = {"Conv": 3, "ConvTranspose": 3, "Gemm": 2}
+"""Op -> how many sizes its weight has at least."""
+
+
 def check(proto: onnx.ModelProto, where: Path) -> None:
     """Check what is in a model, and bring its nodes into order.
 
@@ -223,7 +227,17 @@ def _number(kind: onnx.defs.OpSchema.AttrType) -> int:
 
 
 def _check_growth(node: NodeProto, constants: dict[str, TensorProto], where: Path) -> None:
-    """Check that no constant makes a node enlarge its input beyond all measure."""
+    """Check the constants of a node: sizes of weights, and how much it is told to make."""
+    weight = constants.get(node.input[1]) if len(node.input) > 1 else None
+    rank = _RANKS.get(node.op_type, 0)
+    if weight is not None and len(weight.dims) < rank:
+        raise _bad(
+            where, f"{_named(node)} has a weight of shape {list(weight.dims)}", f"{rank} sizes"
+        )
+    if node.op_type == "Range":
+        ends = [value for name in node.input for value in _values(constants.get(name))]
+        if len(ends) == 3 and abs(ends[1] - ends[0]) > abs(ends[2]) * ELEMENTS:
+            raise _bad(where, f"{_named(node)} is told to make {ends}", f"at most {ELEMENTS}")
     for index, reduce, most in _SIZES.get(node.op_type, ()):
         name = node.input[index] if index < len(node.input) else ""
         values = _values(constants.get(name))

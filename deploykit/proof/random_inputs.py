@@ -107,9 +107,9 @@ def images(spec: TensorSpec, seed: int, count: int) -> Array:
 
 def _shape(spec: TensorSpec, count: int) -> tuple[int, ...]:
     first, rest = spec.shape[:1], spec.shape[1:]
-    sizes = [count if isinstance(dim, str) else dim for dim in first]
+    sizes = [count if isinstance(dim, str) or dim < 0 else dim for dim in first]
     for dim in rest:
-        if isinstance(dim, str):
+        if isinstance(dim, str) or dim < 0:
             raise ModelError(
                 f"the size of {spec} is open: dimension {dim!r}",
                 expected="a fixed size in every dimension but the first",
