@@ -26,9 +26,9 @@ MUTANTS = 12
 """Of each honest file."""
 
 
-def cases(_: Path) -> Iterator[Case]:
+def cases(_: Path, seed: int = 0) -> Iterator[Case]:
     """Yield a command line over each hostile file; a longer run takes all of `checkpoints`."""
-    for name, content in checkpoints(mutants=3, thorough=False):
+    for name, content in checkpoints(seed, mutants=3, thorough=seed > 0):
         write = partial(_command, content=content)
         yield Case(f"checkpoint: {name}", write, small=len(content) < _SMALL)
 
