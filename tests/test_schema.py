@@ -101,6 +101,7 @@ def test_any_json_either_fits_or_is_an_input_error(data: object) -> None:
 EXPRESSIONS = st.text("ab.|*+?()[]^$\\{},12wdsbB-_", max_size=12)
 
 
+@pytest.mark.filterwarnings("ignore:Possible .*:FutureWarning")
 @settings(max_examples=300)
 @given(EXPRESSIONS, st.lists(st.text("ab12. _-\n", min_size=1, max_size=8), max_size=4))
 def test_patterns_find_what_pythons_engine_finds(expression: str, names: list[str]) -> None:

@@ -54,7 +54,7 @@ PREPROCESS = record(
 CARD = record(
     {
         "schema_version": schema.VERSION,
-        "recipe": text(least=1, most=4096),
+        "recipe": text(most=4096),
         "variant": text(most=4096),
         "task": text(least=1, most=64),
         "preprocess": PREPROCESS,

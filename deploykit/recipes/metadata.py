@@ -29,7 +29,8 @@ class ModelCard:
     """The contract of a model: how to feed it and how to read what it returns."""
 
     recipe: str
-    """As `recipe_name` gives it: nothing that a file says is run, so a user's own is only named."""
+    """As `recipe_name` gives it: nothing that a file says is run, so a user's own is only named.
+    Empty: no recipe made the file."""
     variant: str
     task: str
     preprocess: Preprocess
