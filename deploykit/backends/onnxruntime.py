@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 
-from deploykit.backends import _feeds, _layers, watching
+from deploykit.backends import _feeds, _layers, contract, sizes, watching
 from deploykit.backends._naming import name_of
 from deploykit.backends.contract import Availability, Built
 from deploykit.errors import BackendError, ModelError, OptionError
@@ -129,7 +129,7 @@ def _refuse(options: BuildOptions) -> None:
             )
 
 
-def open_session(path: Path, *, threads: int = 0) -> Session:
+def open_session(path: Path, *, threads: int = 0) -> contract.Session:
     """Return a session of an ONNX file, or of one that `build` wrote.
 
     threads: that compute one node together; 0: one per core.
@@ -139,12 +139,12 @@ def open_session(path: Path, *, threads: int = 0) -> Session:
     return open_model(opened.read(path), threads=threads)
 
 
-def open_model(model: Opened, *, threads: int = 0) -> Session:
+def open_model(model: Opened, *, threads: int = 0) -> contract.Session:
     """Return a session of a model in memory; see `open_session`."""
     if not 0 <= threads <= _MOST_THREADS:
         raise OptionError(f"{threads} threads", expected=f"0 (one per core) to {_MOST_THREADS}")
-    session = _session(model, _options(threads))
-    return Session(session, loops=onnxfile.has_loops(model.graph))
+    loops = onnxfile.has_loops(model.graph)
+    return sizes.of(model, lambda one: Session(_session(one, _options(threads)), loops=loops))
 
 
 def inspect(path: Path) -> tuple[LayerPrecision, ...]:

@@ -50,7 +50,10 @@ def export(
     *,
     recipe: Recipe = None,
     variant: Annotated[str | None, Option(help="Default: found out from the weights.")] = None,
-    input_size: Annotated[str | None, Option(help="HxW in pixels. Default: the recipe's.")] = None,
+    input_size: Annotated[
+        str | None,
+        Option(help="HxW in pixels, or several: an image takes what fits. Default: the recipe's."),
+    ] = None,
     class_names: Annotated[
         str | None, Option(help="Comma-separated, in the order of training.")
     ] = None,
@@ -64,14 +67,17 @@ def export(
     Examples:
         deploykit export yolov6n.pt -o yolov6n.onnx
         deploykit export weights.pth --recipe my_model.py --input-size 480x640 -o my_model.onnx
+        deploykit export maskrcnn.pth --input-size 480x640,640x480 -o small.onnx
     """
     from deploykit import pipeline  # noqa: PLC0415 - `--help` must not pay for it
     from deploykit.pipeline.exporting import ExportOptions  # noqa: PLC0415
 
+    sizes = options.image_sizes(input_size)
     wanted = ExportOptions(
         recipe=recipe,
         variant=variant,
-        input_size=options.image_size(input_size),
+        input_size=sizes[0] if sizes else None,
+        canvases=sizes[1:],
         class_names=options.names(class_names),
         opset=opset,
     )

@@ -32,10 +32,13 @@ def named(op: Sequence[Path] | None, library: Path | None = None) -> Iterator[No
         yield
 
 
-def image_size(text: str | None) -> tuple[int, int] | None:
-    """Return (height, width) of `640x480` or `640`; None for None. Raises: OptionError."""
-    if text is None:
-        return None
+def image_sizes(text: str | None) -> tuple[tuple[int, int], ...]:
+    """Return (height, width) of each of `800x1344,1344x800`; none for None. Raises: OptionError."""
+    return () if text is None else tuple(map(image_size, text.split(",")))
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Return (height, width) of `640x480` or `640`. Raises: OptionError."""
     match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
     if match is None:
         raise OptionError(f"--input-size {text!r}", expected="HxW in pixels, such as 640x640")

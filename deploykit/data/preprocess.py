@@ -154,6 +154,10 @@ class Preprocess:
         bare = replace(self, size=size, canvases=(), limits=None)
         return bare if self.limits is None else bare.at_scale(*self.limits)
 
+    def turned(self) -> Preprocess:
+        """Return one with a canvas for images that are higher than wide too."""
+        return replace(self, canvases=(self.size[::-1],))
+
     @property
     def sizes(self) -> tuple[Size, ...]:
         """Return all sizes of the input, `size` first."""

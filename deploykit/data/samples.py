@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,7 +35,7 @@ MOST, PIXELS = 8, 1 << 20
 
 @dataclass(frozen=True)
 class Batch:
-    """Consecutive images of a data set, ready for the model."""
+    """Images of a data set of one height and width, ready for the model."""
 
     names: tuple[str, ...]
     images: Floats
@@ -43,6 +43,8 @@ class Batch:
     geometries: tuple[Geometry, ...]
     pixel_sha256s: tuple[str, ...]
     """Of each decoded image: its shape and its pixels, before preprocessing."""
+    places: tuple[int, ...]
+    """Of each image among those chosen, from 0: batches of several sizes change their order."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class _Prepared:
     image: Floats
     geometry: Geometry
     pixel_sha256: str
+    place: int = 0
 
 
 def choose(samples: Sequence[Sample], limit: int | None) -> Sequence[Sample]:
@@ -88,9 +91,11 @@ def batches(  # noqa: PLR0913 - three nouns and three independent switches
     skipped: list[str] | None = None,
     progress: Progress = silent,
 ) -> Iterator[Batch]:
-    """Return an iterator over the data set's images in order; the last batch may be smaller.
+    """Return an iterator over the data set's images; the last batch of a size may be smaller.
 
-    A few threads decode ahead, so at most a batch and a few images are in memory.
+    Where images come out in several sizes (`Preprocess.canvases`), each size fills a batch of its
+    own; else the images are in order. A few threads decode ahead, so at most a batch of each size
+    and a few images are in memory.
 
     Args:
         dataset: Where the images come from.
@@ -123,9 +128,9 @@ def fingerprint(names: Sequence[str], pixel_sha256s: Sequence[str]) -> str:
 def _batched(
     results: Iterator[_Result], batch_size: int, skipped: list[str] | None
 ) -> Iterator[Batch]:
-    waiting: list[_Prepared] = []
+    waiting: dict[tuple[int, ...], list[_Prepared]] = {}
     failure, read = None, 0
-    for name, result in results:
+    for place, (name, result) in enumerate(results):
         if isinstance(result, DataError):
             if skipped is None:
                 raise result
@@ -133,12 +138,12 @@ def _batched(
             failure = result
             continue
         read += 1
-        waiting.append(result)
-        if len(waiting) == batch_size:
-            yield _stacked(waiting)
-            waiting = []
-    if waiting:
-        yield _stacked(waiting)
+        alike = waiting.setdefault(result.image.shape, [])
+        alike.append(replace(result, place=place))
+        if len(alike) == batch_size:
+            yield _stacked(waiting.pop(result.image.shape))
+    for alike in waiting.values():
+        yield _stacked(alike)
     if failure is not None and not read:
         raise DataError(f"none of the images could be read; the last one: {failure.found}")
 
@@ -149,6 +154,7 @@ def _stacked(prepared: Sequence[_Prepared]) -> Batch:
         images=np.stack([item.image for item in prepared]),
         geometries=tuple(item.geometry for item in prepared),
         pixel_sha256s=tuple(item.pixel_sha256 for item in prepared),
+        places=tuple(item.place for item in prepared),
     )
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 HEAD = 512
 """Bytes that are enough to recognise every kind below."""
 ZIP = b"PK\x03\x04"
+_NAME_SIZE, _NAME_PLACE = 26, 30
+"""Where a zip archive says how long the name of its first member is, and the name."""
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _OLD_PICKLES = (b"(dp", b"(lp", b"(tp", b"ccollections\n", b"ccopy_reg\n", b"}q", b"]q")
 """Protocols 0 and 1 have no mark of their own: a dictionary, a list or an object begins so."""
@@ -52,13 +54,19 @@ def kind(first: bytes) -> Kind:
 
     An ONNX file has no mark of its own: it is what is nothing else.
     """
-    if first[:4].lower() in _ENGINES:
+    if first[:4].lower() in _ENGINES or is_bundle(first):
         return "engine"
     safetensors = first[6:9] == b"\0\0{"  # a length of 8 bytes, then JSON
     tar = first[257:262] == b"ustar"
     if first.startswith((ZIP, *_PICKLES, *_OLD_PICKLES)) or safetensors or tar:
         return "checkpoint"
     return "onnx"
+
+
+def is_bundle(first: bytes) -> bool:
+    """Return whether a file that begins with `first` holds engines for several sizes of image."""
+    size = int.from_bytes(first[_NAME_SIZE : _NAME_SIZE + 2], "little")
+    return first.startswith(ZIP) and first[_NAME_PLACE : _NAME_PLACE + size].endswith(b".plan")
 
 
 def head(path: Path, error: type[InputError], what: str) -> bytes:

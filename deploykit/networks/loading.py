@@ -37,6 +37,8 @@ class NetworkOptions:
     recipe: str | None = None
     variant: str | None = None
     input_size: tuple[int, int] | None = None
+    canvases: tuple[tuple[int, int], ...] = ()
+    """Further sizes beside `input_size`, see `Preprocess.canvases`."""
     class_names: tuple[str, ...] | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     """What the network is set up with, where the file does not say: name -> text."""
@@ -59,6 +61,11 @@ class Network:
         preprocess = self.card.preprocess
         images = TensorSpec(INPUT, "float32", (BATCH, 3, *preprocess.size))
         return (images, *self.recipe.extra_inputs(preprocess))
+
+    def at(self, size: tuple[int, int]) -> Network:
+        """Return the network for images of this size alone."""
+        preprocess = replace(self.card.preprocess, size=size, canvases=())
+        return replace(self, card=replace(self.card, preprocess=preprocess))
 
 
 def load_network(path: Path, options: NetworkOptions) -> Network:
@@ -94,7 +101,7 @@ def _network(
     """
     state = adapted(recipe, loaded.state)
     variant = recipe.variant(found.like or found.variant)
-    preprocess = _preprocess(variant, found, options.input_size)
+    preprocess = _preprocess(variant, found, options)
     with extensions.blamed(f"recipe {recipe.name}"):
         module = (
             found.build()
@@ -195,10 +202,12 @@ def adapted(recipe: Recipe, state: StateDict) -> StateDict:
         return recipe.adapt(state)
 
 
-def _preprocess(variant: Variant, found: Found, size: tuple[int, int] | None) -> Preprocess:
-    if found.preprocess is None:
-        return variant.sized(size)
-    return checked(found.preprocess(size), variant)
+def _preprocess(variant: Variant, found: Found, options: NetworkOptions) -> Preprocess:
+    make = found.preprocess or variant.sized
+    made = make(options.input_size)
+    if options.canvases:
+        made = replace(made, canvases=options.canvases)
+    return checked(made, variant)
 
 
 def _class_names(recipe: Recipe, count: int, given: tuple[str, ...] | None) -> tuple[str, ...]:

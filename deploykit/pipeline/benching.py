@@ -146,10 +146,13 @@ def _work(
     preprocess, name = model.contract().preprocess, model.images()
     # Batches that repeat in turn would make the times depend on each other.
     drawn = np.random.default_rng(_SEED)
+    sizes = [preprocess.fit(*image.shape[:2]).canvas for image in images]
 
     def prepare() -> tuple[Arrays, list[Geometry]]:
-        few = len(images) < options.batch_size
-        chosen = drawn.choice(len(images), options.batch_size, replace=few)
+        size = sizes[drawn.integers(len(images))]  # of a batch: as often as in the data set
+        alike = [i for i, other in enumerate(sizes) if other == size]
+        few = len(alike) < options.batch_size
+        chosen = drawn.choice(alike, options.batch_size, replace=few)
         placed = [preprocess(images[i]) for i in chosen]
         return {name: np.stack([pixels for pixels, _ in placed])}, [place for _, place in placed]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from deploykit import backends, ops
-from deploykit.files import artifacts
+from deploykit.files import artifacts, bundles
+from deploykit.graph import canvases
 from deploykit.measuring import records
 from deploykit.pipeline import places
 from deploykit.pipeline.made import Made, path_or_none, recorded
@@ -16,8 +19,9 @@ from deploykit.values import silent
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from deploykit.backends import BuildOptions, Built
+    from deploykit.backends import Backend, BuildOptions, Built, Shapes
     from deploykit.pipeline.made import StrPath
+    from deploykit.recipes.opened import Opened
     from deploykit.values import Progress
 
 _IN_PROCESS = "onnxruntime"
@@ -55,7 +59,7 @@ def build(  # noqa: PLR0913 - a verb's options, and the backend they are for
     if say is not None and backend != _IN_PROCESS:
         for note in _needs(_planned(options.plugins, ops.counts(subject.graph))):
             say(note)
-    built = chosen.build(subject, output, options, progress=progress)
+    built = _built(chosen, subject, output, options, progress)
     artifacts.write_text(log, built.log)
     target = " ".join([backend, *(f"SM{sm}" for sm in options.sms)])
     artifact = artifacts.describe(
@@ -89,6 +93,35 @@ def _planned(plugins: str, counts: Mapping[str, int]) -> Mapping[str, Any] | Non
     """Return what a build with `--plugins` will have in place of our ops, as `Built.plugins`."""
     how = {"auto": "python", "none": "none"}.get(plugins, "library")
     return {"how": how, "ops": counts, "library": plugins} if counts else None
+
+
+def _built(
+    chosen: Backend, subject: Opened, output: Path, options: BuildOptions, progress: Progress
+) -> Built:
+    """Return the outcome of a build, of one engine for each size of image that the model takes."""
+    sizes = canvases.sizes(subject.graph)
+    if len(sizes) < 2:
+        return chosen.build(subject, output, options, progress=progress)
+    with tempfile.TemporaryDirectory(prefix="deploykit-engines-") as folder:
+        found, engines = [], {}
+        for size, graph in canvases.split(subject.graph).items():
+            assert size is not None  # as there are several
+            engines[size] = Path(folder) / bundles.name(size)
+            part = opened.made(graph, engines[size].with_suffix(".onnx"))
+            part.write()  # a builder reads a file
+            asked = replace(options, shapes=_at(size, options.shapes))
+            found.append(chosen.build(part, engines[size], asked, progress=progress))
+        bundles.write(output, engines)
+    logs = [f"{bundles.name(s)}\n{b.log}" for s, b in zip(engines, found, strict=True)]
+    return replace(found[0], seconds=sum(one.seconds for one in found), log="\n".join(logs))
+
+
+def _at(size: tuple[int, int], shapes: Mapping[str, Shapes]) -> dict[str, Shapes]:
+    """Return the shapes with images of this size: what a profile says of theirs is the batch."""
+    return {
+        name: tuple((*one[:2], *size) if len(one) == 4 else one for one in three)  # type: ignore[misc]  # three as before
+        for name, three in shapes.items()
+    }
 
 
 def _needs(plugins: Mapping[str, Any] | None) -> Iterator[str]:

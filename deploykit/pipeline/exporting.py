@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from deploykit import ops
 from deploykit.errors import OptionError
-from deploykit.graph import fusion
+from deploykit.graph import canvases, fusion
 from deploykit.networks import loading, reparam, tracing
 from deploykit.networks.loading import NetworkOptions
 from deploykit.pipeline import places
@@ -18,7 +18,11 @@ from deploykit.recipes import metadata, opened
 from deploykit.values import silent
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from deploykit.networks.loading import Network
     from deploykit.pipeline.made import StrPath
+    from deploykit.proof.proving import Reference
     from deploykit.values import Progress
 
 OPSETS = range(17, 24)
@@ -55,17 +59,20 @@ def export(
     card = trained.card
     next(steps)
     folded = replace(trained, module=reparam.deployed(trained.recipe, trained.module))
-    reference = exports.prove_fold(trained, folded)
+    references = _references(trained, folded)
     next(steps)
-    model = tracing.to_onnx(folded, options.opset)
+    traced = [tracing.to_onnx(folded.at(s), options.opset) for s in card.preprocess.sizes]
     next(steps)
-    fusion.fuse(model)
-    ops.attach(model)
+    model = canvases.merged([_fused(one) for one in traced])
     metadata.write(model.metadata_props, card)
     next(steps)
     candidate = opened.made(model, output)
     session, selection = acceptance.open_filled(candidate)
-    agreements = exports.prove_export(session, selection, reference, trained.recipe.outputs)
+    agreements = [
+        agreement
+        for reference in references
+        for agreement in exports.prove_export(session, selection, reference, trained.recipe.outputs)
+    ]
     for _ in steps:
         pass
     worst = max(agreement.relative for agreement in agreements)
@@ -79,3 +86,16 @@ def export(
         f"agrees with PyTorch within {worst:.1e} of each output's range",
     )
     return described(artifact, candidate, notes, record)
+
+
+def _references(trained: Network, folded: Network) -> list[Reference]:
+    """Return what the file is judged by, for each size; the folding of the weights is proven."""
+    further = [(trained.at(size), folded.at(size)) for size in trained.card.preprocess.canvases]
+    first = exports.prove_fold(trained, folded)
+    return [first, *(exports.prove_fold(*pair, batches=(1,)) for pair in further)]
+
+
+def _fused(model: ir.Model) -> ir.Model:
+    fusion.fuse(model)
+    ops.attach(model)
+    return model

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from deploykit import ops
 from deploykit.errors import ProofError
-from deploykit.graph import fusion
+from deploykit.graph import canvases, fusion
 from deploykit.graph.passes import DEFAULT, Pass
 from deploykit.pipeline import places
 from deploykit.pipeline.made import Made, described, path_or_none, written
@@ -44,9 +44,15 @@ def fuse(
     model, output, record = Path(model), Path(output), path_or_none(record)
     places.check({"the model": model}, output=output, record=record)
     subject = opened.read(model)
-    graph = subject.copy()
-    report = fusion.fuse(graph, passes)
-    ops.attach(graph)
+    reports = []
+
+    def rewrite(one: ir.Model) -> ir.Model:
+        reports.append(fusion.fuse(one, passes))
+        ops.attach(one)
+        return one
+
+    graph = canvases.each(subject.copy(), rewrite)
+    report = reports[0]
     candidate = opened.made(graph, output)
     reference = rewrites.measure(subject)
     ran = [each for _ in range(report.rounds) for each in passes]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from deploykit import backends, reporting
 from deploykit.backends import onnxruntime
+from deploykit.files import bundles
 from deploykit.measuring import records
 from deploykit.pipeline import opening, places
 from deploykit.precision import lint
@@ -68,11 +69,20 @@ def inspect(path: StrPath) -> Inspection:
     path = Path(path)
     found, data = opening.read(path)
     if found == "engine":
-        return Inspection(path, backends.load(engine_backend(path)).inspect(path))
+        return Inspection(path, _engine_layers(path))
     model = opened.parsed(data, path)
     if opening.optimised(model) is not None:
         return Inspection(path, onnxruntime.layers(model))
     return Inspection(path, lint.precision_table(model.graph), lint.lint(model.graph))
+
+
+def _engine_layers(path: Path) -> tuple[LayerPrecision, ...]:
+    """Return the layers of an engine; of several in one file the first's, for all are alike."""
+    backend, sizes = backends.load(engine_backend(path)), bundles.sizes(path)
+    if not sizes:
+        return backend.inspect(path)
+    with bundles.one(path, sizes[0]) as engine:
+        return backend.inspect(engine)
 
 
 def engine_backend(path: Path) -> str:

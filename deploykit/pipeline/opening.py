@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit import backends, tasks
 from deploykit.backends import onnxruntime
+from deploykit.backends.sizes import Sizes
 from deploykit.errors import DeployError, InputError, ModelError, OptionError
-from deploykit.files import artifacts, contents, onnxfile
+from deploykit.files import artifacts, bundles, contents, onnxfile
 from deploykit.recipes import metadata, opened
 from deploykit.recipes.metadata import ModelCard
 from deploykit.recipes.recipe import RECIPES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from deploykit.backends import Session
     from deploykit.data.preprocess import Floats
@@ -170,8 +171,24 @@ def _open_onnx(model: Opened, backend: str | None, threads: int) -> Model:
 def _open_engine(path: Path, backend: str | None, threads: int) -> Model:
     artifact = _artifact(path)
     name = backend or str(artifact.made_by.get("backend"))
-    session = backends.load(name).open_session(path, threads=threads)
+    session = _engine_session(path, backends.load(name), threads)
     return Model(path, artifact.sha256, name, session, _card(artifact.made_by))
+
+
+def _engine_session(path: Path, backend: backends.Backend, threads: int) -> Session:
+    """Return a session of an engine, or of the engines for several sizes that one file holds."""
+    sizes = bundles.sizes(path)
+
+    def opener(size: tuple[int, int]) -> Callable[[], Session]:
+        def open_one() -> Session:
+            with bundles.one(path, size) as engine:
+                return backend.open_session(engine, threads=threads)
+
+        return open_one
+
+    if not sizes:
+        return backend.open_session(path, threads=threads)
+    return Sizes({size: opener(size) for size in sizes})
 
 
 def _open_checkpoint(path: Path, recipe: str | None, input_size: tuple[int, int] | None) -> Model:

@@ -19,11 +19,12 @@ import onnxruntime as ort
 from deploykit.data import samples
 from deploykit.errors import InputError, ModelError, OptionError, unknown_name
 from deploykit.files import onnxfile
+from deploykit.graph import canvases
 from deploykit.precision import memory, observers
 from deploykit.values import CalibrationTable, TensorSpec, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from deploykit.data.preprocess import Floats, Preprocess
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from deploykit.values import Progress
 
     Seen: TypeAlias = dict[str, Extremes]
+    Sessions: TypeAlias = Mapping[tuple[int, int] | None, ort.InferenceSession]
 
 _FLOAT32 = "tensor(float)"
 """float32 in the runtime's words."""
@@ -93,11 +95,11 @@ def calibrate(  # noqa: PLR0913 - model, images, tensors, and two independent op
         progress=progress,
     )
     wanted = tuple(dict.fromkeys(tensors))
-    _expose(graph.graph, model.path, wanted)
-    session = _open(graph, model.path, wanted)
-    del graph  # the session has its own copy of the weights
+    parts = canvases.split(graph)
+    sessions = {size: _open(part, model.path, wanted) for size, part in parts.items()}
+    del graph, parts  # the sessions have their own copies of the weights
     seen, names, pixel_sha256s = _observe(
-        session, batches, lambda: {name: observer.remember(name) for name in wanted}
+        sessions, batches, lambda: {name: observer.remember(name) for name in wanted}
     )
     return CalibrationTable(
         model_sha256=model.sha256,
@@ -136,38 +138,44 @@ def label(options: CalibrationOptions) -> str:
 
 
 def _observe(
-    session: ort.InferenceSession, batches: Iterator[Batch], remember: Callable[[], Seen]
+    sessions: Sessions, batches: Iterator[Batch], remember: Callable[[], Seen]
 ) -> tuple[Seen, list[str], list[str]]:
-    """Return what was seen in all batches, and the names and the hashes of the images.
+    """Return what was seen in all batches, and the names and the hashes of the images in order.
 
     Workers run and observe whole batches side by side, each into a memory of its own; merging is
     exact, so the result depends on neither their number nor their order. The first batch says how
     much memory one takes, and so how many there can be.
     """
-    names: list[str] = []
-    pixel_sha256s: list[str] = []
+    found: dict[int, tuple[str, str]] = {}
     workers = 1
     spare: SimpleQueue[Seen] = SimpleQueue()
     spare.put(remember())
     running: deque[Future[int]] = deque()
     with ThreadPoolExecutor(_workers(), thread_name_prefix="observer") as pool:
         for number, batch in enumerate(batches):
-            names += batch.names
-            pixel_sha256s += batch.pixel_sha256s
+            read = zip(batch.names, batch.pixel_sha256s, strict=True)
+            found |= zip(batch.places, read, strict=True)
             if len(running) == workers:
                 size = running.popleft().result()
                 if number == 1:
                     workers = _affordable(size)
                     for _ in range(workers - 1):
                         spare.put(remember())
-            running.append(pool.submit(_take_in, session, batch, spare))
+            running.append(pool.submit(_take_in, _for(batch, sessions), batch, spare))
         for future in running:
             future.result()
     seen = spare.get()
     for _ in range(workers - 1):
         for name, other in spare.get().items():
             seen[name].merge(other)
-    return seen, names, pixel_sha256s
+    ordered = [found[place] for place in sorted(found)]
+    return seen, [name for name, _ in ordered], [sha256 for _, sha256 in ordered]
+
+
+def _for(batch: Batch, sessions: Sessions) -> ort.InferenceSession:
+    """Return the session of a batch's size, or the only one, which takes any."""
+    height, width = batch.images.shape[2:]
+    return sessions.get((height, width)) or next(iter(sessions.values()))
 
 
 def _workers() -> int:
@@ -228,8 +236,9 @@ def _expose(graph: ir.Graph, path: Path, tensors: Iterable[str]) -> None:
         graph.outputs.append(values[name])
 
 
-def _open(model: ir.Model, path: Path, tensors: Iterable[str]) -> ort.InferenceSession:
+def _open(model: ir.Model, path: Path, tensors: Sequence[str]) -> ort.InferenceSession:
     """Return a session that computes `tensors`, all of them float32."""
+    _expose(model.graph, path, tensors)
     options = ort.SessionOptions()
     options.log_severity_level = 4  # an error is raised, so it need not be logged too
     options.intra_op_num_threads = max(1, (os.cpu_count() or 1) // _workers())

@@ -7,6 +7,7 @@ whatever the image shows: an empty result on both sides would prove nothing.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import onnx
@@ -14,6 +15,7 @@ import onnx_ir as ir
 
 from deploykit import ops
 from deploykit.backends import onnxruntime
+from deploykit.backends.sizes import Sizes
 from deploykit.errors import DeployError, ModelError, ProofError
 from deploykit.proof import random_inputs, structure, verification
 from deploykit.recipes import opened
@@ -86,6 +88,14 @@ def preprocess(model: Opened) -> Preprocess | None:
         return None
 
 
+def interfaces(session: Session) -> list[tuple[TensorSpec, ...]]:
+    """Return the inputs of a session, once for each size of image that it takes."""
+    first, *others = session.inputs
+    if not isinstance(session, Sizes):
+        return [session.inputs]
+    return [(replace(first, shape=(*first.shape[:2], *size)), *others) for size in session.sizes]
+
+
 def _last_suppression(model: ir.Model) -> tuple[ir.Node, Plugin, Suppression] | None:
     """Return the node that chooses the rows of a detector's results, its op and what that declares.
 
@@ -135,11 +145,11 @@ def accept(candidate: Opened, reference: Opened) -> tuple[Agreement, ...]:
 
 def _compare(candidate: Opened, reference: Opened) -> tuple[Agreement, ...]:
     theirs, chosen = open_filled(reference)
-    feed = feeds(reference, theirs.inputs)
+    given = [feeds(reference, inputs) for inputs in interfaces(theirs)]
     try:
         ours, _ = open_filled(candidate)
         return verification.verify(
-            ours, theirs, [feed], atol=math.inf, rtol=math.inf, pairing=PaddedRows(chosen)
+            ours, theirs, given, atol=math.inf, rtol=math.inf, pairing=PaddedRows(chosen)
         )
     except DeployError as error:
         raise ProofError(

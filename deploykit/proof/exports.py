@@ -22,7 +22,7 @@ from deploykit.tasks.agreement import PaddedRows
 from deploykit.tasks.matching import Selection
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -50,7 +50,9 @@ class _Answers:
         return self.outputs
 
 
-def prove_fold(trained: Network, folded: Network) -> Reference:
+def prove_fold(
+    trained: Network, folded: Network, *, batches: Sequence[int] = _BATCHES
+) -> Reference:
     """Return what the ONNX file of `folded` is to be judged by, the fold being right.
 
     Raises: ProofError where folding the branches changed an output by more than rounding.
@@ -60,7 +62,7 @@ def prove_fold(trained: Network, folded: Network) -> Reference:
         random_inputs.feeds(
             network.inputs, seed=seed, batch=batch, preprocess=network.card.preprocess
         )
-        for seed, batch in enumerate(_BATCHES)
+        for seed, batch in enumerate(batches)
     ]
     known = trained.recipe.outputs
     chosen = Selection(score=acceptance.NO_THRESHOLD)

@@ -70,6 +70,12 @@ def checked(made: Preprocess, variant: Variant) -> Preprocess:
                 expected=f"two positive multiples of {multiple}, such as {20 * multiple}x"
                 f"{20 * multiple}",
             )
+    if len(set(made.sizes)) < len(made.sizes):
+        raise OptionError("an input size is given twice", expected="sizes that differ")
+    if made.canvases and made.resize not in ("letterbox", "corner"):
+        raise OptionError(
+            f"{len(made.sizes)} input sizes", expected=f"one, as images are made by {made.resize}"
+        )
     return made
 
 

@@ -95,7 +95,7 @@ def torchvisions(size: tuple[int, int]) -> Preprocess:
     )
 
 
-PREPROCESS = torchvisions(CANVAS).at_scale(*LIMITS)
+PREPROCESS = torchvisions(CANVAS).turned().at_scale(*LIMITS)
 """torchvision's: sides of 800 to 1333 pixels, at the top left, mean and deviation."""
 
 

@@ -186,7 +186,8 @@ def preprocess(variant: str) -> Preprocess:
         mean, std = dense_family.IMAGENET_MEAN, dense_family.IMAGENET_STD
         return Preprocess(_SIZES[LIGHT], mean=mean, std=std)
     if variant == MOBILE_320:
-        return dense_family.torchvisions(_SIZES[variant]).at_scale(*_SIZES[variant])
+        prepared = dense_family.torchvisions(_SIZES[variant])
+        return prepared.turned().at_scale(*_SIZES[variant])
     if variant not in DETECTRON2:
         return dense_family.PREPROCESS
     prepared = Preprocess(
@@ -198,7 +199,7 @@ def preprocess(variant: str) -> Preprocess:
         pad_value=None,
         rounding="half-up",
     )
-    return prepared.at_scale(*dense_family.LIMITS)
+    return prepared.turned().at_scale(*dense_family.LIMITS)
 
 
 def variants(names: Iterable[str]) -> dict[str, Variant]:

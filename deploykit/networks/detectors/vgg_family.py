@@ -61,7 +61,7 @@ def identify(state: StateDict, *, proposals: bool) -> tuple[str, int] | None:
     return None
 
 
-PREPROCESS = Preprocess(
+_PREPROCESS = Preprocess(
     LIMITS,
     resize="corner",
     channels="BGR",
@@ -71,7 +71,8 @@ PREPROCESS = Preprocess(
     resampler="cv2-float",
     rounding="even",
     mapping="ratio",
-).at_scale(*LIMITS)
+)
+PREPROCESS = _PREPROCESS.turned().at_scale(*LIMITS)
 """The Caffe detectors': BGR from 0 to 255 less a mean, at most 600x1000 pixels."""
 
 KEEP_FLOAT = (
