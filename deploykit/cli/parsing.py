@@ -102,8 +102,9 @@ def _parser(name: str, command: Callable[..., None]) -> tuple[_Parser, list[str]
     names = ["--help"]
     defaults = command.__kwdefaults__ or {}
     for parameter, hint in get_type_hints(command, include_extras=True).items():
-        if get_origin(hint) is Annotated:
-            names += _add(built, parameter, hint, defaults.get(parameter, _REQUIRED))
+        for said in (hint, *get_args(hint)):  # Python 3.10 makes what defaults to None optional
+            if get_origin(said) is Annotated:
+                names += _add(built, parameter, said, defaults.get(parameter, _REQUIRED))
     return built, names
 
 
