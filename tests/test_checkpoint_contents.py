@@ -21,6 +21,7 @@ import pytest
 import torch
 from fuzz import checkpoints as hostile
 from fuzz import pickle_bombs as bombs
+from safetensors.torch import save_file
 from torch import nn
 
 from deploykit.errors import CheckpointError
@@ -221,6 +222,14 @@ def test_nothing_that_is_kept_was_imported(path: Path, state: dict[str, Tensor])
     assert loaded.facts["extra"] == {"class": f"{name}.deep.make", "arguments": ["a"]}
     assert not any(module.startswith(name) for module in sys.modules)
     del state
+
+
+def test_metadata_of_safetensors_are_facts(path: Path, state: dict[str, Tensor]) -> None:
+    save_file(state, path, {"format": "pt", "epoch": "3"})
+    loaded = checkpoint.load(path)
+    assert_same(loaded.state, state)
+    assert loaded.facts == {"__metadata__": {"format": "pt", "epoch": "3"}}
+    assert (loaded.place, loaded.notes) == ("", ())
 
 
 def test_settings_of_a_pickled_module_are_kept_by_their_place(path: Path) -> None:

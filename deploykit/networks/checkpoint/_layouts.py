@@ -21,6 +21,8 @@ _INNER = ("shadow", "params", "blobs")
 """Where the averaged weights are in an EMA object, and all in a file of Caffe2."""
 _NOT_WEIGHTS = ("optim", "sched", "scaler", "rng", "random")
 """Parts of the names of what else training scripts save, with tensors in it."""
+METADATA = "__metadata__"
+"""Of a safetensors file, beside its tensors."""
 _DEPTH = 8
 """Dictionaries and objects around the weights."""
 
@@ -129,8 +131,9 @@ def _is_inner(value: object) -> bool:
 
 
 def _ignored(saved: object, tensors: Mapping[str, Leaf]) -> tuple[str, ...]:
-    ignored = len(_entries(saved)) - len(tensors)
-    return (f"{ignored} entries that are no tensors ignored",) if ignored else ()
+    names = [f"{key!r:.100}" for key in _entries(saved) if key not in tensors and key != METADATA]
+    more = f" and {len(names) - _DEPTH} more" if len(names) > _DEPTH else ""
+    return (f"beside the weights: {', '.join(names[:_DEPTH])}{more}",) if names else ()
 
 
 def _choice(key: str, saved: object) -> str:

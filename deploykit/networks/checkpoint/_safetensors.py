@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from deploykit.networks.checkpoint import _bounds
+from deploykit.networks.checkpoint._layouts import METADATA
 from deploykit.networks.checkpoint._records import FormatError
 from deploykit.networks.checkpoint._tensors import MAX_DIMENSIONS, StoredData, StoredTensor
 
 _LENGTH = 8
-_METADATA = "__metadata__"
 _TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -49,11 +49,11 @@ def read(content: memoryview) -> dict[str, Any]:
         raise FormatError(f"its header is no JSON: {str(error)[:200]}") from error
     if not isinstance(header, dict):
         raise FormatError("its header is no object")
-    metadata = header.pop(_METADATA, None)
+    metadata = header.pop(METADATA, None)
     numbers = _Numbers(content[_LENGTH + length :])
     found: dict[str, Any] = {name: numbers.tensor(name, said) for name, said in header.items()}
     numbers.check_filled()
-    return {"state_dict": found, "metadata": metadata} if metadata else found
+    return {**found, METADATA: metadata} if isinstance(metadata, dict) else found
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
