@@ -18,7 +18,7 @@ from deploykit.tasks.annotation_checks import COCO
 from deploykit.tasks.annotations import ImageAnnotations
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -134,10 +134,22 @@ def _image_folder(root: Path, annotations: Path, first: str) -> Path:
     )
 
 
+def _folders(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder below `root`, links followed, and the files in it; no folder twice."""
+    seen: set[tuple[int, int]] = set()
+    for parent, folders, files in os.walk(root, followlinks=True):
+        place = os.stat(parent)  # noqa: PTH116 - many files, in a hurry
+        if (place.st_dev, place.st_ino) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add((place.st_dev, place.st_ino))
+        yield parent, files
+
+
 def _require_files(folder: Path, names: list[str]) -> None:
     known = {
         os.path.relpath(os.path.join(parent, name), folder)  # noqa: PTH118 - many files, in a hurry
-        for parent, _, files in os.walk(folder, followlinks=True)
+        for parent, files in _folders(folder)
         for name in files
     }
     missing = [name for name in names if os.path.normpath(name) not in known]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -373,3 +374,19 @@ def test_the_inspector_s_json_is_read_whatever_its_names_hold(name: str, *, esca
         text = text.replace(json.dumps(name)[1:-1], name)
     (found,) = _inspector.layers(text)
     assert (found.nodes, found.precision) == ((name,), "int8")
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        b"header {\n  version = 5\n" * 100_000,
+        b"header {\n  version = \n" * 100_000 + b"\ndescriptors {\nmain {\n}\n",
+        b"header {\n  version = 5\n\ndescriptors {" + b'tensor={ name="' * 100_000 + b"\nmain {\n"
+        b'  a={ layers="' + b'" input={"' * 100_000 + b"\n}\n",
+    ],
+)
+def test_a_hostile_program_text_is_read_in_a_moment(plan: bytes) -> None:
+    started = time.perf_counter()
+    assert _plan_text.kernels(plan) == ()
+    assert _plan_text.targets(plan) == ()
+    assert time.perf_counter() - started < 10

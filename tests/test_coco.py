@@ -129,3 +129,10 @@ def test_wrong_locations_are_errors_that_say_what_to_write(tmp_path: Path) -> No
     }.items():
         with pytest.raises(DeployError, match=message):
             sources.dataset(f"coco:{location}")
+
+
+def test_links_that_lead_back_end(tmp_path: Path) -> None:
+    write(tmp_path, "annotations/instances_val.json", "images")
+    for number in range(4):  # followed without a memory, 4^40 folders
+        (tmp_path / "images" / f"again{number}").symlink_to(tmp_path / "images")
+    assert len(sources.dataset(f"coco:{tmp_path}").samples) == 2

@@ -18,7 +18,7 @@ guess. What the text cannot show: which kernels the JIT finally picks on the GPU
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from deploykit.backends._layers import EngineLayer
 
@@ -32,10 +32,11 @@ VERSIONS = ("4", "5")
 WEIGHTED = ("corrltn", "deconvolution", "fully_connected", "runtime_fusion")
 """Convolution, transposed convolution, matrix product, and a matrix product fused with more."""
 
-_PROGRAM = re.compile(
-    rb"header \{\n  version = (\d+)\n(.*?)\ndescriptors \{(.*?)\nmain \{(.*?)\n\}\n", re.DOTALL
-)
-_TENSOR = re.compile(r'tensor=\{[^\n]*? name="([^"\n]*)"[^\n]* type=(\w+) \}')
+_HEADER = b"header {\n  version = "
+_VERSION = re.compile(rb"(\d{1,9})\n")
+_LONGEST = 1 << 17
+"""Letters of a statement; a longer one is none that the builder wrote."""
+_TYPE = re.compile(r" type=(\w+) \}")
 _STATEMENT = re.compile(r"^  (\w+)=\{ (.*)$", re.MULTILINE)
 _NAME = re.compile(r'name=(?:"([^"]*)"|(\S*))')
 _OPERANDS = {
@@ -52,7 +53,7 @@ def kernels(plan: bytes) -> tuple[EngineLayer, ...]:
 
     A fused matrix product is described by the program nested for it, not by its own statement.
     """
-    found = [layer for program in _PROGRAM.finditer(plan) for layer in _kernels(program)]
+    found = [layer for program in _programs(plan) for layer in _kernels(program)]
     described = {
         node
         for layer in found
@@ -69,21 +70,59 @@ def kernels(plan: bytes) -> tuple[EngineLayer, ...]:
 def targets(plan: bytes) -> tuple[str, ...]:
     """Return the compute capabilities an engine was built for, such as `86`."""
     found: dict[str, None] = {}
-    for program in _PROGRAM.finditer(plan):
-        names = _ACCELERATORS.search(program[2])
+    for program in _programs(plan):
+        names = _ACCELERATORS.search(program.header)
         for name in names[1].decode("ascii", "replace").split() if names else ():
             if name.startswith("sm"):
                 found[name[2:]] = None
     return tuple(found)
 
 
-def _kernels(program: re.Match[bytes]) -> Iterator[EngineLayer]:
-    version, _, descriptors, main = (part.decode("utf-8", "replace") for part in program.groups())
+class _Program(NamedTuple):
+    """The parts of one program text."""
+
+    version: bytes
+    header: bytes
+    descriptors: bytes
+    main: bytes
+
+
+def _programs(plan: bytes) -> Iterator[_Program]:
+    """Yield every program text in a file, in time linear in its size: anybody may have made it."""
+    start = plan.find(_HEADER)
+    while start >= 0:
+        version = _VERSION.match(plan, start + len(_HEADER))
+        if version is None:
+            start = plan.find(_HEADER, start + 1)
+            continue
+        places = [version.end()]
+        for mark in (b"\ndescriptors {", b"\nmain {", b"\n}\n"):
+            places.append(plan.find(mark, places[-1]))
+            if places[-1] < 0:
+                return  # nor is there one behind any later header
+        header, descriptors, main, end = places
+        parts = plan[header:descriptors], plan[descriptors:main], plan[main:end]
+        yield _Program(version[1], *parts)
+        start = plan.find(_HEADER, end)
+
+
+def _types_of(descriptors: str) -> Iterator[tuple[str, str]]:
+    """Yield name and element type of each tensor of a program; they stand one to a line."""
+    for line in descriptors.splitlines():
+        begin = line.find(' name="', line.find("tensor={"))
+        kinds = _TYPE.findall(line) if "tensor={" in line and begin >= 0 else []
+        name, quote, _ = line[begin + len(' name="') :].partition('"')
+        if kinds and quote:
+            yield name, kinds[-1]
+
+
+def _kernels(program: _Program) -> Iterator[EngineLayer]:
+    version, _, descriptors, main = (part.decode("utf-8", "replace") for part in program)
     if version not in VERSIONS:
         return
-    types = dict(_TENSOR.findall(descriptors))
+    types = dict(_types_of(descriptors))
     for kind, text in _STATEMENT.findall(main):
-        nodes = _nodes(text)
+        nodes = _nodes(text) if len(text) < _LONGEST else ()
         if nodes:
             name = _NAME.search(text)
             yield EngineLayer(
