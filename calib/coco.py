@@ -200,12 +200,12 @@ def _entry(path: Path, element: Element, number: int) -> Any:  # noqa: ANN401 - 
     key = element.key
     if not isinstance(element.value, dict):
         raise _bad(path, f"no list of {key}: {key}[{number}] is no object", "a COCO instances file")
-    if key == "annotations":
-        value = element.value
-        _check(path, f"{key}[{number}]", value, key)
-        return value["image_id"], value["category_id"], element.start, element.end
-    (value,) = elements.parse(path, [(element.start, element.end)])  # text beyond ASCII too
+    value = element.value
+    if not all(text.isascii() for text in value.values() if isinstance(text, str)):
+        (value,) = elements.parse(path, [(element.start, element.end)])
     _check(path, f"{key}[{number}]", value, key)
+    if key == "annotations":
+        return value["image_id"], value["category_id"], element.start, element.end
     if key == "categories":
         return value["id"], value["name"]
     size = (value["height"], value["width"]) if {"height", "width"} <= value.keys() else None

@@ -136,3 +136,11 @@ def test_links_that_lead_back_end(tmp_path: Path) -> None:
     for number in range(4):  # followed without a memory, 4^40 folders
         (tmp_path / "images" / f"again{number}").symlink_to(tmp_path / "images")
     assert len(sources.dataset(f"coco:{tmp_path}").samples) == 2
+
+
+@pytest.mark.parametrize("escaped", [True, False])
+def test_names_beyond_ascii_are_read(tmp_path: Path, escaped: bool) -> None:  # noqa: FBT001 - drawn
+    truth = damaged(lambda t: t["categories"][0].update(name="Hündin \u3042"))
+    path = write(tmp_path, "annotations/instances_val.json", "images")
+    path.write_text(json.dumps(truth, ensure_ascii=escaped), encoding="utf-8")
+    assert sources.dataset(f"coco:{tmp_path}").categories == {18: "Hündin \u3042"}
