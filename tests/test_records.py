@@ -47,7 +47,9 @@ def test_records_of_every_kind_survive_a_file(tmp_path: Path) -> None:
 @given(
     TEXT,
     st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=5),
-    st.dictionaries(TEXT, TEXT | st.integers() | st.none() | st.lists(st.booleans())),
+    st.dictionaries(
+        TEXT, TEXT | st.integers(-(2**62), 2**62) | st.none() | st.lists(st.booleans())
+    ),
 )
 def test_any_name_and_any_time_survives_a_file(
     tmp_path: Path, name: str, seconds: list[float], protocol: dict[str, Any]
