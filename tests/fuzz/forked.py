@@ -20,8 +20,9 @@ from .case import CANARY, Case, Outcome
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-SECONDS = 20.0
-"""A command that takes longer hangs."""
+SECONDS, SHARE, LOADED = 20.0, 0.75, 3.0
+"""A command that takes longer hangs, if it computed for that share of the time; on a machine that
+is busy otherwise, after so many times as long."""
 PEAK = 2 << 30
 """Bytes that a hostile checkpoint below 1 MB may make a command take."""
 _ADDRESSES = 24 << 30
@@ -77,7 +78,7 @@ def _ended(running: dict[int, _Running]) -> Iterator[Outcome]:
     time.sleep(0.005)
     for pid, one in list(running.items()):
         seconds = time.perf_counter() - one.started
-        hangs = seconds > SECONDS
+        hangs = _hangs(pid, seconds)
         if hangs:
             os.killpg(pid, signal.SIGKILL)
         done, status, used = os.wait4(pid, 0 if hangs else os.WNOHANG)
@@ -85,17 +86,27 @@ def _ended(running: dict[int, _Running]) -> Iterator[Outcome]:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
             del running[pid]
-            yield _judged(one, os.waitstatus_to_exitcode(status), seconds, used.ru_maxrss * 1024)
+            code = os.waitstatus_to_exitcode(status)
+            yield _judged(one, code, seconds, used.ru_maxrss * 1024, hangs=hangs)
 
 
-def _judged(one: _Running, status: int, seconds: float, peak: int) -> Outcome:
+def _hangs(pid: int, seconds: float) -> bool:
+    """Return whether a process that began `seconds` ago hangs."""
+    if seconds <= SECONDS:
+        return False
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    computed = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return computed > SECONDS * SHARE or seconds > SECONDS * LOADED
+
+
+def _judged(one: _Running, status: int, seconds: float, peak: int, *, hangs: bool) -> Outcome:
     case, tmp = one.case, one.folder / "tmp"
     said = (one.folder / "said").read_text(errors="backslashreplace")
     left = [p.name for p in tmp.glob("*") if not p.name.startswith("deploykit-crash")]
     wrongs = {
         "code": (one.folder / CANARY).exists(),
-        "hang": seconds > SECONDS,
-        "crash": status < 0 and seconds <= SECONDS,
+        "hang": hangs,
+        "crash": status < 0 and not hangs,
         "traceback": "Traceback (most recent" in said or "Exception ignored" in said,
         "unforeseen": bool([*tmp.glob("deploykit-crash*")]),
         "status": status >= 0 and status not in _STATUSES,

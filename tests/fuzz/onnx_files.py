@@ -547,9 +547,9 @@ def _opset_9999(_: Path) -> Any:
     return _model([_node("Relu", ["images"], ["y"])], opset_imports=[helper.make_opsetid("", 9999)])
 
 
-def _a_chain_of_5000(_: Path) -> Any:
-    nodes = [_node("Relu", [f"v{i}" if i else "images"], [f"v{i + 1}"]) for i in range(5_000)]
-    return _model([*nodes, _node("Relu", ["v5000"], ["y"])])
+def _a_chain_of_2000(_: Path) -> Any:
+    nodes = [_node("Relu", [f"v{i}" if i else "images"], [f"v{i + 1}"]) for i in range(2_000)]
+    return _model([*nodes, _node("Relu", ["v2000"], ["y"])])
 
 
 def _sparse_weight(_: Path) -> Any:
