@@ -205,3 +205,22 @@ def test_the_suffixes_are_those_that_pillow_gives_the_formats() -> None:
     known = Image.registered_extensions()
     for suffix in images.SUFFIXES & known.keys():
         assert known[suffix] in images._SUFFIXES
+
+
+def test_a_small_file_that_unpacks_to_too_many_pixels_is_named_with_its_size(
+    tmp_path: Path,
+) -> None:
+    row = bytes(1 + 13_000)
+    packer = zlib.compressobj(9)
+    packed = b"".join(packer.compress(row) for _ in range(13_000)) + packer.flush()
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 13_000, 13_000, 8, 0, 0, 0, 0))
+    path = tmp_path / "bomb.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", packed) + chunk(b"IEND", b""))
+    assert path.stat().st_size < 1_000_000
+    with pytest.raises(DataError, match=r"bomb\.png.*(13000x13000|169000000) pixels"):
+        images.decode(path)
