@@ -323,6 +323,18 @@ def test_what_is_no_copy_and_no_loss_is_never_left_out(
     assert all("neck.w" in c.state for c in checkpoint.candidates(path))
 
 
+def test_a_tensor_beside_the_weights_that_cannot_be_one_stops_nothing(
+    path: Path, state: dict[str, Tensor]
+) -> None:
+    torch.save({"model": state, "mask": torch.eye(2).to_sparse()}, path)
+    assert sorted(checkpoint.load(path).state) == sorted(state)
+    assert len(list(checkpoint.candidates(path))) >= 1
+    nan = {name: value * torch.nan for name, value in state.items()}
+    torch.save({"ema": {"decay": torch.ones(1)}, "model": nan}, path)
+    with pytest.raises(CheckpointError, match="hold NaN or infinity"):
+        list(checkpoint.candidates(path))
+
+
 def test_words_are_whole_words(path: Path) -> None:
     named = {"semantic_head.w": torch.ones(1), "glossary.w": torch.ones(1), "b.w": torch.ones(2)}
     torch.save(named, path)

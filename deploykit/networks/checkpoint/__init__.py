@@ -77,13 +77,25 @@ def candidates(path: Path) -> Iterator[Checkpoint]:
     by its content: what torch.save has written in any version, safetensors, a pickle of arrays.
 
     Raises: CheckpointError where the file is missing, damaged, too large, holds code (with the
-    name of what it wanted to run), no weights, or weights that are not finite.
+    name of what it wanted to run), no weights, or weights that are not finite. Where that is of a
+    later set, it is raised at the end, and only if the set is larger than all before.
     """
     with _containers.opened(path) as saved:
         reader = _Reader(path.stat().st_size)
         said = _Said(saved, artifacts.sha256(path))
+        largest, unread = 0, None
         for holder, part in reader.parts(_layouts.holders(saved)):
-            yield said.checkpoint(holder, part, reader.values(part.leaves))
+            try:
+                state = reader.values(part.leaves)
+            except CheckpointError as error:
+                if not largest:
+                    raise
+                unread = unread or (error if len(part.leaves) > largest else None)
+                continue
+            largest = max(largest, len(state))
+            yield said.checkpoint(holder, part, state)
+        if unread:
+            raise unread
 
 
 class _Said:
@@ -91,7 +103,7 @@ class _Said:
 
     def __init__(self, saved: object, sha256: str) -> None:
         self._saved, self._sha256 = saved, sha256
-        self._facts: dict[bool, Mapping[str, Any]] = {}
+        self._facts: dict[str | None, Mapping[str, Any]] = {}
         self._modules: dict[int, Mapping[str, PickledModule]] = {}
         self._names: dict[int, tuple[str, ...] | None] = {}
 
@@ -115,9 +127,9 @@ class _Said:
 
     def _beside(self, holder: Holder) -> Mapping[str, Any]:
         """Return the facts beside one set of weights."""
-        within = bool(holder.path)
+        within = holder.path[0] if holder.path else None
         if within not in self._facts:
-            self._facts[within] = _settings.facts(self._saved, tensors=within)
+            self._facts[within] = _settings.facts(self._saved, within)
         return self._facts[within]
 
 

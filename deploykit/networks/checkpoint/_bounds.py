@@ -36,6 +36,8 @@ DEPTH = 100
 """Modules within modules, or dictionaries; real networks have about ten levels."""
 VALUES = 100_000
 """Settings and facts that are made readable; what is beyond them is left out and counted."""
+READS = 1000
+"""Small tensors that are read as settings: each may be a file of an archive."""
 NAME = 500
 """Characters in the name of a class: longer ones are made to fill a screen."""
 

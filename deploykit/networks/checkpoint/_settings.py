@@ -72,16 +72,16 @@ def _settings(module: Record) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def facts(saved: object, *, tensors: bool) -> Mapping[str, Any]:
+def facts(saved: object, within: str | None) -> Mapping[str, Any]:
     """Return what stands beside the weights at the top of a saved object, by name.
 
-    tensors: whether those at the top are beside the weights, too, and are not the weights.
+    within: the name there of what holds the weights; None where they are at the top themselves.
     """
     entries = saved.attributes if isinstance(saved, Record) else saved
     if not isinstance(entries, dict) or (isinstance(saved, Record) and "_modules" in entries):
         return MappingProxyType({})
     plain = _Plain()
-    beside = {k: v for k, v in entries.items() if tensors or not is_leaf(v)}
+    beside = {k: v for k, v in entries.items() if k != within and (within or not is_leaf(v))}
     return MappingProxyType({k: plain(v) for k, v in beside.items() if isinstance(k, str)})
 
 
@@ -89,7 +89,7 @@ class _Plain:
     """Makes values readable, until a bound is reached."""
 
     def __init__(self) -> None:
-        self._left = _bounds.VALUES
+        self._left, self._reads = _bounds.VALUES, _bounds.READS
 
     def __call__(self, value: Any, depth: int = 0) -> Any:  # noqa: ANN401 - any plain value
         """Return `value` as plain values."""
@@ -102,7 +102,10 @@ class _Plain:
             return [self(item, depth + 1) for item in value[: max(self._left, 0)]]
         if isinstance(value, dict):
             return self._entries(value, depth)
-        return self._record(value, depth) if isinstance(value, Record) else _single(value)
+        if isinstance(value, Record):
+            return self._record(value, depth)
+        self._reads -= isinstance(value, (StoredTensor, StoredArray))
+        return _single(value, read=self._reads >= 0)
 
     def attributes(self, record: Record, depth: int = 0) -> dict[str, Any]:
         """Return an object's attributes, items and arguments by name."""
@@ -131,13 +134,13 @@ class _Plain:
         return {"class": str(record.of), **self.attributes(record, depth)}
 
 
-def _single(value: object) -> object:
+def _single(value: object, *, read: bool) -> object:
     """Return a small tensor as nested lists, a class by its name, and of all else what it is."""
     if isinstance(value, Name):
         return str(value)
     if isinstance(value, (StoredTensor, StoredArray)):
         within = value.data.count if isinstance(value, StoredTensor) else 0
-        if not value.odd and max(math.prod(value.size), within) <= _SMALL:
+        if read and not value.odd and max(math.prod(value.size), within) <= _SMALL:
             return value.read().tolist()
         return {"class": "tensor", "shape": list(value.size) if not value.odd else []}
     if isinstance(value, (bytes, bytearray)):
