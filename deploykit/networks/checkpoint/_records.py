@@ -10,9 +10,9 @@ from deploykit.networks.checkpoint import _bounds
 from deploykit.networks.checkpoint._names import is_harmful
 
 _KEYS = (str, float, bool, bytes, type(None))
-_MAX_KEY = 1 << 60
-"""Integers beyond it can be chosen to share one hash, which makes a dictionary as slow as a list.
-"""
+_MAX_KEY, _FEW = 1 << 60, 1000
+"""Integers beyond the first can be chosen to share one hash, which makes a dictionary as slow as a
+list: only so many are taken."""
 
 
 class CodeError(Exception):
@@ -114,5 +114,6 @@ def fill(target: object, items: list[Any]) -> None:
 
 def enter(target: dict[Any, Any], key: object, value: object) -> None:
     """Add an entry; a key that is not plain is dropped: hashing a deep one takes for ever."""
-    if isinstance(key, _KEYS) or (isinstance(key, int) and abs(key) < _MAX_KEY):
+    number = isinstance(key, int) and (abs(key) < _MAX_KEY or len(target) < _FEW)
+    if number or isinstance(key, _KEYS):
         target[key] = value
