@@ -127,7 +127,10 @@ def _add(built: _Parser, parameter: str, hint: object, default: object) -> list[
         options |= {"type": kind, "metavar": what.takes or _TAKES[kind]}
         options |= {"action": "append"} if many else {}
         options |= {"required": True, "default": None} if default is _REQUIRED else {}
-    return list(built.add_argument(*names, **options).option_strings)
+    default = options.pop("default")  # set apart: Python 3.10 would write a bool's into its help
+    added = built.add_argument(*names, default=argparse.SUPPRESS, **options)
+    built.set_defaults(**{parameter: default})
+    return list(added.option_strings)
 
 
 def _element(kind: Any) -> tuple[type, bool]:  # noqa: ANN401 - whatever an annotation may be
