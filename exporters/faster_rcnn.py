@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploykit.networks.detectors import two_stage_family as family
+from deploykit.networks.detectors import two_stage_models
 from deploykit.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from deploykit.networks.detectors.two_stage import TwoStage
-    from deploykit.recipes.identity import Facts
+    from deploykit.recipes.identity import Facts, Found
     from deploykit.recipes.recipe import StateDict
 
 
@@ -22,16 +23,23 @@ def build(variant: str, classes: int, _: tuple[int, int]) -> TwoStage:
     return family.network(variant, classes, "boxes")
 
 
-def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
-    """Return the variant and the number of classes, None where it is another network."""
-    return family.identify(state, "boxes")
+def identify(state: StateDict, facts: Facts) -> Found | None:
+    """Return what the weights and the file say, None where it is another network."""
+    return family.identify(state, facts, "boxes")
 
 
 MARKS = ("rpn.head.", "rpn_head.")
 recipe = Recipe(
     name="faster_rcnn",
     task="detection",
-    variants=family.variants((*family.COMMON, family.V2, family.MOBILE, family.MOBILE_320)),
+    variants=family.variants(
+        (
+            *two_stage_models.COMMON,
+            two_stage_models.V2,
+            two_stage_models.MOBILE,
+            two_stage_models.MOBILE_320,
+        )
+    ),
     build=build,
     identify=identify,
     adapt=family.adapt,

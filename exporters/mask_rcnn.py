@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploykit.networks.detectors import two_stage_family as family
+from deploykit.networks.detectors import two_stage_models
 from deploykit.recipes.recipe import Recipe
 from deploykit.tasks.outputs import Output
 
 if TYPE_CHECKING:
     from deploykit.networks.detectors.two_stage import TwoStage
-    from deploykit.recipes.identity import Facts
+    from deploykit.recipes.identity import Facts, Found
     from deploykit.recipes.recipe import StateDict
 
 
@@ -23,16 +24,18 @@ def build(variant: str, classes: int, _: tuple[int, int]) -> TwoStage:
     return family.network(variant, classes, "masks")
 
 
-def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
-    """Return the variant and the number of classes, None where it is another network."""
-    return family.identify(state, "masks")
+def identify(state: StateDict, facts: Facts) -> Found | None:
+    """Return what the weights and the file say, None where it is another network."""
+    return family.identify(state, facts, "masks")
 
 
 MARKS = ("rpn.head.", "rpn_head.")
 recipe = Recipe(
     name="mask_rcnn",
     task="instance_segmentation",
-    variants=family.variants((*family.COMMON, family.V2, family.LIGHT)),
+    variants=family.variants(
+        (*two_stage_models.COMMON, two_stage_models.V2, two_stage_models.LIGHT)
+    ),
     build=build,
     identify=identify,
     adapt=family.adapt,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deploykit.data.preprocess import Preprocess
 from deploykit.networks.reparam import RepVGGBlock
-from deploykit.networks.states import children, inputs, outputs
+from deploykit.networks.states import COLOURS, check_colours, children, inputs, outputs
 from deploykit.recipes.recipe import KeepFloat, Recipe, Variant
 from deploykit.tasks.outputs import Output
 
@@ -127,6 +127,7 @@ def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
     classes, found = outputs(state, "linear.weight"), _signature(state)
     if classes is None:
         return None
+    check_colours(inputs(state, *_convs("stage0")) or COLOURS)
     return next(((name, classes) for name, a in VARIANTS.items() if found == _expected(a)), None)
 
 

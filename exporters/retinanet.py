@@ -13,11 +13,14 @@ from torch import nn
 from torchvision.models.detection import retinanet
 
 from deploykit.networks.detectors import dense, dense_family, grids
+from deploykit.networks.detectors.dense_family import Sizes
 from deploykit.networks.states import outputs
+from deploykit.recipes.identity import stated
 from deploykit.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
-    from deploykit.recipes.identity import Facts
+    from deploykit.networks.detectors.settings import Model
+    from deploykit.recipes.identity import Facts, Found
     from deploykit.recipes.recipe import StateDict
 
 ANCHORS = 9
@@ -38,14 +41,28 @@ the sixth level made from the body's last features."""
 
 def build(variant: str, classes: int, _: tuple[int, int]) -> dense.Pyramid:
     """Return the network of a variant as it was trained, in eval mode."""
+    return _wrapped(_model(variant, Sizes(classes, ANCHORS)))
+
+
+def _model(variant: str, sizes: Sizes) -> Model:
     body, second = VARIANTS[variant]
-    backbone = dense_family.pyramid(body, from_features=second)
+    backbone = dense_family.pyramid(body, sizes, from_features=second)
     norm = partial(nn.GroupNorm, GROUPS) if second else None
-    head = retinanet.RetinaNetHead(backbone.out_channels, ANCHORS, classes, norm_layer=norm)
-    model = retinanet.RetinaNet(backbone, classes, head=head)
-    for module in model.modules() if variant == EPS0 else ():
+    made = retinanet.RetinaNet(
+        backbone,
+        sizes.classes,
+        anchor_generator=dense_family.generator(sizes, retinanet._default_anchorgen()),  # noqa: SLF001 - not kept under another name
+        head=retinanet.RetinaNetHead(
+            backbone.out_channels, sizes.anchors, sizes.classes, norm_layer=norm
+        ),
+    )
+    for module in made.modules() if variant == EPS0 else ():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = 0.0
+    return made
+
+
+def _wrapped(model: Model) -> dense.Pyramid:
     return dense.Pyramid(model, grids.moved).eval()
 
 
@@ -63,19 +80,21 @@ def adapt(state: StateDict) -> StateDict:
     }
 
 
-def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
-    """Return the variant and the number of classes, None where it is not a RetinaNet."""
+def identify(state: StateDict, facts: Facts) -> Found | None:
+    """Return what the weights and the file say, None where it is not a RetinaNet."""
     scores = outputs(state, "head.classification_head.cls_logits.weight")
     boxes = outputs(state, "head.regression_head.bbox_reg.weight")
-    if scores is None or boxes != 4 * ANCHORS:
+    centres = "head.regression_head.bbox_ctrness.weight" in state
+    if not scores or not boxes or boxes % 4 or scores % (boxes // 4) or centres:
         return None
-    found = dense_family.body(state), "head.classification_head.conv.0.1.weight" in state
-    if found == VARIANTS[EPS0] and not any(k.endswith("num_batches_tracked") for k in state):
-        return EPS0, scores // ANCHORS
-    return next(
-        ((name, scores // ANCHORS) for name, expected in VARIANTS.items() if expected == found),
-        None,
-    )
+    kind = dense_family.body(state), "head.classification_head.conv.0.1.weight" in state
+    name = next((name for name, known in VARIANTS.items() if known == kind), None)
+    if name is None:
+        return None
+    published = kind == VARIANTS[EPS0] and dense_family.epsilon(state, facts) == 0
+    variant = stated(facts, EPS0 if published else name, VARIANTS)
+    sizes = Sizes.of(state, scores // (boxes // 4), boxes // 4)
+    return dense_family.found(variant, partial(_model, variant), sizes, facts, _wrapped)
 
 
 MARKS = ("head.classification_head.",)

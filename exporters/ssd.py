@@ -6,16 +6,21 @@ Source: torchvision.models.detection.ssd and ssdlite; SSD (arXiv 1512.02325), Mo
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import ssd300_vgg16, ssdlite320_mobilenet_v3_large
+from torchvision.models import mobilenet_v3_large
+from torchvision.models.detection import _utils as det_utils
+from torchvision.models.detection import ssd, ssd300_vgg16, ssdlite, ssdlite320_mobilenet_v3_large
 
 from deploykit.data.preprocess import Preprocess
 from deploykit.networks.detectors import dense, dense_family, grids
+from deploykit.networks.detectors.settings import agree, apply, choices
 from deploykit.networks.states import outputs
+from deploykit.recipes.identity import Found, assumptions, resolve, stated
 from deploykit.recipes.recipe import KeepFloat, Recipe, Variant
 
 if TYPE_CHECKING:
@@ -23,14 +28,35 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from deploykit.networks.detectors.settings import Model
     from deploykit.recipes.identity import Facts
     from deploykit.recipes.recipe import StateDict
 
     Array = NDArray[np.float32]
 
+LITE = "ssdlite320_mobilenet_v3_large"
+FULL = f"{LITE}_full"
+"""With all channels in the body's last blocks, as it is where training began with a published body;
+torchvision's published SSDlite has half of them."""
+
+
+def full(**options: Any) -> ssd.SSD:  # noqa: ANN401 - torchvision's own
+    """Return torchvision's SSDlite with all channels in the last blocks, weights random."""
+    norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.03)
+    body = mobilenet_v3_large(weights=None, norm_layer=norm)
+    backbone = ssdlite._mobilenet_extractor(body, 6, norm)  # noqa: SLF001 - part of no public function
+    made = ssdlite320_mobilenet_v3_large(**options)
+    channels = det_utils.retrieve_out_channels(backbone, INPUTS[FULL].size)
+    per_cell = made.anchor_generator.num_anchors_per_location()
+    made.head = ssdlite.SSDLiteHead(channels, per_cell, options["num_classes"], norm)
+    made.backbone = backbone
+    return made
+
+
 MODELS: dict[str, Any] = {
     "ssd300_vgg16": ssd300_vgg16,
-    "ssdlite320_mobilenet_v3_large": ssdlite320_mobilenet_v3_large,
+    LITE: ssdlite320_mobilenet_v3_large,
+    FULL: full,
 }
 """Variant -> torchvision's constructor."""
 INPUTS = {
@@ -41,13 +67,20 @@ INPUTS = {
         std=(1 / 255, 1 / 255, 1 / 255),
         resampler="torch",
     ),
-    "ssdlite320_mobilenet_v3_large": Preprocess(
-        (320, 320), resize="stretch", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), resampler="torch"
+    **dict.fromkeys(
+        (LITE, FULL),
+        Preprocess(
+            (320, 320),
+            resize="stretch",
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+            resampler="torch",
+        ),
     ),
 }
 SCORES = {
     "ssd300_vgg16": ("head.classification_head.module_list.0.weight", 4),
-    "ssdlite320_mobilenet_v3_large": ("head.classification_head.module_list.0.1.weight", 6),
+    LITE: ("head.classification_head.module_list.0.1.weight", 6),
 }
 """Variant -> the weight that gives the scores on the first level, and the boxes per cell there."""
 
@@ -109,19 +142,47 @@ class Network(nn.Module):
         return np.concatenate([grids.default_boxes(s, size, *rest) for s, *rest in levels])
 
 
+KNOBS = dense_family.DENSE | {name: dense_family.IMAGE[name] for name in ("mean", "std")}
+_TAIL, _HALF = "backbone.features.1.0.3.0.weight", 80
+"""The first weight of the last blocks, and its outputs where they have half the channels."""
+
+
 def build(variant: str, classes: int, _: tuple[int, int]) -> Network:
     """Return the network of a variant as it was trained, in eval mode."""
-    model = MODELS[variant](weights=None, weights_backbone=None, num_classes=classes + 1)
-    return Network(model).eval()
+    return Network(_model(variant, classes)).eval()
 
 
-def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
-    """Return the variant and the number of classes, None where it is not an SSD."""
-    for variant, (key, boxes) in SCORES.items():
+def _model(variant: str, classes: int) -> Model:
+    return MODELS[variant](weights=None, weights_backbone=None, num_classes=classes + 1)
+
+
+def identify(state: StateDict, facts: Facts) -> Found | None:
+    """Return what the weights and the file say, None where it is not an SSD."""
+    for name, (key, boxes) in SCORES.items():
         scores = outputs(state, key)
-        if scores is not None and state[key].ndim == 4:
-            return variant, scores // boxes - 1
+        if scores is None or state[key].ndim != 4:
+            continue
+        tail = outputs(state, _TAIL)
+        own = FULL if name == LITE and tail is not None and tail > _HALF else name
+        return _found(stated(facts, own, MODELS), scores // boxes - 1, facts)
     return None
+
+
+def _found(variant: str, classes: int, facts: Facts) -> Found:
+    model = _model(variant, classes)
+    base = choices(model, KNOBS)
+    settings = resolve(base, facts)
+    apply(model, dense_family.DENSE, settings)
+    agree(model, facts, KNOBS)
+    return Found(
+        variant,
+        classes,
+        settings,
+        build=lambda: Network(model).eval(),
+        preprocess=partial(dense_family.set_up, INPUTS[variant], settings),
+        class_names=class_names(classes) if dense_family.published(facts.sha256) else None,
+        assumed=assumptions(base, settings),
+    )
 
 
 def class_names(count: int) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast, get_args
 
 from deploykit.data.preprocess import Preprocess
 from deploykit.errors import CheckpointError, OptionError, unknown_name
-from deploykit.networks.states import outputs
+from deploykit.networks.states import check_colours, outputs
 from deploykit.networks.yolov6.architecture import (
     VARIANTS,
     Activation,
@@ -99,6 +99,7 @@ def identify(state: StateDict, facts: Facts) -> Found | None:
     found = read(state)
     if found is None:
         return None
+    check_colours(found.inputs)
     if found.block == "conv":
         found = replace(found, activation=_activation(found, facts))
     name = _name(found)

@@ -13,7 +13,7 @@ from deploykit import backends, ops, tasks
 from deploykit.files import onnxfile
 from deploykit.graph import fusion
 from deploykit.networks import loading, reparam, tracing
-from deploykit.recipes import metadata
+from deploykit.recipes import identity, metadata
 from deploykit.recipes.metadata import ModelCard
 
 if TYPE_CHECKING:
@@ -126,3 +126,9 @@ def aligned(
     order = distance.argmin(1) if len(boxes) else np.zeros(0, np.int64)
     assert len(set(order.tolist())) == len(boxes), "every row has a partner of its own"
     return order
+
+
+def told(answer: Any) -> tuple[str, int] | None:
+    """Return the variant and the number of classes that a family found."""
+    known = identity.found(answer)
+    return None if known is None else (known.variant, known.classes)

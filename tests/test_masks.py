@@ -70,11 +70,34 @@ def test_no_objects_have_no_pixels() -> None:
     assert not list(masks.run_lengths(empty, none, HEIGHT, WIDTH))
 
 
-@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.9])
-def test_a_pixel_belongs_where_the_mask_is_above_the_threshold(threshold: float) -> None:
-    values, boxes = np.full((1, 28, 28), 0.4, np.float32), np.array([[5, 5, 25, 25]], np.float32)
-    pasted = masks.paste(values, boxes, HEIGHT, WIDTH, threshold=threshold)
-    assert pasted[0, 15, 15] == (threshold < 0.4)
+@pytest.mark.parametrize("value", [0.4, 0.5, 0.6])
+def test_a_pixel_belongs_where_the_mask_is_above_the_threshold(value: float) -> None:
+    values, boxes = np.full((1, 28, 28), value, np.float32), np.array([[5, 5, 25, 25]], np.float32)
+    assert masks.paste(values, boxes, HEIGHT, WIDTH)[0, 15, 15] == (value > 0.5)
+    exact = masks.paste(values, boxes, HEIGHT, WIDTH, pasting="exact")
+    assert exact[0, 15, 15] == (value >= 0.5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31))
+def test_an_exact_mask_is_read_at_the_centres_of_pixels(seed: int) -> None:
+    """detectron2's rule, by torch's own sampling with zeros beside the mask."""
+    values, boxes = objects(seed, 6)
+    boxes[0] = -50, -50, 150, 150
+    boxes[1] = 10.25, 12.5, 22.0, 23.75
+    for mask, box, pixels in zip(
+        values, boxes, masks.paste(values, boxes, HEIGHT, WIDTH, pasting="exact"), strict=True
+    ):
+        x, y = (
+            (torch.arange(n) + 0.5 - float(low)) / float(high - low) * 2 - 1
+            for n, low, high in ((WIDTH, box[0], box[2]), (HEIGHT, box[1], box[3]))
+        )
+        places = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)[None].double()
+        read = torch.nn.functional.grid_sample(
+            torch.from_numpy(mask)[None, None].double(), places, align_corners=False
+        )[0, 0].numpy()
+        sure = np.abs(read - 0.5) > 1e-4
+        assert (pixels == (read >= 0.5))[sure].all()
 
 
 @settings(max_examples=25, deadline=None)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from dense_models import assert_same, eager
+from dense_models import assert_same, eager, told
 from torchvision.models import detection as zoo
 from torchvision.models.detection import backbone_utils
 from torchvision.ops import FrozenBatchNorm2d
@@ -98,5 +98,5 @@ def test_published_weights_of_resnet50_are_taken_for_those_with_an_epsilon_of_0(
         state = zoo.FasterRCNN(body("resnet50", FrozenBatchNorm2d), CLASSES + 1).state_dict()
         other = zoo.FasterRCNN(body("resnet101", FrozenBatchNorm2d), CLASSES + 1).state_dict()
     recipe = RECIPES.load("faster_rcnn")
-    assert recipe.identify(state, Facts()) == ("resnet50_fpn_eps0", CLASSES)
-    assert recipe.identify(other, Facts()) == ("resnet101_fpn", CLASSES)
+    assert told(recipe.identify(state, Facts())) == ("resnet50_fpn_eps0", CLASSES)
+    assert told(recipe.identify(other, Facts())) == ("resnet101_fpn", CLASSES)

@@ -55,7 +55,11 @@ def export(
         Option(help="HxW in pixels, or several: an image takes what fits. Default: the recipe's."),
     ] = None,
     class_names: Annotated[
-        str | None, Option(help="Comma-separated, in the order of training.")
+        str | None, Option(help="Comma-separated, in the order of training; or coco, voc.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        Option("--set", help="NAME=VALUE that the file does not say, such as detections=300."),
     ] = None,
     opset: Annotated[int, Option(help="17 for TensorRT 8.6; FP16 scales need 19.")] = 19,
     record: Record = None,
@@ -79,6 +83,7 @@ def export(
         input_size=sizes[0] if sizes else None,
         canvases=sizes[1:],
         class_names=options.names(class_names),
+        settings=options.settings(settings),
         opset=opset,
     )
     with options.named(op):

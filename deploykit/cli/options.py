@@ -55,6 +55,21 @@ def names(text: str | None) -> tuple[str, ...] | None:
     return found
 
 
+def settings(texts: Sequence[str] | None) -> dict[str, str]:
+    """Return name -> value of texts such as `detections=300`. Raises: OptionError."""
+    found: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not (name and equals and value) or name in found:
+            twice = "twice" if name in found else ""
+            raise OptionError(
+                f"--set {text} {twice}".strip(),
+                expected="NAME=VALUE, each name once, such as --set detections=300",
+            )
+        found[name] = value
+    return found
+
+
 def choice(kind: str, text: str, values: type[E]) -> E:
     """Return the member of `values` called `text`. Raises: OptionError."""
     members = {str(member.value): member for member in values}

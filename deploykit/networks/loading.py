@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from deploykit import tasks
-from deploykit.errors import CheckpointError, OptionError, unknown_name
+from deploykit.errors import CheckpointError, unknown_name
 from deploykit.files import extensions
-from deploykit.networks import checkpoint, pickled, reparam
+from deploykit.networks import checkpoint, class_names, pickled, reparam
 from deploykit.recipes import metadata
 from deploykit.recipes.candidates import candidates
 from deploykit.recipes.identity import Facts, Found
@@ -53,7 +53,7 @@ class Network:
     recipe: Recipe
     card: ModelCard
     notes: tuple[str, ...] = ()
-    """Which weights of the file were taken, and what was left aside."""
+    """Which weights of the file were taken, and what was assumed where it does not say."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -84,7 +84,7 @@ def load_network(path: Path, options: NetworkOptions) -> Network:
             if known is not None:
                 network = _network(loaded, options, *known)
                 passed = [f"{where} not used: {why.found}" for where, why in misfits.items()]
-                return replace(network, notes=(*loaded.notes, *passed))
+                return replace(network, notes=(*loaded.notes, *passed, *network.notes))
         except CheckpointError as error:
             misfits.setdefault(f"the weights under {loaded.place!r}", error)
     if misfits:
@@ -116,16 +116,18 @@ def _network(
         fix = _advice(loaded, options, recipe, found)
         raise CheckpointError(error.found, expected=error.expected, fix=fix) from error
     pickled.settle(module, loaded.modules, pickled.paths(loaded.state, state))
+    names, said = class_names.chosen(recipe, found, options.class_names, loaded.class_names)
     card = ModelCard(
         recipe=metadata.recipe_name(options.recipe, recipe),
         variant=found.variant,
         task=tasks.name(recipe.task),
         preprocess=preprocess,
-        class_names=_class_names(recipe, found.classes, options.class_names or loaded.class_names),
+        class_names=names,
         checkpoint_sha256=loaded.sha256,
         keep_float=variant.keep_float,
+        settings=found.settings,
     )
-    return Network(module.eval(), recipe, card)
+    return Network(module.eval(), recipe, card, tuple(filter(None, (said, found.assumed))))
 
 
 def identify(loaded: checkpoint.Checkpoint, options: NetworkOptions) -> tuple[Recipe, Found] | None:
@@ -208,13 +210,3 @@ def _preprocess(variant: Variant, found: Found, options: NetworkOptions) -> Prep
     if options.canvases:
         made = replace(made, canvases=options.canvases)
     return checked(made, variant)
-
-
-def _class_names(recipe: Recipe, count: int, given: tuple[str, ...] | None) -> tuple[str, ...]:
-    names = given or recipe.class_names(count)
-    if len(names) != count:
-        raise OptionError(
-            f"{len(names)} class names for a model of {count} classes",
-            fix="give one name per class, comma-separated, in the order of training",
-        )
-    return names

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from deploykit import backends, tasks
 from deploykit.backends import onnxruntime
@@ -15,6 +15,8 @@ from deploykit.files import artifacts, bundles, contents, onnxfile
 from deploykit.recipes import metadata, opened
 from deploykit.recipes.metadata import ModelCard
 from deploykit.recipes.recipe import RECIPES
+from deploykit.tasks import masks
+from deploykit.tasks.instances import Instances
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -59,7 +61,7 @@ class Model:
         if given is None and self.recipe is not None:
             given = RECIPES.load(self.recipe).task
         if given is not None:
-            return tasks.find(given)
+            return _as_made(tasks.find(given), self.card)
         card = self.contract()
         metadata.check_recipe(card)
         if card.task not in tasks.SHIPPED:
@@ -69,7 +71,7 @@ class Model:
                 fix="give the recipe it was exported with, --recipe FILE, or in Python the task "
                 "itself: deploykit.evaluate(..., task=my_task)",
             )
-        return tasks.SHIPPED[card.task]
+        return _as_made(tasks.SHIPPED[card.task], card)
 
     def images(self) -> str:
         """Return the name of the only input. Raises: ModelError where there are more."""
@@ -87,6 +89,19 @@ class Model:
         """Return the outputs for images float32[B, 3, H, W]."""
         outputs = self.session.run({self.images(): images})
         return {name: value.astype("float32", copy=False) for name, value in outputs.items()}
+
+
+def _as_made(task: AnyTask, card: ModelCard | None) -> AnyTask:
+    """Return a task as the family of a model's network does it. Raises: ModelError."""
+    said = card.settings.get(masks.SETTING) if card else None
+    if said is None or not isinstance(task, Instances):
+        return task
+    if said.value not in get_args(masks.Pasting):
+        raise ModelError(
+            f"the card says that masks are pasted {said.value!r}",
+            expected="one of " + ", ".join(get_args(masks.Pasting)),
+        )
+    return replace(task, pasting=cast(masks.Pasting, said.value))
 
 
 def open_model(

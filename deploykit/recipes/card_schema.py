@@ -7,7 +7,20 @@ from typing import Any, get_args
 from deploykit.data.preprocess import Centre, Channels, Mapping, Resize, Rounding
 from deploykit.data.resizing import Interpolation, Resampler
 from deploykit.files import schema
-from deploykit.files.schema import flag, many, nothing_or, number, one_of, record, row, text, whole
+from deploykit.files.schema import (
+    anything,
+    flag,
+    many,
+    mapping,
+    nothing_or,
+    number,
+    one_of,
+    record,
+    row,
+    text,
+    whole,
+)
+from deploykit.recipes.identity import Origin
 from deploykit.values import Precision
 
 _SIDE, _PIXELS = 1 << 15, 1 << 26
@@ -64,5 +77,8 @@ CARD = record(
             row(text(most=4096), text(most=4096), one_of(*(p.value for p in Precision))),
             most=_PATTERNS,
         ),
-    }
+    },
+    {
+        "settings": mapping(row(anything, one_of(*get_args(Origin)))),
+    },
 )

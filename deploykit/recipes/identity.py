@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast, get_args
 
 from deploykit.errors import CheckpointError, OptionError, unknown_name
 
@@ -79,6 +79,10 @@ class Found:
     """Makes the network exactly as the checkpoint says; None: the variant as the recipe has it."""
     preprocess: Callable[[tuple[int, int] | None], Preprocess] | None = None
     """Likewise for the input: size H, W or None -> how it is made."""
+    class_names: tuple[str, ...] | None = None
+    """Where the networks of a family tell them apart; None: the file's, or numbers."""
+    assumed: str = ""
+    """One line about the settings that nobody states."""
 
 
 def found(answer: Found | tuple[str, int] | None) -> Found | None:
@@ -163,6 +167,20 @@ def frozen(value: object) -> Plain:
     raise ValueError(f"a {type(value).__name__} is no plain value")
 
 
+def recorded(value: object, origin: str) -> Setting:
+    """Return a setting as a card has it. Raises: ValueError."""
+    if origin not in get_args(Origin):
+        raise ValueError(f"a setting from {origin!r}")
+    return Setting(frozen(value), cast(Origin, origin))
+
+
+def stated(facts: Facts, found: str, known: Iterable[str]) -> str:
+    """Return the variant that the user stated, else the one found. Raises: OptionError."""
+    if facts.variant is not None and facts.variant not in (names := tuple(known)):
+        raise unknown_name("variant", facts.variant, names)
+    return facts.variant or found
+
+
 def assumptions(choices: Mapping[str, Choice], settings: Settings) -> str:
     """Return one line about what was assumed, empty where nothing was."""
     parts = [
@@ -201,6 +219,25 @@ def three(value: Plain) -> tuple[float, ...]:
     if isinstance(value, tuple) and len(value) == 3 and all(map(_is_number, value)):
         return tuple(float(v) for v in value)  # type: ignore[arg-type]  # numbers
     raise ValueError("three numbers, such as [0.485, 0.456, 0.406]")
+
+
+def four(value: Plain) -> tuple[float, ...]:
+    """Return four finite numbers. Raises: ValueError."""
+    if isinstance(value, tuple) and len(value) == 4 and all(map(_is_number, value)):
+        return tuple(float(v) for v in value)  # type: ignore[arg-type]  # numbers
+    raise ValueError("four numbers, such as [10, 10, 5, 5]")
+
+
+def truth(value: Plain) -> bool:
+    """Return a truth value. Raises: ValueError."""
+    if isinstance(value, bool):
+        return value
+    raise ValueError("true or false")
+
+
+def side(value: Plain) -> int:
+    """Return a number of pixels, of several the last. Raises: ValueError."""
+    return count(value[-1] if isinstance(value, tuple) and value else value)
 
 
 def levels(value: Plain) -> tuple[tuple[float, ...], ...]:

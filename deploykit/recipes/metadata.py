@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from deploykit.data.preprocess import Preprocess
 from deploykit.errors import ModelError, unknown_name
 from deploykit.files import jsonfile
+from deploykit.recipes import identity
 from deploykit.recipes.card_schema import CARD
 from deploykit.recipes.recipe import RECIPES, KeepFloat
 from deploykit.values import SCHEMA_VERSION, Json, Precision
@@ -17,6 +18,7 @@ from deploykit.values import SCHEMA_VERSION, Json, Precision
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
 
+    from deploykit.recipes.identity import Settings
     from deploykit.recipes.recipe import Recipe
 
 _KEY = "deploykit"
@@ -37,6 +39,8 @@ class ModelCard:
     class_names: tuple[str, ...]
     checkpoint_sha256: str
     keep_float: tuple[KeepFloat, ...] = ()
+    settings: Settings = field(default_factory=dict)
+    """What the network was set up with, and who said so."""
 
     def to_json(self) -> Json:
         """Return the card as plain JSON values."""
@@ -49,6 +53,7 @@ class ModelCard:
             "class_names": list(self.class_names),
             "checkpoint_sha256": self.checkpoint_sha256,
             "keep_float": [[k.pattern, k.reason, k.precision.value] for k in self.keep_float],
+            "settings": {name: [s.value, s.origin] for name, s in self.settings.items()},
         }
 
     @classmethod
@@ -66,6 +71,10 @@ class ModelCard:
                 KeepFloat(pattern, reason, Precision(precision))
                 for pattern, reason, precision in data["keep_float"]
             ),
+            settings={
+                name: identity.recorded(value, origin)
+                for name, (value, origin) in data.get("settings", {}).items()
+            },
         )
 
 

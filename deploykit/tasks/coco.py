@@ -240,7 +240,7 @@ def _segments(found: Detections, size: Size) -> tuple[Json, ...]:
     if found.masks is None:
         return ()
     frames = found.boxes if found.frames is None else found.frames
-    counts = masks.run_lengths(found.masks, frames, *size)
+    counts = masks.run_lengths(found.masks, frames, *size, pasting=found.pasting)
     return tuple(masks.compressed({"size": list(size), "counts": c}, size) for c in counts)
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.data.preprocess import Floats, Geometry
+    from deploykit.tasks.masks import Pasting
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Detections:
     frames: Floats | None = None
     """float32[N, 4]: the boxes that `masks` span, x1, y1, x2, y2 in pixels of the original image;
     None: `boxes`."""
+    pasting: Pasting = "rounded"
+    """How `masks` are brought to pixels, see `tasks.masks`."""
     keypoints: Floats | None = None
     """float32[N, K, 3]: x, y in pixels of the original image, and a score (a logit)."""
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from deploykit.tasks.detection import Detection
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from deploykit.data.preprocess import Floats, Geometry
     from deploykit.tasks.coco import Part
+    from deploykit.tasks.detections import Detections
+    from deploykit.tasks.masks import Pasting
 
 
 @dataclass(frozen=True)
@@ -16,3 +21,11 @@ class Instances(Detection):
     """The objects in an image, each with a class, a box and a mask."""
 
     parts: ClassVar[tuple[Part, ...]] = ("bbox", "segm")
+    pasting: Pasting = "rounded"
+    """How the family of the network brings masks to pixels."""
+
+    def decode(
+        self, outputs: Mapping[str, Floats], geometries: Sequence[Geometry], /
+    ) -> Sequence[Detections]:
+        """Return the objects in each image, best first, in its own pixels."""
+        return [replace(found, pasting=self.pasting) for found in self.read(outputs, geometries)]

@@ -1,12 +1,13 @@
 """From a mask over a box to pixels of the image, one object at a time.
 
-Source: torchvision's `paste_masks_in_image`, whose rounding this keeps: the mask gets a border of
-one zero, the box grows with it and is cut to whole pixels, both ends included.
+Source: torchvision's `paste_masks_in_image`, whose rounding `rounded` keeps: the mask gets a border
+of one zero, the box grows with it and is cut to whole pixels, both ends included. `exact` is
+detectron2's: the mask is read at the centres of pixels, in the box as it is.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -21,9 +22,13 @@ if TYPE_CHECKING:
     Bools: TypeAlias = NDArray[np.bool_]
     Doubles: TypeAlias = NDArray[np.float64]
 
+Pasting: TypeAlias = Literal["rounded", "exact"]
+"""How a mask is brought to the pixels of its box."""
+SETTING = "mask_pasting"
+"""What a model's card calls it."""
 BORDER = 1
 THRESHOLD = 0.5
-"""A pixel belongs to an object where its mask is above it."""
+"""A pixel belongs to an object where its mask is above it; pasted exactly, at least it."""
 
 
 class Patch(NamedTuple):
@@ -36,7 +41,12 @@ class Patch(NamedTuple):
 
 
 def paste(
-    masks: Floats, boxes: Floats, height: int, width: int, *, threshold: float = THRESHOLD
+    masks: Floats,
+    boxes: Floats,
+    height: int,
+    width: int,
+    *,
+    pasting: Pasting = "rounded",
 ) -> Bools:
     """Return bool[N, height, width]: the pixels of each object.
 
@@ -45,39 +55,55 @@ def paste(
         boxes: float32[N, 4]: x1, y1, x2, y2 in pixels.
         height: Of the image, in pixels.
         width: Of the image, in pixels.
-        threshold: A pixel is the object's where its mask is above it.
+        pasting: How the family of the network does it.
     """
     pixels = np.zeros((len(masks), height, width), bool)
     for whole, (top, left, values) in zip(
-        pixels, patches(masks, boxes, height, width), strict=True
+        pixels, patches(masks, boxes, height, width, pasting=pasting), strict=True
     ):
-        whole[top : top + values.shape[0], left : left + values.shape[1]] = values > threshold
+        part = whole[top : top + values.shape[0], left : left + values.shape[1]]
+        part[:] = inside(values, pasting)
     return pixels
 
 
-def patches(masks: Floats, boxes: Floats, height: int, width: int) -> Iterator[Patch]:
+def inside(values: Floats, pasting: Pasting = "rounded") -> Bools:
+    """Return which pixels of a patch are the object's."""
+    return values > THRESHOLD if pasting == "rounded" else values >= THRESHOLD
+
+
+def patches(
+    masks: Floats, boxes: Floats, height: int, width: int, *, pasting: Pasting = "rounded"
+) -> Iterator[Patch]:
     """Yield the part of the image that each mask covers; memory is that of one box.
 
     Arguments are those of `paste`. A box with a coordinate that is no finite number covers nothing.
     """
-    bordered = np.pad(masks, ((0, 0), (BORDER, BORDER), (BORDER, BORDER)))
-    grown = _grown(np.asarray(boxes, np.float32).reshape(-1, 4), masks.shape[-1])
-    for mask, box in zip(bordered, grown, strict=True):
-        left, rows_x = _axis(box[0], box[2], mask.shape[1], width)
-        top, rows_y = _axis(box[1], box[3], mask.shape[0], height)
+    frames, axis = np.asarray(boxes, np.float32).reshape(-1, 4), _exact
+    if pasting == "rounded":
+        frames, axis = _grown(frames, masks.shape[-1]), _axis
+        masks = np.pad(masks, ((0, 0), (BORDER, BORDER), (BORDER, BORDER)))
+    for mask, box in zip(masks, frames, strict=True):
+        left, rows_x = axis(box[0], box[2], mask.shape[1], width)
+        top, rows_y = axis(box[1], box[3], mask.shape[0], height)
         yield Patch(top, left, (rows_y @ mask @ rows_x.T).astype(np.float32))
 
 
 def run_lengths(
-    masks: Floats, boxes: Floats, height: int, width: int, *, threshold: float = THRESHOLD
+    masks: Floats,
+    boxes: Floats,
+    height: int,
+    width: int,
+    *,
+    pasting: Pasting = "rounded",
 ) -> Iterator[list[int]]:
     """Yield COCO's uncompressed run lengths of what `paste` returns, one object at a time.
 
     Pixels are counted down the columns; the first run is one of background. Arguments are those
     of `paste`.
     """
-    for top, left, values in patches(masks, boxes, height, width):
-        yield _runs(values > threshold, (top, left), height, height * width)
+    for top, left, values in patches(masks, boxes, height, width, pasting=pasting):
+        mine = inside(values, pasting)
+        yield _runs(mine, (top, left), height, height * width)
 
 
 def _runs(inside: Bools, corner: tuple[int, int], height: int, pixels: int) -> list[int]:
@@ -118,6 +144,22 @@ def _axis(low: float, high: float, samples: int, limit: int) -> tuple[int, Doubl
     weights[index, near] = 1 - (place - near)
     weights[index, np.minimum(near + 1, samples - 1)] += place - near
     return min(start, limit), weights
+
+
+def _exact(low: float, high: float, samples: int, limit: int) -> tuple[int, Doubles]:
+    """Return what `_axis` does, for the box as it is: beside it are zeros.
+
+    The pixel x lies at u = (x + 0.5 - low) / (high - low) * samples - 0.5 of the mask.
+    """
+    if not (np.isfinite(low) and np.isfinite(high) and high > low):
+        return 0, np.zeros((0, samples))
+    start, end = (int(np.clip(side, 0, limit)) for side in (np.floor(low), np.ceil(high)))
+    place = (np.arange(start, end) + 0.5 - low) * (samples / float(high - low)) - 0.5
+    near = np.floor(place).astype(np.int64)
+    weights, index = np.zeros((len(place), samples + 2)), np.arange(len(place))
+    weights[index, near.clip(-1, samples) + 1] = 1 - (place - near)
+    weights[index, (near + 1).clip(-1, samples) + 1] += place - near
+    return start, weights[:, 1:-1]
 
 
 def compressed(segmentation: Any, size: tuple[int, int]) -> Json:  # noqa: ANN401 - JSON

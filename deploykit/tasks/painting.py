@@ -70,11 +70,12 @@ def _tinted(image: Pixels, found: Detections, least: float) -> Pixels:
         return pixels
     frames = found.boxes if found.frames is None else found.frames
     shown = _shown(found, least)
-    patches = masks.patches(found.masks[shown], frames[shown], *image.shape[:2])
+    size, how = image.shape[:2], found.pasting
+    patches = masks.patches(found.masks[shown], frames[shown], *size, pasting=how)
     for i, (top, left, values) in zip(shown, patches, strict=True):
         height, width = values.shape
         part = pixels[top : top + height, left : left + width]
-        inside = values > masks.THRESHOLD
+        inside = masks.inside(values, how)
         tint = np.array(colour(int(found.classes[i])))
         part[inside] = np.round(part[inside] * (1 - _MIXED) + tint * _MIXED)
     return pixels

@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import nn
+from torchvision.models import detection
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights, backbone_utils
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from deploykit.data.preprocess import Preprocess
+from deploykit.errors import OptionError
+from deploykit.networks.detectors import two_stage_models
+from deploykit.networks.detectors.settings import Knob, agree, anchored, apply, choices
+from deploykit.networks.states import COLOURS, check_colours, inputs
+from deploykit.recipes import identity
+from deploykit.recipes.identity import Found, assumptions, resolve
 from deploykit.recipes.recipe import KeepFloat, Variant
 from deploykit.tasks.outputs import Output
 from deploykit.values import Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from torch.nn import Module
+
+    from deploykit.networks.detectors.settings import Levels, Model
+    from deploykit.recipes.identity import Facts, Settings
     from deploykit.recipes.recipe import StateDict
+
+if TYPE_CHECKING:
+    Wrap = Callable[[Model], Module]
+    """From torchvision's model to the network."""
 
 OUTPUTS = (
     Output("boxes", "boxes"),
@@ -28,6 +48,8 @@ OUTPUTS = (
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LIMITS, CANVAS = (800, 1333), (800, 1344)
 """Short and longest long side of an image, and what holds it where it is wider than high."""
+MULTIPLE = 32
+"""Of which both sides of an input are: the stride of the body's last features."""
 STAGES = (2, 3, 4)
 """Stages of the body that the pyramid starts from: strides 8, 16 and 32."""
 BODIES = {
@@ -42,10 +64,10 @@ WIDTH = 64
 """Channels inside the blocks of the first stage; ResNeXt and wide ResNets have more."""
 
 
-def pyramid(body: str, *, from_features: bool = False) -> Any:  # noqa: ANN401 - torchvision ships no types
-    """Return a ResNet with a pyramid of five levels, strides 8 to 128, weights random.
+def pyramid(body: str, sizes: Sizes, *, from_features: bool = False) -> Any:  # noqa: ANN401 - torchvision ships no types
+    """Return a ResNet with a pyramid of two levels more than `sizes.stages`, weights random.
 
-    from_features: whether the sixth level is made from the body's last features, not the
+    from_features: whether the last levels are made from the body's last features, not the
     pyramid's.
     """
     channels = 256 if not from_features else 2048 if BODIES[body][1] else 512
@@ -54,9 +76,91 @@ def pyramid(body: str, *, from_features: bool = False) -> Any:  # noqa: ANN401 -
         weights=None,
         norm_layer=nn.BatchNorm2d,
         trainable_layers=5,
-        returned_layers=list(STAGES),
+        returned_layers=list(sizes.stages),
         extra_blocks=LastLevelP6P7(channels, 256),
     )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the weights say of what a variant leaves open."""
+
+    classes: int
+    anchors: int
+    """Per cell of each level."""
+    stages: tuple[int, ...] = STAGES
+    """Of the body, whose features make the pyramid."""
+
+    @classmethod
+    def of(cls, state: StateDict, classes: int, anchors: int) -> Sizes:
+        """Return the sizes in a state dict. Raises: CheckpointError."""
+        first = inputs(state, "backbone.body.conv1.weight")
+        check_colours(COLOURS if first is None else first)
+        return cls(classes, anchors, two_stage_models.stages(state))
+
+
+DENSE = {
+    "detections": Knob("objects per image", identity.count, ("", "detections_per_img")),
+    "score_threshold": Knob("scores above", identity.share, ("", "score_thresh")),
+    "nms_threshold": Knob("overlap up to", identity.share, ("", "nms_thresh")),
+    "candidates": Knob("candidates per level", identity.count, ("", "topk_candidates")),
+}
+ANCHORS = {
+    "anchor_sizes": Knob("anchor sizes", identity.levels, ("anchor_generator", "sizes")),
+    "anchor_ratios": Knob("anchor ratios", identity.levels, ("anchor_generator", "aspect_ratios")),
+}
+
+
+def found(
+    variant: str, make: Callable[[Sizes], Model], sizes: Sizes, facts: Facts, wrap: Wrap
+) -> Found:
+    """Return what was found; the model of `make` is set up as somebody says, then wrapped.
+
+    Raises: OptionError where something must be stated that nobody says; CheckpointError where a
+    pickled detector is set up in a way that is not carried.
+    """
+    knobs = DENSE | ANCHORS | IMAGE
+    with torch.device("meta"):
+        base = choices(make(sizes), knobs)
+    settings = resolve(base, facts)
+    check_levels(len(sizes.stages) - len(STAGES), settings)
+    with torch.device("meta"):
+        agree(_set_up(make(sizes), settings, sizes), facts, knobs)
+    return Found(
+        variant,
+        sizes.classes,
+        settings,
+        build=lambda: wrap(_set_up(make(sizes), settings, sizes)),
+        preprocess=partial(set_up, PREPROCESS, settings),
+        class_names=class_names(sizes.classes) if published(facts.sha256) else None,
+        assumed=assumptions(base, settings),
+    )
+
+
+def _set_up(model: Model, settings: Settings, sizes: Sizes) -> Model:
+    """Return `model`, set up. Raises: OptionError for anchors that do not fit it."""
+    sides, ratios = cast("list[Levels]", [settings[name].value for name in ANCHORS])
+    model.anchor_generator = anchored(model.anchor_generator, sides, ratios, sizes.anchors)
+    apply(model, DENSE, settings)
+    return model
+
+
+def check_levels(more: int, settings: Settings) -> None:
+    """Raise OptionError where a pyramid has more levels than usual, and nobody says its anchors."""
+    if more and settings["anchor_sizes"].origin == "assumed":
+        raise OptionError(
+            f"a pyramid of {abs(more)} levels {'more' if more > 0 else 'less'} than usual, whose "
+            "anchors the file does not hold",
+            expected="their sides in pixels, for each level",
+            fix="state those it was trained with, such as --set anchor_sizes=[[32],[64],[128]]",
+        )
+
+
+def generator(sizes: Sizes, own: AnchorGenerator) -> AnchorGenerator:
+    """Return torchvision's anchors of a detector, or as many for another number of levels."""
+    count = len(sizes.stages) + 2
+    rows = tuple(own.sizes[min(i, len(own.sizes) - 1)] for i in range(count))
+    return own if len(own.sizes) == count else AnchorGenerator(rows, own.aspect_ratios[:1] * count)
 
 
 def body(state: StateDict) -> str | None:
@@ -71,6 +175,19 @@ def body(state: StateDict) -> str | None:
     return next((name for name, expected in BODIES.items() if expected == found), None)
 
 
+def epsilon(state: StateDict, facts: Facts) -> float:
+    """Return the epsilon of a body's norms.
+
+    As the pickled module has it; else 0, as in torchvision's published weights, where the norms
+    have no counters, and so are frozen.
+    """
+    norm = facts.layers.get("backbone.body.bn1")
+    stored = norm.values.get("eps") if norm else None
+    if isinstance(stored, float):
+        return stored
+    return 1e-5 if any(key.endswith("num_batches_tracked") for key in state) else 0.0
+
+
 _OLD_PYRAMID = re.compile(r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)$")
 
 
@@ -80,6 +197,31 @@ def adapt(state: StateDict) -> StateDict:
     Before, a convolution of the pyramid was not in a sequence of its own.
     """
     return {_OLD_PYRAMID.sub(r"\1.0.\2", key): value for key, value in state.items()}
+
+
+IMAGE = {
+    "mean": Knob("mean", identity.three, ("transform", "image_mean")),
+    "std": Knob("deviation", identity.three, ("transform", "image_std")),
+    "min_size": Knob("short side", identity.side, ("transform", "min_size")),
+    "max_size": Knob("long side at most", identity.side, ("transform", "max_size")),
+}
+"""Settings of the input, where torchvision's transform has them."""
+
+
+def set_up(own: Preprocess, settings: Settings, size: tuple[int, int] | None) -> Preprocess:
+    """Return `own` for an input of `size` (H, W), with the settings that somebody states.
+
+    Without a size, the canvas holds an image that is wider than high.
+    """
+    said = {name: s.value for name, s in settings.items() if s.origin != "assumed"}
+    every: Any = {name: s.value for name, s in settings.items()}
+    stated = {"min_size", "max_size"} & set(said)
+    limits = (every["min_size"], every["max_size"]) if stated else None
+    if limits and size is None:
+        size = limits[0] + -limits[0] % MULTIPLE, limits[1] + -limits[1] % MULTIPLE
+    image: Any = {name: said[name] for name in ("mean", "std", "channels") if name in said}
+    made = replace(own.sized(size), **image)
+    return replace(made, limits=None).at_scale(*limits) if limits else made
 
 
 def torchvisions(size: tuple[int, int]) -> Preprocess:
@@ -117,6 +259,19 @@ def coco_names(first: int) -> tuple[str, ...]:
 def numbered(count: int) -> tuple[str, ...]:
     """Return names for classes that have none."""
     return tuple(f"class{i}" for i in range(count))
+
+
+@cache
+def _published() -> frozenset[str]:
+    """Return how the hashes of torchvision's published detectors begin, as their addresses end."""
+    kinds = (v for v in vars(detection).values() if isinstance(v, type) and issubclass(v, Enum))
+    urls = [weights.value.url for kind in kinds for weights in kind]
+    return frozenset(url.rpartition("-")[2].partition(".")[0] for url in urls)
+
+
+def published(sha256: str) -> bool:
+    """Return whether a file with this hash holds weights that torchvision trained on COCO."""
+    return sha256[:8] in _published()
 
 
 SELECT = (

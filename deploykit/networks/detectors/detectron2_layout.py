@@ -7,19 +7,24 @@ background is the last class there and the first here, and boxes and masks have 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.models.resnet import Bottleneck
 
+from deploykit.errors import CheckpointError
 from deploykit.networks.detectors import two_stage
+from deploykit.recipes import identity
+from deploykit.recipes.identity import Choice, frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from deploykit.networks.detectors.grids import Array
+    from deploykit.networks.detectors.two_stage_models import Sizes
+    from deploykit.recipes.identity import Plain, Settings
     from deploykit.recipes.recipe import StateDict
 
 MARK = "detectron2"
@@ -58,7 +63,9 @@ _NAMES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
     ),
     (re.compile(r"\.keypoint_head\.score_lowres\."), ".keypoint_predictor.kps_score_lowres."),
 )
-_EXTRAS = re.compile(r"^(pixel_(mean|std)|proposal_generator\.anchor_generator\..*)$")
+_CELLS = re.compile(r"^proposal_generator\.anchor_generator\.cell_anchors\.(\d+)$")
+_STORED = re.compile(r"^(pixel_mean|pixel_std|cell_anchors_\d+)$")
+"""What files until 2021 hold beside the weights, as `adapt` names it."""
 _LAST_TO_FIRST = re.compile(r"\.box_predictor\.cls_score\.(weight|bias)$")
 _NO_BACKGROUND = re.compile(r"\.(box_predictor\.bbox_pred|mask_predictor\.mask_fcn_logits)\.")
 
@@ -70,11 +77,17 @@ def is_own(state: StateDict) -> bool:
 
 def adapt(state: StateDict) -> dict[str, Tensor]:
     """Return a state dict of detectron2 under torchvision's names, with `MARK`."""
-    renamed = {_renamed(key): value for key, value in state.items() if not _EXTRAS.match(key)}
+    renamed = {_renamed(key): value for key, value in state.items()}
     return {key: _reordered(key, value) for key, value in renamed.items()} | {MARK: torch.empty(0)}
 
 
+def is_adapted(state: StateDict) -> bool:
+    """Return whether a state dict comes from `adapt`."""
+    return MARK in state
+
+
 def _renamed(key: str) -> str:
+    key = _CELLS.sub(r"cell_anchors_\1", key)
     for pattern, name in _NAMES:
         key = pattern.sub(name, key)
     return key
@@ -90,24 +103,82 @@ def _reordered(key: str, value: Tensor) -> Tensor:
     return value
 
 
-def configure(model: Any) -> two_stage.TwoStage:  # noqa: ANN401 - torchvision ships no types
+def stored(state: StateDict, wanted: Sizes) -> dict[str, Plain]:
+    """Return the settings among the entries of a state dict.
+
+    Raises: CheckpointError where the anchors are not those of the weights.
+    """
+    found: dict[str, Plain] = {}
+    for name, key in (("mean", "pixel_mean"), ("std", "pixel_std")):
+        if key in state:
+            found[name] = frozen(state[key].flatten().tolist())
+    if "pixel_mean" in state:
+        mean = np.array(state["pixel_mean"].flatten().tolist())
+        away = [np.abs(mean - np.resize(known, mean.shape)).max() for known in _MEANS.values()]
+        if min(away) < max(away):
+            found["channels"] = list(_MEANS)[int(np.argmin(away))]
+    cells = [state[f"cell_anchors_{i}"] for i in range(len(state)) if f"cell_anchors_{i}" in state]
+    if cells:
+        levels = len(wanted.stages) + 1
+        if [tuple(c.shape) for c in cells] != [(wanted.anchors, 4)] * levels:
+            raise CheckpointError(
+                f"anchors of the shapes {[list(c.shape) for c in cells]}",
+                expected=f"{levels} levels of [{wanted.anchors}, 4], as the weights say",
+            )
+        found["anchors"] = frozen([c.tolist() for c in cells])
+    return found
+
+
+_MEANS = {"BGR": MEAN_BGR, "RGB": MEAN_BGR[::-1]}
+_X101_STD = (57.375, 57.12, 58.395)
+
+
+def choices(variant: str, stored: Mapping[str, Plain]) -> dict[str, Choice]:
+    """Return the settings that its own names do not share with torchvision's."""
+    grouped = "resnext" in variant
+    found = {
+        "mean": Choice(MEAN_BGR, "mean", identity.three),
+        "std": Choice(_X101_STD if grouped else (1.0, 1.0, 1.0), "deviation", identity.three),
+        "channels": Choice("BGR", "channels", _order),
+        "stride_in_1x1": Choice(not grouped, "strides in the 1x1 convolutions", identity.truth),
+    }
+    anchors = stored.get("anchors")
+    return found | ({"anchors": Choice(anchors, "anchors", lambda v: v)} if anchors else {})
+
+
+def _order(value: Plain) -> str:
+    if value in ("BGR", "RGB"):
+        return str(value)
+    raise ValueError("BGR or RGB")
+
+
+def network(model: Any, settings: Settings, state: StateDict) -> two_stage.TwoStage:  # noqa: ANN401 - torchvision ships no types
     """Return the network of torchvision's model, with detectron2's conventions.
 
-    Strides are in the first convolution of a block, as in the ResNets it starts from; anchors are
-    not rounded.
+    Strides are in the first convolution of a block, as in the ResNets that it starts from; anchors
+    are not rounded, and those of a level are as far apart as its stride says.
     """
     for block in model.modules():
-        if isinstance(block, Bottleneck):
+        if isinstance(block, Bottleneck) and settings["stride_in_1x1"].value:
             block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
     model.rpn.min_size = two_stage.LEAST
-    network = two_stage.TwoStage(model, SAMPLING)
+    made = two_stage.TwoStage(model, SAMPLING)
     generator = model.rpn.anchor_generator
-    network.cells = [
-        _cell(sizes, ratios)
-        for sizes, ratios in zip(generator.sizes, generator.aspect_ratios, strict=True)
-    ]
-    network.register_buffer(MARK, torch.empty(0))
-    return network
+    rows = zip(generator.sizes, generator.aspect_ratios, strict=True)
+    anchors = settings["anchors"].value if "anchors" in settings else None
+    made.cells = (
+        [np.array(level, np.float32) for level in cast("tuple[Any, ...]", anchors)]
+        if anchors
+        else [_cell(*row) for row in rows]
+    )
+    made.steps = tuple(FIRST_STRIDE * 2**level for level in range(len(made.cells)))
+    for name in (MARK, *(key for key in state if _STORED.match(key))):
+        made.register_buffer(name, torch.zeros_like(state.get(name, torch.empty(0))))
+    return made
+
+
+FIRST_STRIDE = 4
+"""Input pixels per cell of the finest level; twice as many at each that follows, exactly."""
 
 
 def _cell(sizes: tuple[int, ...], ratios: tuple[float, ...]) -> Array:

@@ -25,13 +25,13 @@ LARGEST = math.log(1000 / 16)
 """Most that the logarithm of a side may grow by."""
 
 
-def anchors(cell: Array, image: Size, grid: Size) -> Array:
+def anchors(cell: Array, image: Size, grid: Size, step: int | None = None) -> Array:
     """Return float32[H * W * A, 4] in input pixels: the anchors of the first cell in every cell.
 
     cell: float32[A, 4] around the origin. image, grid: (H, W) of the input and the feature map;
-    cells are a whole number of pixels apart.
+    cells are a whole number of pixels apart, `step` or as many as fit.
     """
-    y, x = (np.arange(n) * (side // n) for side, n in zip(image, grid, strict=True))
+    y, x = (np.arange(n) * (step or side // n) for side, n in zip(image, grid, strict=True))
     corners = np.stack(np.meshgrid(x, y, indexing="xy") * 2, -1)
     boxes: Array = (corners.reshape(-1, 1, 4).astype(np.float32) + cell).reshape(-1, 4)
     return boxes

@@ -176,12 +176,14 @@ class TwoStage(nn.Module):
     def __init__(self, model: Any, sampling: Sampling = Sampling()) -> None:  # noqa: ANN401 - torchvision ships no types
         """Take the trained parts of torchvision's model, under their names; it goes to eval mode.
 
-        `score_threshold` may be changed until the network is traced.
+        `score_threshold` may be changed until the network is traced. `steps`: input pixels between
+        the anchors of each level; None: as many as there are to a cell, rounded down.
         """
         super().__init__()
         model.eval()  # the RPN's limits follow the mode
         self.backbone, self.rpn, self.roi_heads = model.backbone, model.rpn, model.roi_heads
         self.cells = [cell.numpy() for cell in model.rpn.anchor_generator.cell_anchors]
+        self.steps: tuple[int, ...] | None = None
         self.propose, self.select = Proposals(model.rpn), Detections(model.roi_heads)
         self.score_threshold = model.roi_heads.score_thresh
         self.sampling = sampling
@@ -215,9 +217,10 @@ class TwoStage(nn.Module):
     def _levels(self, maps: Sequence[Tensor], size: Size) -> list[dense.Level]:
         """Return what the RPN says of each level's anchors."""
         logits, deltas = self.rpn.head(maps)
+        steps = self.steps or (None,) * len(self.cells)
         return [
-            dense.Level(_by_cell(scores, 1), _by_cell(moves, 4), _anchors(cell, size, scores))
-            for cell, scores, moves in zip(self.cells, logits, deltas, strict=True)
+            dense.Level(_by_cell(scores, 1), _by_cell(moves, 4), _anchors(cell, size, scores, step))
+            for cell, scores, moves, step in zip(self.cells, logits, deltas, steps, strict=True)
         ]
 
     def _pool(self, pooler: Any, maps: dict[str, Tensor], rois: Rois, size: Size) -> Tensor:  # noqa: ANN401 - torchvision ships no types
@@ -227,8 +230,9 @@ class TwoStage(nn.Module):
         return cast("Tensor", Pooler(pooler.output_size, strides, self.sampling)(chosen, rois))
 
 
-def _anchors(cell: grids.Array, size: Size, scores: Tensor) -> Tensor:
-    return torch.from_numpy(grids.anchors(cell, size, (int(scores.shape[2]), int(scores.shape[3]))))
+def _anchors(cell: grids.Array, size: Size, scores: Tensor, step: int | None) -> Tensor:
+    grid = int(scores.shape[2]), int(scores.shape[3])
+    return torch.from_numpy(grids.anchors(cell, size, grid, step))
 
 
 def _by_cell(answers: Tensor, width: int) -> Tensor:

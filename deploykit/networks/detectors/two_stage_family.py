@@ -3,74 +3,72 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import nn
-from torchvision.models import detection as zoo
-from torchvision.models.detection import backbone_utils
 
 from deploykit.data.preprocess import Preprocess
-from deploykit.networks.detectors import dense_family, detectron2_layout, light
+from deploykit.errors import CheckpointError, unknown_name
+from deploykit.networks.detectors import dense_family, detectron2_layout
+from deploykit.networks.detectors.settings import Knob, agree, apply, choices
 from deploykit.networks.detectors.two_stage import TwoStage
+from deploykit.networks.detectors.two_stage_models import (
+    COMMON,
+    DETECTRON2,
+    EPS0,
+    LIGHT,
+    MOBILE,
+    MOBILE_320,
+    OWN,
+    STAGES,
+    V2,
+    Sizes,
+    body,
+    model,
+    set_anchors,
+    sizes,
+)
 from deploykit.networks.reparam import Phases, fold
 from deploykit.networks.states import outputs
+from deploykit.recipes import identity
+from deploykit.recipes.identity import Facts, Found, Setting, assumptions, resolve
 from deploykit.recipes.recipe import KeepFloat, Variant
+from deploykit.tasks import masks
 from deploykit.values import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from deploykit.networks.detectors.settings import Levels, Model
+    from deploykit.networks.detectors.two_stage_models import Head
+    from deploykit.recipes.identity import Settings
     from deploykit.recipes.recipe import StateDict
 
-Head: TypeAlias = Literal["boxes", "masks", "keypoints"]
-"""What the network finds: boxes alone, or masks or keypoints too."""
 OUTPUTS = dense_family.OUTPUTS
-PEOPLE = "person"
-"""The only class of COCO's keypoints."""
-
-
-@dataclass(frozen=True)
-class Body:
-    """What tells one ResNet from another in a state dict."""
-
-    blocks: tuple[int, ...]
-    inner: tuple[int, int] = (64, 64)
-    """Channels out and, per group, in of the second convolution of the first block."""
-    bottleneck: bool = True
-
-
-LIGHT = "light"
-"""Half a ResNet-18 and narrow heads, for images of 320x320: see `deploykit.detectors.light`."""
-BODIES = {
-    "resnet18": Body((2, 2, 2, 2), bottleneck=False),
-    LIGHT: Body((2, 2, 2, 2), (light.WIDTHS[0], light.WIDTHS[0]), bottleneck=False),
-    "resnet34": Body((3, 4, 6, 3), bottleneck=False),
-    "resnet50": Body((3, 4, 6, 3)),
-    "resnet101": Body((3, 4, 23, 3)),
-    "resnet152": Body((3, 8, 36, 3)),
-    "resnext50_32x4d": Body((3, 4, 6, 3), (128, 4)),
-    "resnext101_32x8d": Body((3, 4, 23, 3), (256, 8)),
-    "resnext101_64x4d": Body((3, 4, 23, 3), (256, 4)),
-    "wide_resnet50_2": Body((3, 4, 6, 3), (128, 128)),
-    "wide_resnet101_2": Body((3, 4, 23, 3), (128, 128)),
+PEOPLE, PEOPLES_KEYPOINTS = "person", 17
+"""The only class of COCO's keypoints, and how many it has."""
+KNOBS = {
+    "detections": Knob("objects per image", identity.count, ("roi_heads", "detections_per_img")),
+    "score_threshold": Knob("scores above", identity.share, ("roi_heads", "score_thresh")),
+    "nms_threshold": Knob("overlap up to", identity.share, ("roi_heads", "nms_thresh")),
+    "candidates": Knob(
+        "candidates per level", identity.count, ("rpn", "_pre_nms_top_n", "testing")
+    ),
+    "proposals": Knob("proposals", identity.count, ("rpn", "_post_nms_top_n", "testing")),
+    "proposal_score_threshold": Knob(
+        "scores of proposals from", identity.share, ("rpn", "score_thresh")
+    ),
+    "proposal_nms_threshold": Knob("their overlap up to", identity.share, ("rpn", "nms_thresh")),
+    "box_weights": Knob("box coding", identity.four, ("roi_heads.box_coder", "weights")),
 }
-V2 = "resnet50_fpn_v2"
-"""torchvision's improved recipe: norms in the pyramid and the heads."""
-EPS0 = "resnet50_fpn_eps0"
-"""torchvision's published COCO_V1 weights, and what was trained from them: their frozen batch norms
-have an epsilon of 0. Weights trained from a published backbone alone have 1e-5: `resnet50_fpn`."""
-MOBILE, MOBILE_320 = "mobilenet_v3_large_fpn", "mobilenet_v3_large_320_fpn"
-DETECTRON2 = {f"detectron2_{body}_fpn": body for body in ("resnet50", "resnet101")}
-COMMON = (*(f"{body}_fpn" for body in BODIES if body != LIGHT), EPS0, *DETECTRON2)
-_MODELS = {"boxes": zoo.FasterRCNN, "masks": zoo.MaskRCNN, "keypoints": zoo.KeypointRCNN}
-_OWN = {
-    ("boxes", V2): zoo.fasterrcnn_resnet50_fpn_v2,
-    ("masks", V2): zoo.maskrcnn_resnet50_fpn_v2,
-    ("boxes", MOBILE): zoo.fasterrcnn_mobilenet_v3_large_fpn,
-    ("boxes", MOBILE_320): zoo.fasterrcnn_mobilenet_v3_large_320_fpn,
+ANCHORS = {
+    "anchor_sizes": Knob("anchor sizes", identity.levels, ("rpn.anchor_generator", "sizes")),
+    "anchor_ratios": Knob(
+        "anchor ratios", identity.levels, ("rpn.anchor_generator", "aspect_ratios")
+    ),
 }
-"""Networks that torchvision has a function for, since they differ in more than the body."""
 
 
 def network(variant: str, classes: int, head: Head) -> TwoStage:
@@ -78,22 +76,11 @@ def network(variant: str, classes: int, head: Head) -> TwoStage:
 
     classes: the background not among them.
     """
-    if variant == LIGHT:
-        return TwoStage(light.light_mask_rcnn(classes)).eval()
-    own = _OWN.get((head, variant))
-    if own is not None:
-        model = own(weights=None, weights_backbone=None, num_classes=classes + 1)
-        return TwoStage(model).eval()
-    body = DETECTRON2.get(variant, re.sub("_fpn.*", "", variant))
-    backbone = backbone_utils.resnet_fpn_backbone(
-        backbone_name=body, weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5
-    )
-    model = _MODELS[head](backbone, classes + 1)
-    if variant == EPS0:
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eps = 0.0
-    return (detectron2_layout.configure(model) if variant in DETECTRON2 else TwoStage(model)).eval()
+    made = model(variant, Sizes(classes), head)
+    if variant not in DETECTRON2:
+        return TwoStage(made).eval()
+    settings = resolve(detectron2_layout.choices(variant, {}), Facts())
+    return detectron2_layout.network(made, settings, {}).eval()
 
 
 def deploy(network: nn.Module) -> nn.Module:
@@ -134,43 +121,97 @@ _PREDICTORS: Mapping[str, str] = {
 }
 
 
-def identify(state: StateDict, head: Head) -> tuple[str, int] | None:
-    """Return the variant and the number of classes, None where it is another network."""
+def identify(state: StateDict, facts: Facts, head: Head) -> Found | None:
+    """Return what the weights and the file say, None where it is another network.
+
+    Raises: OptionError where something must be stated that nobody says; CheckpointError where a
+    pickled detector is set up in a way that is not carried.
+    """
     found = {kind for kind, key in _PREDICTORS.items() if any(k.startswith(key) for k in state)}
     classes = outputs(state, "roi_heads.box_predictor.cls_score.weight")
     if classes is None or found != {head} - {"boxes"} or "rpn.head.cls_logits.weight" not in state:
         return None
-    variant = _variant(state)
-    return None if variant is None else (variant, classes - 1)
+    variant = facts.variant or _variant(state, facts)
+    if variant is None:
+        return None
+    _check_variant(variant, head, facts)
+    wanted = sizes(state, classes - 1)
+    own = detectron2_layout.is_adapted(state)
+    stored = detectron2_layout.stored(state, wanted) if own else {}
+    knobs = KNOBS | _image(variant) | ({} if "anchors" in stored else ANCHORS)
+    with torch.device("meta"):
+        usual = choices(model(variant, wanted, head), knobs)
+    base = usual | (detectron2_layout.choices(variant, stored) if own else {})
+    settings = resolve(base, facts, stored)
+    if own and head == "masks":
+        settings[masks.SETTING] = Setting("exact", "weights")
+    if "anchors" not in stored:
+        dense_family.check_levels(len(wanted.stages) - len(STAGES), settings)
+    make = partial(_made, variant, wanted, head, settings)
+    with torch.device("meta"):
+        agree(make(), facts, knobs)
+    return Found(
+        variant,
+        wanted.classes,
+        settings,
+        build=lambda: (
+            detectron2_layout.network(make(), settings, state) if own else TwoStage(make())
+        ),
+        preprocess=partial(dense_family.set_up, preprocess(variant), settings),
+        class_names=_names(wanted, head, facts),
+        assumed=assumptions(base, settings),
+    )
 
 
-def _variant(state: StateDict) -> str | None:
+def _made(variant: str, wanted: Sizes, head: Head, settings: Settings) -> Model:
+    """Return torchvision's model, set up. Raises: OptionError for anchors that do not fit it."""
+    made = model(variant, wanted, head)
+    if settings.keys() >= ANCHORS.keys():
+        rows = cast("list[Levels]", [settings[name].value for name in ANCHORS])
+        set_anchors(made, rows[0], rows[1], wanted.anchors)
+    apply(made, KNOBS, settings)
+    return made
+
+
+def _check_variant(variant: str, head: Head, facts: Facts) -> None:
+    """Raise OptionError for a stated variant that there is not, CheckpointError for a found one."""
+    known = {*COMMON, LIGHT, *(name for kind, name in OWN if kind == head)}
+    if variant in known:
+        return
+    if facts.variant is not None:
+        raise unknown_name("variant", variant, known)
+    raise CheckpointError(
+        f"a detector of the kind {variant}",
+        expected="one of " + ", ".join(sorted(known)),
+        fix="write a recipe for it (see exporters/README.md) and name it with --recipe",
+    )
+
+
+def _image(variant: str) -> dict[str, Knob]:
+    """Return the settings of the input: the light network's images are letterboxed."""
+    own = ("mean", "std") if variant == LIGHT else tuple(dense_family.IMAGE)
+    return {name: dense_family.IMAGE[name] for name in own}
+
+
+def _names(wanted: Sizes, head: Head, facts: Facts) -> tuple[str, ...] | None:
+    """Return COCO's names where the file was trained on it, or finds its 17 keypoints."""
+    people = head == "keypoints" and wanted.keypoints == PEOPLES_KEYPOINTS and wanted.classes == 1
+    known = people or dense_family.published(facts.sha256)
+    return class_names(wanted.classes) if known else None
+
+
+def _variant(state: StateDict, facts: Facts) -> str | None:
     if "backbone.body.0.0.weight" in state:
         return MOBILE
-    body = _body(state)
-    if body is None or body == LIGHT:
-        return body
+    name = body(state)
+    if name is None or name == LIGHT:
+        return name
     if detectron2_layout.MARK in state:
-        return f"detectron2_{body}_fpn"
+        return f"detectron2_{name}_fpn"
     if "backbone.fpn.inner_blocks.0.1.weight" in state:
         return V2
-    frozen = not any(key.endswith("num_batches_tracked") for key in state)
-    return EPS0 if frozen and body == "resnet50" else f"{body}_fpn"
-
-
-def _body(state: StateDict) -> str | None:
-    """Return the name of the ResNet in a state dict, None where it is none of `BODIES`."""
-    prefix = "backbone.body.layer"
-    blocks = {tuple(k.removeprefix(prefix).split(".")[:2]) for k in state if k.startswith(prefix)}
-    inner = state.get(f"{prefix}1.0.conv2.weight")
-    if inner is None:
-        return None
-    found = Body(
-        tuple(sum(block[0] == str(stage) for block in blocks) for stage in range(1, 5)),
-        (int(inner.shape[0]), int(inner.shape[1])),
-        f"{prefix}1.0.conv3.weight" in state,
-    )
-    return next((name for name, body in BODIES.items() if body == found), None)
+    published = dense_family.epsilon(state, facts) == 0
+    return EPS0 if published and name == "resnet50" else f"{name}_fpn"
 
 
 _SIZES = {MOBILE_320: (320, 640), LIGHT: (320, 320)}

@@ -1,0 +1,73 @@
+"""What the classes of a checkpoint are called, and who says so."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deploykit.errors import OptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from deploykit.recipes.identity import Found
+    from deploykit.recipes.recipe import Recipe
+
+KNOWN = ("coco", "voc")
+"""Words for the names of the data set that the weights of a family were published for."""
+_BACKGROUND = frozenset(("background", "bg"))
+
+
+def chosen(
+    recipe: Recipe,
+    found: Found,
+    given: Sequence[str] | None,
+    stored: Sequence[str] | None,
+) -> tuple[tuple[str, ...], str]:
+    """Return the names of the classes, and a note where nobody says them.
+
+    given: by the user, `coco` or `voc` for those of that data set. stored: in the file. A name for
+    the background, first or last, is left out where the network has no class for it. Raises:
+    OptionError where there are more or less names than classes.
+    """
+    count = found.classes
+    if given is not None and len(given) == 1 and given[0] in KNOWN and count > 1:
+        return _published(recipe, count, given[0]), ""
+    names = given or stored
+    if names is not None:
+        return _without_background(tuple(names), count), ""
+    if found.class_names is not None:
+        return found.class_names, ""
+    last = f" to class{count - 1}" if count > 1 else ""
+    return numbered(count), f"classes are called class0{last}: the file has no names for them" + (
+        "; if they are those of its data set, --class-names coco or voc"
+        if recipe.class_names(count) != numbered(count)
+        else "; --class-names gives them"
+    )
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """Return names for classes that have none."""
+    return tuple(f"class{i}" for i in range(count))
+
+
+def _published(recipe: Recipe, count: int, word: str) -> tuple[str, ...]:
+    names = recipe.class_names(count)
+    if names == numbered(count):
+        raise OptionError(
+            f"no {word} names for {recipe.name} with {count} classes",
+            fix="give one name per class, comma-separated, in the order of training",
+        )
+    return names
+
+
+def _without_background(names: tuple[str, ...], count: int) -> tuple[str, ...]:
+    if len(names) == count + 1:
+        for i in (0, -1):
+            if names[i].strip("_ ").lower() in _BACKGROUND:
+                return names[1:] if i == 0 else names[:-1]
+    if len(names) != count:
+        raise OptionError(
+            f"{len(names)} class names for a model of {count} classes",
+            fix="give one name per class, comma-separated, in the order of training",
+        )
+    return names
