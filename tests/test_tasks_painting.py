@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ GREY = np.full((120, 160, 3), 128, np.uint8)
 BOX = np.array([[40, 50, 100, 90]], np.float32)
 
 
-def found(score: float, box: np.ndarray = BOX, **parts: np.ndarray) -> Detections:
+def found(score: float, box: np.ndarray = BOX, **parts: Any) -> Detections:
     return Detections(box, np.array([score], np.float32), np.array([1]), **parts)
 
 
