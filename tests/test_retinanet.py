@@ -14,6 +14,7 @@ from torchvision.models.detection import (
     retinanet_resnet50_fpn_v2,
 )
 
+from deploykit.errors import OptionError
 from deploykit.networks import reparam
 from deploykit.networks.detectors import dense_family
 from deploykit.recipes.identity import Facts
@@ -126,12 +127,15 @@ def test_other_state_dicts_are_not_taken_for_it() -> None:
     scalar = torch.tensor(1.0)
     changes: list[dict[str, Any]] = [
         {"head.classification_head.cls_logits.weight": scalar},
-        {"head.regression_head.bbox_reg.weight": torch.zeros(12, 256, 3, 3)},
+        {"head.regression_head.bbox_reg.weight": torch.zeros(10, 256, 3, 3)},
         {"backbone.body.layer1.0.conv2.weight": torch.zeros(128, 4, 3, 3)},
         {"backbone.body.layer2.2.conv1.weight": torch.zeros(128, 128, 3, 3)},
     ]
     assert RECIPE.identify({}, Facts()) is None
     assert all(RECIPE.identify({**state, **change}, Facts()) is None for change in changes)
+    fewer = {"head.regression_head.bbox_reg.weight": torch.zeros(12, 256, 3, 3)}
+    with pytest.raises(OptionError, match="3 in each cell"):
+        RECIPE.identify({**state, **fewer}, Facts())
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -79,7 +79,7 @@ def onnx(lite: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return dense_models.exported(ours(lite, LITE), RECIPE, (320, 320), path)
 
 
-@pytest.mark.parametrize("variant", RECIPE.variants)
+@pytest.mark.parametrize("variant", [name for name in RECIPE.variants if hasattr(zoo, name)])
 def test_keys_shapes_and_parameters_are_torchvisions(variant: str) -> None:
     with torch.device("meta"):
         official = getattr(zoo, variant)(weights=None, weights_backbone=None)
