@@ -207,9 +207,10 @@ class Library:
 
 
 def _params(name: str, shapes: list[tuple[int, ...]], **attributes: Any) -> ctypes.Structure:  # noqa: ANN401 - as the op declares
-    """Return the launcher's parameters of one of our ops."""
+    """Return the launcher's parameters of one of our ops, also beyond the op's own limits."""
     plugin = ops.shipped()[name]
-    return launcher(plugin).params(ops.complete(plugin, attributes, name), shapes)
+    values = {attribute.name: attribute.default for attribute in plugin.attributes} | attributes
+    return launcher(plugin).params(values, shapes)
 
 
 # --- comparisons ------------------------------------------------------------------------------

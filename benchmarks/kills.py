@@ -6,8 +6,8 @@
 The moments are spread evenly over the time that the command takes undisturbed. After each: files at
 their final names that are not whole (torn), and processes of the command that still run two seconds
 after it ended (orphans). After all moments of a verb the command runs once more, undisturbed, and
-what lies in its folder or among the temporary files that is no output counts (left). Exits with 1
-unless all three are 0.
+what lies in its folder or among the temporary files that is no output, and that it does not leave
+undisturbed, counts (left). Exits with 1 unless all three are 0.
 """
 
 from __future__ import annotations
@@ -135,6 +135,7 @@ def count(place: Path, verb: Verb, moments: int) -> Count:
     if started(place, verb.words, "").wait():
         sys.exit(f"{' '.join(verb.words)} fails undisturbed")
     seconds = time.perf_counter() - began
+    usual = {path.name for path in (place / "tmp").iterdir()}  # caches of torch and others
     empty(place / "out")
     for number in SIGNALS:
         for moment in range(moments):
@@ -145,7 +146,7 @@ def count(place: Path, verb: Verb, moments: int) -> Count:
     if started(place, verb.words, "").wait():
         sys.exit(f"{' '.join(verb.words)} fails after it was killed")
     lying = {path.name for path in (place / "out").iterdir()} - set(verb.outputs)
-    found.left = len(lying) + len(list((place / "tmp").iterdir()))
+    found.left = len(lying) + len({path.name for path in (place / "tmp").iterdir()} - usual)
     empty(place / "out")
     return found
 
