@@ -25,6 +25,8 @@ AUTO, NONE = "auto", "none"
 How = Literal["python", "library", "none"]
 """Plugins made in Python; those of a shared library; standard ops in their place."""
 _SOURCES = ("*.cu", "*.cuh")
+_LIBRARY_ALONE = b"\n#if defined(DEPLOYKIT_TENSORRT)"
+"""What follows in a source describes the op to a plugin library, and is no part of its kernels."""
 _MISSING = "the engine was built with plugins"
 
 
@@ -76,7 +78,8 @@ def sources_sha256(names: Iterable[str] = ()) -> str:
     folders = {file.parent for file in own.values() if file is not None} | {OPS.folder().resolve()}
     for folder in sorted(folders, key=lambda folder: (folder != OPS.folder().resolve(), folder)):
         for path in sorted(path for pattern in _SOURCES for path in folder.glob(pattern)):
-            hasher.update(path.name.encode() + b"\0" + path.read_bytes())
+            kernels, _, _ = path.read_bytes().partition(_LIBRARY_ALONE)
+            hasher.update(path.name.encode() + b"\0" + kernels)
     return hasher.hexdigest()
 
 

@@ -1,7 +1,8 @@
 // What a plugin library exports: its creators, and where it writes its errors.
-#include <array>
 #include <atomic>
+#include <deque>
 #include <string>
+#include <vector>
 
 #include "plugin.h"
 
@@ -14,6 +15,11 @@ std::atomic<nvinfer1::ILoggerFinder*>& finder() {
 }
 
 }  // namespace
+
+std::vector<const Op*>& registered_ops() {
+  static std::vector<const Op*> all;
+  return all;
+}
 
 void say(const Op& op, const char* message) noexcept {
   auto* const where = finder().load();
@@ -36,11 +42,14 @@ DEPLOYKIT_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
 }
 
 DEPLOYKIT_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
-  static deploykit::Creator creators[] = {deploykit::Creator(deploykit::batched_nms_op()),
-                                          deploykit::Creator(deploykit::multiscale_roi_align_op()),
-                                          deploykit::Creator(deploykit::roi_pool_op())};
-  static std::array<nvinfer1::IPluginCreatorInterface*, 3> all = {&creators[0], &creators[1],
-                                                                  &creators[2]};
+  static std::deque<deploykit::Creator> creators;  // what points to one stays valid
+  static std::vector<nvinfer1::IPluginCreatorInterface*> all;
+  if (all.empty()) {
+    for (const deploykit::Op* op : deploykit::registered_ops()) {
+      creators.emplace_back(*op);
+      all.push_back(&creators.back());
+    }
+  }
   count = static_cast<int32_t>(all.size());
   return all.data();
 }

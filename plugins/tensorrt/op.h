@@ -67,9 +67,11 @@ struct Op {
   int (*run)(const Call& call);
 };
 
-// The ops of this library; each is in the file that has its name.
-const Op& batched_nms_op();
-const Op& multiscale_roi_align_op();
-const Op& roi_pool_op();
+// The ops of this library. Each is in the file that has its name, and enters itself there:
+// `const Registered registered(described());`.
+std::vector<const Op*>& registered_ops();
+struct Registered {
+  explicit Registered(const Op& op) { registered_ops().push_back(&op); }
+};
 
 }  // namespace deploykit

@@ -39,6 +39,13 @@ int64_t known(const Size& size, const DimsExprs* given) {
 
 // --- the plugin ------------------------------------------------------------------------------
 
+int32_t Plugin::features() const {
+  const auto found = std::find_if(op_.inputs.begin(), op_.inputs.end(), [](const Input& input) {
+    return input.type == Type::kFeatures;
+  });
+  return static_cast<int32_t>(found - op_.inputs.begin());
+}
+
 const Input& Plugin::input(int32_t place) const {
   return op_.inputs[std::min<size_t>(place, op_.inputs.size() - 1)];
 }
@@ -100,7 +107,7 @@ int32_t Plugin::getOutputDataTypes(DataType* types, int32_t outputs, const DataT
     const Type type = op_.outputs[i].type;
     types[i] = type == Type::kFloat32  ? DataType::kFLOAT
                : type == Type::kInt32 ? DataType::kINT32
-                                      : given[inputs - 1];
+                                      : given[std::min(features(), inputs - 1)];
   }
   return 0;
 }
@@ -130,7 +137,7 @@ bool Plugin::supportsFormatCombination(int32_t place, const DynamicPluginTensorD
   const Type type = place < inputs ? input(place).type : op_.outputs[place - inputs].type;
   if (type == Type::kFloat32) return asked.type == DataType::kFLOAT;
   if (type == Type::kInt32) return asked.type == DataType::kINT32;
-  const auto first = static_cast<int32_t>(op_.inputs.size()) - 1;
+  const int32_t first = features();
   return place <= first ? allows(asked.type) : asked.type == all[first].desc.type;
 }
 

@@ -69,6 +69,8 @@ class Plugin final : public nvinfer1::IPluginV3,
   const nvinfer1::PluginFieldCollection* getFieldsToSerialize() noexcept override;
 
  private:
+  // The place of the first input that has the op's own type; behind the last where none has.
+  int32_t features() const;
   // The description of an input; the last stands for all from it on.
   const Input& input(int32_t place) const;
   // Throws Refused.
