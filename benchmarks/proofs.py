@@ -1,0 +1,327 @@
+"""False refusals and misses of the proofs: right rewrites and planted faults.
+
+    python benchmarks/proofs.py                       # 200 right ones and 200 faults
+    python benchmarks/proofs.py --share 0.1           # a tenth of them
+    python benchmarks/proofs.py -o benchmarks/results/proofs.jsonl
+
+Each verb's own proof judges networks and graphs of seeds, see proof_subjects.py, and the folds of
+RepVGG-A0 and YOLOv6-pico. A fault that moves no output by a 1000th of the float32 rounding, in a
+dead channel for instance, is none: it is planted in the network of another seed. One row per verb:
+right ones refused, faults missed, the largest error of a right one over its limit, and the smallest
+of a fault over the limit that refused it. Leaves with status 1 where a proof was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import json
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+import proof_subjects as subjects
+import torch
+from torch import nn
+
+from deploykit import ops
+from deploykit.errors import ProofError
+from deploykit.files import onnxfile
+from deploykit.graph import fusion
+from deploykit.graph.editing import Pass
+from deploykit.graph.passes import DEFAULT
+from deploykit.networks import reparam, tracing
+from deploykit.networks.loading import Network
+from deploykit.pipeline import fusing
+from deploykit.precision import float16, placement, quantization
+from deploykit.proof import acceptance, exports, proving, rewrites, rule
+from deploykit.recipes import opened
+from deploykit.recipes.recipe import RECIPES
+from deploykit.values import CalibrationTable, Precision, Range
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from deploykit.recipes.opened import Opened
+    from deploykit.values import Agreement
+
+    Fault: TypeAlias = Callable[[Any, np.random.Generator], None]
+    Trial: TypeAlias = Callable[[int, Fault | None], None]
+    """(seed, fault or None) -> nothing; raises ProofError, or NoFaultError."""
+
+NO_FAULT = 1e-3
+"""Of the rounding: what moves the outputs by less is no fault."""
+FOLDER = Path(tempfile.mkdtemp())
+
+
+class NoFaultError(Exception):
+    """The fault had no effect."""
+
+
+@dataclass
+class Row:
+    """What came out for one verb."""
+
+    verb: str
+    right: int = 0
+    refused: int = 0
+    faults: int = 0
+    missed: int = 0
+    nearest_right: float = 0.0
+    """Largest error of a right one, over its limit."""
+    nearest_fault: float = float("inf")
+    """Smallest error of a fault, over its limit; of those that numbers show."""
+
+
+class Watch:
+    """Hears every verdict that a proof comes to."""
+
+    def __init__(self) -> None:
+        """Listen to `proving.compare`."""
+        self.verdicts: list[Agreement] = []
+        judge = proving.compare
+
+        def heard(*args: Any, **keywords: Any) -> tuple[Agreement, ...]:  # noqa: ANN401 - passed on
+            found = judge(*args, **keywords)
+            self.verdicts += [a for a in found if a.allowed]
+            return found
+
+        proving.compare = heard
+
+    def worst(self) -> float:
+        """Return the largest error over its limit since the last call, 0 where none was heard."""
+        ratios = [a.max_abs / a.allowed for a in self.verdicts if a.allowed]
+        self.verdicts.clear()
+        return max(ratios, default=0.0)
+
+
+def quiet(fault: Fault | None, module: Any, seed: int) -> Any:  # noqa: ANN401 - network or graph
+    """Return a network or a graph with the fault planted in it."""
+    if fault is not None:
+        with torch.no_grad():
+            fault(module, np.random.default_rng(seed))
+    return module
+
+
+def fold(seed: int, fault: Fault | None) -> None:
+    """Judge a fold."""
+
+    def deploy(module: nn.Module) -> nn.Module:
+        module = copy.deepcopy(module)
+        early = fault in subjects.BEFORE
+        folded = reparam.fold(quiet(fault if early else None, module, seed))
+        return quiet(None if early else fault, folded, seed)
+
+    prove_fold(subjects.network(seed, deploy), planted=fault is not None)
+
+
+def prove_fold(trained: Network, *, planted: bool) -> proving.Reference:
+    """Prove the fold of a network. Raises: ProofError; NoFaultError."""
+    folded = replace(trained, module=reparam.deployed(trained.recipe, trained.module))
+    reference = exports.prove_fold(trained, folded)
+    if planted:
+        double = copy.deepcopy(trained.module).double()
+        wrong = exports.TorchSession(
+            replace(trained, module=reparam.deployed(trained.recipe, double)), torch.float64
+        )
+        check_effect(wrong, reference)
+    return reference
+
+
+def check_effect(wrong: proving.Runs, reference: proving.Reference) -> None:
+    """Raise NoFaultError where what was accepted differs by less than a fault does."""
+    (agreement,) = proving.compare(wrong, reference, rule.DOUBLE)
+    if agreement.max_abs < NO_FAULT * (agreement.rounding or 0):
+        raise NoFaultError
+
+
+def families(seed: int, fault: Fault | None) -> None:
+    """Judge the fold of a shipped family's network."""
+    name, variant = (("repvgg", "a0"), ("yolov6", "pico"))[seed % 2]
+    recipe = RECIPES.load(name)
+    torch.manual_seed(seed)
+    module = recipe.network(variant, subjects.CLASSES, (64, 64))
+
+    def deploy(trained: nn.Module) -> nn.Module:
+        return reparam.deployed(recipe, quiet(fault, copy.deepcopy(trained), seed))
+
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.weight.uniform_(0.5, 1.5)
+                layer.bias.normal_(0, 0.3)
+                layer.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]  # it is tracked
+    card = replace(subjects.card(seed), preprocess=recipe.variant(variant).sized((64, 64)))
+    trained = Network(module, replace(recipe, deploy=deploy), card)
+    prove_fold(trained, planted=fault is not None)
+
+
+def export(seed: int, fault: Fault | None) -> None:
+    """Judge an ONNX file against the network that it was traced from."""
+    trained = subjects.network(seed)
+    folded = replace(trained, module=reparam.fold(trained.module))
+    reference = exports.prove_fold(trained, folded)
+    model = quiet(fault, tracing.to_onnx(folded, 19), seed)
+    fusion.fuse(model)
+    session, selection = acceptance.open_filled(opened.made(model, FOLDER / "m.onnx"))
+    exports.prove_export(session, selection, reference)
+
+
+def fuse(seed: int, fault: Fault | None) -> None:
+    """Judge rewrites, one of which is wrong."""
+    subject = opened.made(subjects.graph(seed), FOLDER / "m.onnx")
+    done: set[int] = set()
+
+    def apply(model: ir.Model) -> bool:
+        if fault is None or id(model) in done:
+            return False
+        done.add(id(model))
+        quiet(fault, model, seed)
+        return True
+
+    planted = Pass("planted", apply)
+    passes = (planted, *DEFAULT) if fault in subjects.FOLD_FAULTS else (*DEFAULT, planted)
+    subject.write()
+    fusing.fuse(subject.path, FOLDER / "fused.onnx", passes)
+    if fault is not None:
+        wrong = ir.from_proto(ir.to_proto(subject.copy()))
+        done.clear()
+        fusion.fuse(wrong, passes)
+        double = rewrites.in_double(wrong)
+        assert double is not None
+        check_effect(double, rewrites.measure(subject))
+
+
+def cast(seed: int, fault: Fault | None) -> None:
+    """Judge a graph in FP16; every fourth leaves its range."""
+    subject = made(subjects.graph(seed, squares=seed % 4 == 0))
+    inputs, _ = onnxfile.interface(subject.graph)
+    seen = float16.reach(subject, [acceptance.feeds(subject, inputs, batch=2)])
+    hidden = fault is overflow
+    graph, _ = float16.cast(subject, {} if hidden else seen)
+    candidate = opened.made(quiet(None if hidden else fault, graph, seed), FOLDER / "h.onnx")
+    acceptance.accept(candidate, subject)
+    agreements = rewrites.prove_half(candidate, subject)
+    assert agreements, "float64 was there"
+    if hidden and all(value < float16.rules.MAX_HALF for value in seen.values()):
+        raise NoFaultError
+
+
+def overflow(_: ir.Model, __: np.random.Generator) -> None:
+    """A range that nobody measured."""
+
+
+def quantize(seed: int, fault: Fault | None) -> None:
+    """Judge a graph in INT8, with floats of 16 bits for every second."""
+    subject = made(subjects.graph(seed))
+    plan = placement.default_plan(subject.graph, subject.card)
+    inputs, _ = onnxfile.interface(subject.graph)
+    seen = float16.reach(subject, [acceptance.feeds(subject, inputs, batch=2)])
+    ranges = {name: Range(value or 1.0, -value, value) for name, value in seen.items()}
+    table = CalibrationTable(subject.sha256, "minmax", ("a",), "0" * 64, ranges)
+    kind = Precision.FP16 if seed % 2 else Precision.FP32
+    graph, _ = quantization.quantize(subject, table, plan, float_type=kind, reached=seen)
+    candidate = opened.made(quiet(fault, graph, seed), FOLDER / "q.onnx")
+    acceptance.accept(candidate, subject)
+
+
+def made(graph: ir.Model) -> Opened:
+    """Return a graph as `fuse` leaves it."""
+    fusion.fuse(graph)
+    ops.attach(graph)
+    return opened.made(graph, FOLDER / "m.onnx")
+
+
+CASES: Sequence[tuple[Trial, int, int, tuple[Fault, ...]]] = (
+    (fold, 50, 60, (*subjects.BEFORE, *subjects.AFTER)),
+    (families, 4, 6, subjects.BEFORE[:4]),
+    (export, 3, 9, (subjects.graph_layer_bias, subjects.graph_channels, subjects.graph_padding)),
+    (fuse, 65, 64, (*subjects.GRAPH_FAULTS, *subjects.FOLD_FAULTS)),
+    (cast, 40, 35, (*subjects.GRAPH_FAULTS, overflow)),
+    (quantize, 38, 26, subjects.GRAPH_FAULTS[:4]),
+)
+"""Proof, right ones, faults, kinds of fault."""
+
+
+def measured(case: tuple[Trial, int, int, tuple[Fault, ...]], share: float, watch: Watch) -> Row:
+    """Return what one verb's proof said of right ones and of faults."""
+    trial, right, faults, kinds = case
+    row = Row(trial.__name__)
+    watch.worst()
+    for seed in range(max(1, round(right * share))):
+        row.right += 1
+        try:
+            trial(seed, None)
+        except ProofError as error:
+            row.refused += 1
+            print(f"refused: {row.verb} of seed {seed}: {error}")
+        row.nearest_right = max(row.nearest_right, watch.worst())
+    for kind, seed in planted(max(1, round(faults * share)), kinds):
+        found = effective(trial, kind, seed)
+        row.faults += 1
+        row.missed += not found
+        if not found:
+            print(f"missed: {row.verb} of seed {seed}: {kind.__name__}")
+        shown = watch.worst()
+        row.nearest_fault = min(row.nearest_fault, shown) if shown > 1 else row.nearest_fault
+    return row
+
+
+def planted(count: int, kinds: Sequence[Fault]) -> Iterator[tuple[Fault, int]]:
+    """Yield kinds of fault in turn, each in a network of its own."""
+    return itertools.islice(zip(itertools.cycle(kinds), itertools.count(), strict=False), count)
+
+
+def effective(trial: Trial, kind: Fault, seed: int) -> bool:
+    """Return whether a fault was refused; where it is none, that of another seed."""
+    for attempt in range(20):
+        try:
+            trial(seed + 1000 * attempt, kind)
+        except ProofError:
+            return True
+        except NoFaultError:
+            continue
+        return False
+    return False
+
+
+def main() -> int:
+    """Print one row per verb and the sums; return 1 where a proof was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--share", type=float, default=1.0, help="of the 200 and 200")
+    parser.add_argument("-o", "--output", type=Path, help="JSON lines, one per verb")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    watch, started, rows = Watch(), time.perf_counter(), []
+    print(
+        f"{'':10}{'right refused':>16}{'faults missed':>16}{'right/limit':>14}{'fault/limit':>14}"
+    )
+    for case in CASES:
+        row = measured(case, options.share, watch)
+        rows.append(row)
+        print(
+            f"{row.verb:10}{row.refused:>6} of {row.right:<4}{row.missed:>6} of {row.faults:<4}"
+            f"{row.nearest_right:>14.3g}{row.nearest_fault:>14.3g}",
+            flush=True,
+        )
+    wrong = [sum(r.refused for r in rows), sum(r.missed for r in rows)]
+    print(f"{wrong[0]} false refusals of {sum(r.right for r in rows)}, ", end="")
+    print(f"{wrong[1]} misses of {sum(r.faults for r in rows)}, ", end="")
+    print(f"in {time.perf_counter() - started:.0f} s")
+    for name in ("SINGLE", "DOUBLE", "HALF"):
+        print(f"{name}: {getattr(rule, name)}")
+    if options.output is not None:
+        lines = (json.dumps(asdict(row), sort_keys=True) for row in rows)
+        options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return 1 if any(wrong) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
