@@ -65,7 +65,7 @@ def network(seed: int, tail: nn.Module, *, skew: float = 1.0) -> nn.Sequential:
 
 def measured(module: nn.Module) -> proving.Reference:
     double = Run(copy.deepcopy(module), torch.float64)
-    return proving.measure(Run(copy.deepcopy(module)), double, [FEED])
+    return proving.measure(Run(copy.deepcopy(module)), double, FEED)
 
 
 TAILS = {
@@ -149,11 +149,28 @@ class Only32(nn.Module):
 
 def test_a_network_that_has_no_float64_is_measured_by_nudged_inputs() -> None:
     module = Only32()
-    reference = proving.measure(Run(module), Run(module, torch.float64), [FEED])
+    reference = proving.measure(Run(module), Run(module, torch.float64), FEED)
     assert not reference.exact
     assert len(reference.rounded) > 1
     assert all(a.passed for a in proving.compare(Run(module), reference, SINGLE))
     (agreement,) = proving.compare(Run(nn.Sequential(module, nn.Tanh())), reference)
+    assert not agreement.passed
+
+
+def test_the_first_image_is_also_run_alone() -> None:
+    module = network(0, Tail(0, 1))
+    reference = proving.measure(
+        Run(copy.deepcopy(module)), Run(copy.deepcopy(module), torch.float64), FEED, alone=True
+    )
+    assert [len(feed["x"]) for feed in reference.feeds] == [2, 1]
+    assert all(a.passed for a in proving.compare(Run(module), reference))
+
+    class Mixes(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = module(x)
+            return found + found.flip(0) * 1e-3 if len(x) == 1 else found
+
+    (agreement,) = proving.compare(Run(Mixes()), reference)
     assert not agreement.passed
 
 

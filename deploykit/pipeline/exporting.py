@@ -13,7 +13,7 @@ from deploykit.networks import loading, reparam, tracing
 from deploykit.networks.loading import NetworkOptions
 from deploykit.pipeline import places
 from deploykit.pipeline.made import Made, described, path_or_none, written
-from deploykit.proof import acceptance, exports
+from deploykit.proof import exports
 from deploykit.recipes import metadata, opened
 from deploykit.values import silent
 
@@ -67,11 +67,10 @@ def export(
     metadata.write(model.metadata_props, card)
     next(steps)
     candidate = opened.made(model, output)
-    session, selection = acceptance.open_filled(candidate)
     agreements = [
         agreement
         for reference in references
-        for agreement in exports.prove_export(session, selection, reference, trained.recipe.outputs)
+        for agreement in exports.prove_export(candidate, reference, trained.recipe.outputs)
     ]
     for _ in steps:
         pass
@@ -93,7 +92,7 @@ def _references(trained: Network, folded: Network) -> list[Reference]:
     """Return what the file is judged by, for each size; the folding of the weights is proven."""
     further = [(trained.at(size), folded.at(size)) for size in trained.card.preprocess.canvases]
     first = exports.prove_fold(trained, folded)
-    return [first, *(exports.prove_fold(*pair, batches=(1,)) for pair in further)]
+    return [first, *(exports.prove_fold(*pair, batch=1) for pair in further)]
 
 
 def _fused(model: ir.Model) -> ir.Model:

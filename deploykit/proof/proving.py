@@ -54,7 +54,7 @@ class Reference:
 
     feeds: tuple[Arrays, ...]
     truth: tuple[Arrays, ...]
-    """The answers: to the first feed in float64 where `exact`, else in float32."""
+    """The answers, in float64 where `exact`, else in float32."""
     rounded: tuple[Arrays, ...]
     """Answers to the first feed whose distance from the truth is the rounding."""
     form: tuple[Arrays, ...]
@@ -67,27 +67,37 @@ class Reference:
 def measure(
     single: Runs,
     double: Runs | None,
-    feeds: Sequence[Arrays],
+    feed: Arrays,
     pairing: Callable[[], Pairing] = PaddedRows,
+    *,
+    alone: bool = False,
 ) -> Reference:
-    """Return the reference for candidates; only the first of `feeds` is run in float64.
+    """Return the reference for candidates, by what the model gives for one batch.
 
     single: the model in float32. double: the same in float64; None, or one that fails: its
-    rounding is found by nudging the inputs.
+    rounding is found by nudging the inputs. alone: candidates also run the first image by itself.
     """
-    plain = tuple(single.run(feed) for feed in feeds)
-    truth = _attempt(double, feeds[0])
-    few = any(array.size < _FEW for array in plain[0].values())
-    nudges = _NUDGES if truth is None or few else 0
-    nudged = (single.run(_nudged(feeds[0], seed)) for seed in range(nudges))
+    plain = single.run(feed)
+    exact = _attempt(double, feed)
+    few = any(array.size < _FEW for array in plain.values())
+    nudges = _NUDGES if exact is None or few else 0
+    nudged = (single.run(_nudged(feed, seed)) for seed in range(nudges))
+    truth = plain if exact is None else _sound(exact, plain)
+    size = len(next(iter(feed.values())))
+    parts = alone and size > 1 and all(a.ndim and len(a) == size for a in plain.values())
     return Reference(
-        feeds=tuple(feeds),
-        truth=(plain[0] if truth is None else _sound(truth, plain[0]), *plain[1:]),
-        rounded=(plain[0], *nudged),
-        form=plain,
-        exact=truth is not None,
+        feeds=(feed, _first(feed)) if parts else (feed,),
+        truth=(truth, _first(truth)) if parts else (truth,),
+        rounded=(plain, *nudged),
+        form=(plain, _first(plain)) if parts else (plain,),
+        exact=exact is not None,
         pairing=pairing,
     )
+
+
+def _first(arrays: Arrays) -> dict[str, Array]:
+    """Return the part of each array that is the first image's."""
+    return {name: array[:1] for name, array in arrays.items()}
 
 
 def _attempt(double: Runs | None, feed: Arrays) -> Arrays | None:

@@ -25,7 +25,7 @@ can be. Numbers, measured on 28 networks (RepVGG, YOLOv6) and in `benchmarks/pro
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -69,6 +69,8 @@ class Rule:
 
 SINGLE = Rule(multiple=8.0, ulps=4.0, unit=2.0**-23, least=1.0)
 """Between two computations in float32."""
+STRICT = replace(SINGLE, least=0.0)
+"""The same without what runtimes may err by in small outputs."""
 DOUBLE = Rule(multiple=1e-5, ulps=450.0, unit=2.0**-52)
 """Between two computations in float64, of which the reference's float32 rounding is known."""
 HALF = Rule(multiple=8.0, ulps=4.0, unit=2.0**-10, least=2.0**-14)

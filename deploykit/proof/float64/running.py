@@ -65,8 +65,9 @@ class Float64Session:
         """
         values: dict[str, Array] = dict(self._constants)
         for name, array in feeds.items():
-            wide = array.astype(np.float64) if array.dtype in _NARROW else array
-            values[name] = wide if watch is None else watch(name, wide)
+            values[name] = array.astype(np.float64) if array.dtype in _NARROW else array
+        if watch is not None:
+            values = {name: watch(name, array) for name, array in values.items()}
         with np.errstate(all="ignore"):
             for i, step in enumerate(self._steps):
                 for name, array in step.run(values).items():
