@@ -252,3 +252,33 @@ def test_ways_take_turns_and_the_first_round_is_not_kept(two_stage: Any) -> None
     seconds = two_stage.rounds(ways, np.zeros((2, 2, 3), np.uint8), 3)
     assert order == ["a", "b"] * 4
     assert [len(values) for values in seconds.values()] == [3, 3]
+
+
+# --- proofs -------------------------------------------------------------------------------------
+
+
+def test_no_proof_of_a_small_share_is_wrong() -> None:
+    import proofs
+
+    watch = proofs.Watch()
+    for case in proofs.CASES:
+        if case[0] in {proofs.fold, proofs.fuse, proofs.cast, proofs.quantize}:
+            row = proofs.measured(case, 0.12, watch)
+            assert (row.refused, row.missed) == (0, 0), row
+            assert row.right >= 4
+            assert row.faults >= 3
+    watch.end()
+
+
+def test_a_fault_without_effect_is_planted_elsewhere() -> None:
+    import proofs
+
+    seeds: list[int] = []
+
+    def trial(seed: int, _: object) -> None:
+        seeds.append(seed)
+        if len(seeds) < 3:
+            raise proofs.NoFaultError
+
+    assert not proofs.effective(trial, lambda *_: None, 5)
+    assert seeds == [5, 1005, 2005]
