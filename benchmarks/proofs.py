@@ -33,6 +33,7 @@ import torch
 from torch import nn
 
 from deploykit import ops
+from deploykit.backends.pytorch import TorchSession
 from deploykit.errors import ProofError
 from deploykit.files import onnxfile
 from deploykit.graph import fusion
@@ -122,7 +123,8 @@ def fold(seed: int, fault: Fault | None) -> None:
         module = copy.deepcopy(module)
         early = fault in subjects.BEFORE
         folded = reparam.fold(quiet(fault if early else None, module, seed))
-        return quiet(None if early else fault, folded, seed)
+        planted: nn.Module = quiet(None if early else fault, folded, seed)
+        return planted
 
     prove_fold(subjects.network(seed, deploy), planted=fault is not None)
 
@@ -133,7 +135,7 @@ def prove_fold(trained: Network, *, planted: bool) -> proving.Reference:
     reference = exports.prove_fold(trained, folded)
     if planted:
         double = copy.deepcopy(trained.module).double()
-        wrong = exports.TorchSession(
+        wrong = TorchSession(
             replace(trained, module=reparam.deployed(trained.recipe, double)), torch.float64
         )
         check_effect(wrong, reference)
