@@ -5,6 +5,7 @@ Heavy imports happen inside the commands, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,7 @@ def _run(words: Sequence[str], *, as_json: bool) -> None:
             raise unknown_name("command", name, COMMANDS)
         case [name, *rest]:
             command = COMMANDS[name]
+            logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)  # it logs tracebacks
             guarded(command)(**parsing.parse(name, command, rest))
 
 

@@ -90,9 +90,9 @@ def preprocess(model: Opened) -> Preprocess | None:
 
 def interfaces(session: Session) -> list[tuple[TensorSpec, ...]]:
     """Return the inputs of a session, once for each size of image that it takes."""
-    first, *others = session.inputs
     if not isinstance(session, Sizes):
         return [session.inputs]
+    first, *others = session.inputs
     return [(replace(first, shape=(*first.shape[:2], *size)), *others) for size in session.sizes]
 
 
