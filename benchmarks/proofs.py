@@ -78,8 +78,8 @@ class Row:
     missed: int = 0
     nearest_right: float = 0.0
     """Largest error of a right one, over its limit."""
-    nearest_fault: float = float("inf")
-    """Smallest error of a fault, over its limit; of those that numbers show."""
+    nearest_fault: float | None = None
+    """Smallest error of a fault, over its limit; None: graphs were compared, not numbers."""
 
 
 class Watch:
@@ -295,7 +295,8 @@ def measured(case: tuple[Trial, int, int, tuple[Fault, ...]], share: float, watc
         if not found:
             print(f"missed: {row.verb} of seed {seed}: {kind.__name__}")
         shown = watch.worst()
-        row.nearest_fault = min(row.nearest_fault, shown) if shown > 1 else row.nearest_fault
+        if shown > 1:
+            row.nearest_fault = min(shown, row.nearest_fault or shown)
     return row
 
 
@@ -333,7 +334,7 @@ def main() -> int:
         rows.append(row)
         print(
             f"{row.verb:10}{row.refused:>6} of {row.right:<4}{row.missed:>6} of {row.faults:<4}"
-            f"{row.nearest_right:>14.3g}{row.nearest_fault:>14.3g}",
+            f"{row.nearest_right:>14.3g}{row.nearest_fault or float('nan'):>14.3g}",
             flush=True,
         )
     wrong = [sum(r.refused for r in rows), sum(r.missed for r in rows)]
