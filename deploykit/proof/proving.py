@@ -83,8 +83,8 @@ def measure(
     nudges = _NUDGES if exact is None or few else 0
     nudged = (single.run(_nudged(feed, seed)) for seed in range(nudges))
     truth = plain if exact is None else _sound(exact, plain)
-    size = len(next(iter(feed.values())))
-    parts = alone and size > 1 and all(a.ndim and len(a) == size for a in plain.values())
+    sizes = {len(a) if a.ndim else 0 for a in (*feed.values(), *plain.values())}
+    parts = alone and len(sizes) == 1 and max(sizes) > 1
     return Reference(
         feeds=(feed, _first(feed)) if parts else (feed,),
         truth=(truth, _first(truth)) if parts else (truth,),
