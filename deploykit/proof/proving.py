@@ -84,7 +84,7 @@ def measure(
     nudged = (single.run(_nudged(feed, seed)) for seed in range(nudges))
     truth = plain if exact is None else _sound(exact, plain)
     sizes = {len(a) if a.ndim else 0 for a in (*feed.values(), *plain.values())}
-    parts = alone and len(sizes) == 1 and max(sizes) > 1
+    parts = alone and bool(feed) and len(sizes) == 1 and max(sizes) > 1
     return Reference(
         feeds=(feed, _first(feed)) if parts else (feed,),
         truth=(truth, _first(truth)) if parts else (truth,),
