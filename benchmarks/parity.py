@@ -2,6 +2,7 @@
 
     python benchmarks/parity.py                       # every detector
     python benchmarks/parity.py mask_rcnn ssd         # some of them
+    python benchmarks/parity.py --files               # from the image file on: see parity_files.py
 
 Weights are random, scaled so that each detector finds tens of objects in a photograph; the trained
 example is compared too. Photographs are crops of those that scikit-image ships, in batches of 1, 2
@@ -316,7 +317,15 @@ def main() -> int:
     """Compare what the command line names; return 1 where a limit is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("detector", nargs="*", help=", ".join(SUBJECTS))
-    chosen = parser.parse_args().detector or list(SUBJECTS)
+    parser.add_argument("--files", type=int, nargs="?", const=60, metavar="COUNT")
+    parser.add_argument("--detectron2", type=Path, help="a checkout: its transform is run")
+    parser.add_argument("--yolov6", type=Path, help="a checkout: its transforms are run")
+    given = parser.parse_args()
+    if given.files:
+        import parity_files  # noqa: PLC0415 - it needs this module
+
+        return int(not parity_files.run(given.files, given.detectron2, given.yolov6))
+    chosen = given.detector or list(SUBJECTS)
     missed = 0
     for name in chosen:
         if name not in SUBJECTS:
