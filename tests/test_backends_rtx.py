@@ -164,8 +164,8 @@ def test_a_quantized_layer_that_comes_out_in_float_is_an_error_and_no_engine_is_
     [
         ("70", "Volta was dropped"),
         ("90", "use the full TensorRT"),
-        ("87", "unknown compute capability '87'"),
-        ("t4", "unknown compute capability 't4'"),
+        ("87", "unknown GPU or compute capability '87'"),
+        ("t5", "unknown GPU or compute capability 't5'"),
     ],
 )
 def test_a_target_it_does_not_have_is_refused_with_the_reason(

@@ -175,7 +175,7 @@ def test_a_model_with_the_wrong_inputs(run: Runner, photos: Path) -> None:
     path = wrong_inputs(run.folder)
     words = ("quantize", path, "--calib-dir", photos, "-o", run.output)
     run.refuses(*words, message="deploykit export|expected")
-    run.refuses("eval", path, "--source", "shapes:count=2", message="deploykit export")
+    run.refuses("eval", path, "--source", "shapes:count=2", message="does not take images alone")
 
 
 # Calibration images.
