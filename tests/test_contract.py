@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import deploykit
-from deploykit import KeepFloat, OptionError, Output, Preprocess, Recipe, Variant
+from deploykit import KeepFloat, ModelError, OptionError, Output, Preprocess, Recipe, Variant
 from deploykit.backends import onnxruntime
 from deploykit.networks import outputs, reparam
 from deploykit.recipes import opened
@@ -113,6 +113,31 @@ def test_a_mistake_in_a_recipe_is_told_with_its_file_and_line(
         deploykit.export(
             checkpoint, tmp_path / "own.onnx", deploykit.ExportOptions(recipe=str(path))
         )
+
+
+def test_a_network_that_cannot_be_traced_is_one_error(checkpoint: Path, tmp_path: Path) -> None:
+    returns = "return (self.head(features), features) if features.sum() > 0 else features"
+    options = deploykit.ExportOptions(recipe=str(written(tmp_path, returns)))
+    with pytest.raises(ModelError, match="cannot trace the network of recipe own") as caught:
+        deploykit.export(checkpoint, tmp_path / "own.onnx", options)
+    assert "content" in caught.value.expected
+
+
+def test_an_interrupt_that_the_exporter_swallows_is_still_one(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nested(*_: object, **__: object) -> None:
+        failure = RuntimeError("export failed")
+        failure.__context__ = AttributeError("half imported")
+        failure.__context__.__context__ = KeyboardInterrupt()
+        raise failure
+
+    monkeypatch.setattr(torch.onnx, "export", nested)
+    options = deploykit.ExportOptions(
+        recipe=str(written(tmp_path, "return self.head(features), features"))
+    )
+    with pytest.raises(KeyboardInterrupt):
+        deploykit.export(checkpoint, tmp_path / "own.onnx", options)
 
 
 class Doubled(nn.Module):
