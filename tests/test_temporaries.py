@@ -142,9 +142,11 @@ def test_a_build_that_is_killed_takes_its_builder_with_it(
         [sys.executable, "-m", "deploykit", "build", model, "--sm", "86", "-o", engine],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
+        env={**os.environ, "TMPDIR": str(tmp_path / "tmp"), "PYTHONFAULTHANDLER": "1"},
     )
-    assert until(lambda: children(process.pid) or process.poll() is not None)
+    if not until(lambda: children(process.pid) or process.poll() is not None):
+        process.send_signal(signal.SIGABRT)  # the fault handler tells where it stands
+        pytest.fail(process.communicate(timeout=PATIENCE)[1].decode())
     builders = children(process.pid)
     time.sleep(later)  # while it starts, and while it builds
     process.send_signal(number)
