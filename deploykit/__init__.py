@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     )
     from deploykit.precision.calibration import CalibrationOptions
     from deploykit.recipes.identity import Facts, Found
-    from deploykit.recipes.recipe import KeepFloat, Recipe, Variant
+    from deploykit.recipes.recipe import KeepFloat, Protocol, Recipe, Variant
     from deploykit.tasks.annotations import ImageAnnotations
     from deploykit.tasks.detections import Detections
     from deploykit.tasks.outputs import Output
@@ -89,6 +89,7 @@ _HOME = {
     "Precision": "values",
     "Preprocess": "data.preprocess",
     "ProofError": "errors",
+    "Protocol": "recipes.recipe",
     "QuantizeOptions": "pipeline",
     "Recipe": "recipes.recipe",
     "Sample": "data.sources",
@@ -145,6 +146,7 @@ __all__ = [
     "Precision",
     "Preprocess",
     "ProofError",
+    "Protocol",
     "QuantizeOptions",
     "Recipe",
     "Sample",

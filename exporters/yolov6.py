@@ -20,6 +20,7 @@ from deploykit.networks.yolov6.architecture import (
     refuse_foreign,
 )
 from deploykit.networks.yolov6.network import Network
+from deploykit.networks.yolov6.protocols import protocols
 from deploykit.recipes.identity import Found, resolve
 from deploykit.recipes.recipe import KeepFloat, Recipe, Variant
 from deploykit.tasks.outputs import Output
@@ -165,7 +166,7 @@ recipe = Recipe(
     name="yolov6",
     task="detection",
     variants={
-        **dict.fromkeys(VARIANTS, OFFICIAL),
+        **{name: replace(OFFICIAL, protocols=protocols(name)) for name in VARIANTS},
         "pico": Variant(Preprocess((320, 320)), KEEP_FLOAT, features=FEATURES),  # Pillow resized
     },
     build=build,

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import sys
 import types
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from deploykit.cli import COMMANDS, parsing
 from deploykit.errors import CheckpointError, OptionError
 from deploykit.networks import loading
 from deploykit.networks.loading import NetworkOptions
+from deploykit.recipes import metadata
+from deploykit.recipes.recipe import RECIPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -131,3 +135,55 @@ def test_the_class_of_a_pickled_network_that_nobody_knows_is_named(
     ) as caught:
         loading.load_network(path, NetworkOptions())
     assert "write a recipe for this network" in caught.value.fix
+
+
+# --- protocols ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nano(path: Path) -> Path:
+    torch.save(RECIPES.load("yolov6").build("v3n", 2, (640, 640)).state_dict(), path)
+    return path
+
+
+def test_a_named_protocol_is_in_the_card(nano: Path) -> None:
+    usual = loading.load_network(nano, NetworkOptions()).card.preprocess
+    named = loading.load_network(nano, NetworkOptions(protocol="evaluation-640")).card
+    assert usual.limits is None
+    assert named.preprocess == replace(usual, limits=(636, 636))
+    properties: dict[str, str] = {}
+    metadata.write(properties, named)
+    assert metadata.read(properties) == named
+
+
+def test_a_protocol_is_that_of_the_size_asked_for(nano: Path) -> None:
+    options = NetworkOptions(
+        protocol="evaluation-rect", input_size=(352, 352), canvases=((288, 352),)
+    )
+    found = loading.load_network(nano, options).card.preprocess
+    assert found.sizes == ((352, 352), (288, 352))
+    assert (found.limits, found.margin) == ((320, 320), 16)
+    assert found.fit(480, 640).canvas == (288, 352)
+
+
+def test_an_unknown_protocol_is_refused_with_those_there_are(nano: Path) -> None:
+    with pytest.raises(OptionError) as caught:
+        loading.load_network(nano, NetworkOptions(protocol="evaluation-rects"))
+    assert "unknown protocol 'evaluation-rects'" in caught.value.found
+    assert "evaluation, evaluation-640, evaluation-rect, inference" in caught.value.expected
+    assert "evaluation-rect" in caught.value.fix
+
+
+def test_a_network_without_protocols_says_so(checkpoint: Path) -> None:
+    with pytest.raises(OptionError, match="has only one") as caught:
+        loading.load_network(checkpoint, NetworkOptions(protocol="inference"))
+    assert "leave --protocol out" in caught.value.fix
+
+
+def test_the_help_page_names_every_protocol_of_every_recipe() -> None:
+    page = parsing.page("export", COMMANDS["export"])
+    recipes = {name: RECIPES.load(name) for name in RECIPES.shipped()}
+    for name, recipe in recipes.items():
+        for protocol in {p for v in recipe.variants.values() for p in v.protocols}:
+            assert f"protocols of {name}" in page
+            assert f"\n  {protocol} " in page

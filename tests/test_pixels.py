@@ -115,26 +115,44 @@ def evaluated(size: tuple[int, int], longest: int) -> tuple[tuple[int, int], int
     return sides, cv2.INTER_AREA if ratio < 1 else cv2.INTER_LINEAR
 
 
+def protocol(variant: str, name: str, size: tuple[int, int] | None = None) -> Preprocess:
+    known = RECIPES.load("yolov6").variant(variant)
+    return known.protocol(name).prepared(known.sized(size))
+
+
+SHRUNK = [
+    *(("v2n", 638), ("v2t", 634), ("v2s", 638), ("v2m", 628), ("v2l", 632), ("v2l_relu", 638)),
+    *(("v3n", 636), ("v3s", 634), ("v3m", 636), ("v3l", 636), ("v3s_base", 638)),
+]
+"""The longest side of an image in an input of 640 where a published AP is reproduced: releases
+0.2.1 and 0.4.0, configs/experiment/eval_640_repro.py."""
+
+
 @pytest.mark.parametrize("size", [*SIZES, *THIN])
-@pytest.mark.parametrize("shrink", [0, 6])
+@pytest.mark.parametrize(
+    ("variant", "name", "longest"),
+    [("v3s", "evaluation", 640), *((variant, "evaluation-640", side) for variant, side in SHRUNK)],
+)
 def test_yolov6s_evaluation_shrinks_by_area_and_cuts_sides_off(
-    size: tuple[int, int], shrink: int
+    size: tuple[int, int], variant: str, name: str, longest: int
 ) -> None:
-    sides, way = evaluated(size, 640 - shrink)
-    prepared = preprocess("yolov6", "v3s")
-    if shrink:
-        prepared = replace(prepared, limits=(640 - shrink,) * 2)
+    sides, way = evaluated(size, longest)
+    prepared = protocol(variant, name)
     found, place = prepared(photograph(*size))
     near(found * 255, yolov6(size, sides, way, (640, 640)))
     assert (place.scale_y, place.scale_x) == (sides[0] / size[0], sides[1] / size[1])
 
 
+def test_yolov6s_evaluation_is_what_is_taken_where_no_protocol_is_named() -> None:
+    for variant in RECIPES.load("yolov6").variants.values():
+        if variant.protocols:
+            assert variant.protocol("evaluation").prepared(variant.preprocess) == variant.preprocess
+
+
 @pytest.mark.parametrize("size", [*SIZES, *THIN])
 def test_yolov6s_inference_takes_the_smallest_rectangle(size: tuple[int, int]) -> None:
     rectangles = [(32 * n, 640) for n in range(1, 20)] + [(640, 32 * n) for n in range(1, 20)]
-    prepared = Preprocess(
-        (640, 640), canvases=tuple(rectangles), resampler="cv2-linear", mapping="ratio"
-    )
+    prepared = replace(protocol("v3s", "inference"), canvases=tuple(rectangles))
     ratio = min(640 / side for side in size)
     sides = round(size[0] * ratio), round(size[1] * ratio)
     canvas = tuple(side + (640 - side) % 32 for side in sides)
@@ -146,20 +164,30 @@ def test_yolov6s_inference_takes_the_smallest_rectangle(size: tuple[int, int]) -
     np.testing.assert_allclose(back[:2], [-y / ratio, -x / ratio], rtol=1e-4, atol=1e-2)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_a_margin_asks_for_the_next_canvas(size: tuple[int, int]) -> None:
-    """As YOLOv6's rectangular evaluation does, which adds half a stride to both sides."""
-    rectangles = [(32 * n, 672) for n in range(1, 21)] + [(672, 32 * n) for n in range(1, 21)]
-    prepared = replace(
-        preprocess("yolov6", "v3s", (672, 672)),
-        canvases=tuple(rectangles),
-        limits=(640, 640),
-        margin=16,
-    )
+def rectangle(size: tuple[int, int]) -> tuple[int, int]:
+    """Return the input of YOLOv6's rectangular evaluation: half a stride more on both sides."""
     shape = np.array([min(1, size[0] / size[1]), min(1, size[1] / size[0])])
     height, width = (np.ceil(shape * 640 / 32 + 0.5).astype(int) * 32).tolist()
+    return height, width
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_margin_asks_for_the_next_canvas(size: tuple[int, int]) -> None:
+    rectangles = [(32 * n, 672) for n in range(1, 21)] + [(672, 32 * n) for n in range(1, 21)]
+    known = RECIPES.load("yolov6").variant("v3s")
+    every = replace(known.sized((672, 672)), canvases=tuple(rectangles))
+    prepared = known.protocol("evaluation-rect").prepared(every)
     sides, way = evaluated(size, 640)
-    near(prepared(photograph(*size))[0] * 255, yolov6(size, sides, way, (height, width)))
+    near(prepared(photograph(*size))[0] * 255, yolov6(size, sides, way, rectangle(size)))
+
+
+@pytest.mark.parametrize("size", [(480, 640), (960, 1280), (640, 480), (500, 500)])
+def test_the_rectangles_of_usual_photographs_are_there_where_no_size_is_given(
+    size: tuple[int, int],
+) -> None:
+    sides, way = evaluated(size, 640)
+    found = protocol("v3s", "evaluation-rect")(photograph(*size))[0]
+    near(found * 255, yolov6(size, sides, way, rectangle(size)))
 
 
 # --- detectron2 and the Caffe detectors -----------------------------------------------------------

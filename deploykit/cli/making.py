@@ -54,6 +54,9 @@ def export(
         str | None,
         Option(help="HxW in pixels, or several: an image takes what fits. Default: the recipe's."),
     ] = None,
+    protocol: Annotated[
+        str | None, Option(help="How images are prepared, see below.  [default: the recipe's]")
+    ] = None,
     class_names: Annotated[
         str | None, Option(help="Comma-separated, in the order of training; or coco, voc.")
     ] = None,
@@ -68,9 +71,16 @@ def export(
 ) -> None:
     """Checkpoint to ONNX: fold the branches and prove the result against PyTorch.
 
+    protocols of yolov6, for 640x640:
+      evaluation       letterbox, shrunk by area (eval.py without rectangles); the default
+      evaluation-640   the same, the image 2 to 12 pixels smaller (eval.py --reproduce_640_eval)
+      evaluation-rect  up to 672x672, half a stride beside the image (eval.py by its default)
+      inference        letterbox, resized linearly (infer.py, and deployed engines)
+
     Examples:
         deploykit export yolov6n.pt -o yolov6n.onnx
         deploykit export weights.pth --recipe my_model.py --input-size 480x640 -o my_model.onnx
+        deploykit export yolov6s.pt --protocol evaluation-640 -o yolov6s.onnx
         deploykit export maskrcnn.pth --input-size 480x640,640x480 -o small.onnx
     """
     from deploykit import pipeline  # noqa: PLC0415 - `--help` must not pay for it
@@ -82,6 +92,7 @@ def export(
         variant=variant,
         input_size=sizes[0] if sizes else None,
         canvases=sizes[1:],
+        protocol=protocol,
         class_names=options.names(class_names),
         settings=options.settings(settings),
         opset=opset,

@@ -85,6 +85,12 @@ def examples(command: Callable[..., None]) -> list[str]:
     return [line.strip() for line in after.splitlines() if line.strip()]
 
 
+def _more(command: Callable[..., None]) -> list[str]:
+    """Return the lines of a command's docstring between its summary and its examples."""
+    body = (command.__doc__ or "").partition("\n")[2].partition("Examples:\n")[0].rstrip()
+    return [*textwrap.dedent(body).strip("\n").splitlines(), ""] if body.strip() else []
+
+
 def summary(command: Callable[..., None]) -> str:
     """Return what a command does, in one line."""
     return (command.__doc__ or "").partition("\n")[0]
@@ -95,7 +101,7 @@ def _parser(name: str, command: Callable[..., None]) -> tuple[_Parser, list[str]
     built = _Parser(
         prog=f"deploykit {name}",
         description=textwrap.fill(summary(command), _WIDTH - 2),
-        epilog="\n".join(["examples:", *(f"  {line}" for line in examples(command))]),
+        epilog="\n".join([*_more(command), "examples:", *(f"  {e}" for e in examples(command))]),
         formatter_class=_Formatter,
         allow_abbrev=False,
     )

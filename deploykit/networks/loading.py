@@ -42,6 +42,8 @@ class NetworkOptions:
     class_names: tuple[str, ...] | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     """What the network is set up with, where the file does not say: name -> text."""
+    protocol: str | None = None
+    """How images are prepared, see `Variant.protocols`."""
 
 
 @dataclass(frozen=True)
@@ -209,4 +211,6 @@ def _preprocess(variant: Variant, found: Found, options: NetworkOptions) -> Prep
     made = make(options.input_size)
     if options.canvases:
         made = replace(made, canvases=options.canvases)
+    if options.protocol is not None:
+        made = variant.protocol(options.protocol).prepared(made)
     return checked(made, variant)

@@ -35,6 +35,16 @@ class KeepFloat:
 
 
 @dataclass(frozen=True)
+class Protocol:
+    """A way of preparing images that the scripts of a family have, and that a user can name."""
+
+    says: str
+    """What it does, and which script of the family does so."""
+    prepared: Callable[[Preprocess], Preprocess] = lambda made: made
+    """The input as the variant makes it, of the size asked for -> as this protocol does."""
+
+
+@dataclass(frozen=True)
 class Variant:
     """The contract of one variant of a family: how it is fed, and what it keeps in float."""
 
@@ -46,6 +56,19 @@ class Variant:
     is made for the size of `preprocess` alone."""
     features: tuple[str, ...] = ()
     """Module paths whose outputs distillation compares: what the neck gives to the head."""
+    protocols: Mapping[str, Protocol] = field(default_factory=dict)
+    """Ways to prepare images beside `preprocess`, which is taken where none is named."""
+
+    def protocol(self, name: str) -> Protocol:
+        """Return the protocol called `name`. Raises: OptionError for an unknown one."""
+        if not self.protocols:
+            raise OptionError(
+                f"--protocol {name[:100]!r}, and the network has only one",
+                fix="leave --protocol out",
+            )
+        if name not in self.protocols:
+            raise unknown_name("protocol", name, self.protocols)
+        return self.protocols[name]
 
     def sized(self, size: tuple[int, int] | None) -> Preprocess:
         """Return how an input of `size` (H, W) is made; None: of its own size.
