@@ -99,6 +99,13 @@ def test_a_pickled_detector_is_built_as_it_was_set_up(
     assert not any("assumed" in note for note in network.notes)
 
 
+def step(change: Any) -> Any:
+    """Return a detector in whose RPN a step was put in, or left out."""
+    model = faster().eval()
+    change(model.rpn.head.conv[0])
+    return model
+
+
 def changed(path: str, attribute: str, value: Any) -> Any:
     model = faster().eval()
     setattr(model.get_submodule(path), attribute, value)
@@ -111,12 +118,21 @@ def changed(path: str, attribute: str, value: Any) -> Any:
         (lambda: changed("roi_heads.box_roi_pool", "sampling_ratio", 3), "sampling_ratio = 3"),
         (lambda: changed("backbone.body", "relu", nn.SiLU()), "SiLU"),
         (lambda: changed("backbone.body.layer2.0.conv1", "dilation", (2, 2)), "dilation"),
+        (lambda: changed("backbone.body", "maxpool", nn.Identity()), "maxpool of class .*Identity"),
+        (lambda: changed("transform", "fixed_size", (96, 128)), "fixed_size"),
+        (lambda: step(lambda conv: conv.append(nn.Tanh())), "rpn.head.conv.0.2 of class Tanh"),
+        (lambda: step(lambda conv: conv.pop(1)), "rpn.head.conv.0.1 missing"),
         (lambda: changed("roi_heads", "detections_per_img", -1), "detections is -1"),
     ],
 )
 def test_what_is_not_carried_is_refused_by_name(model: Any, named: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=named):
         loaded(model(), tmp_path)
+
+
+def test_a_step_that_does_nothing_is_no_difference(tmp_path: Path) -> None:
+    model = step(lambda conv: conv.append(nn.Dropout(0.5)))
+    assert loaded(model, tmp_path).card.variant == "resnet18_fpn"
 
 
 def test_a_norms_epsilon_is_that_of_the_pickled_one(tmp_path: Path) -> None:

@@ -39,6 +39,20 @@ _IMAGES = 512
 """To calibrate on, where nobody says how many."""
 
 
+InputSize = Annotated[
+    str | None,
+    Option(help="HxW in pixels, or several: an image takes what fits. Default: the recipe's."),
+]
+Protocol = Annotated[
+    str | None, Option(help="How images are prepared, see below.  [default: the recipe's]")
+]
+ClassNames = Annotated[
+    str | None, Option(help="Comma-separated, in the order of training; or coco, voc.")
+]
+Settings = Annotated[
+    list[str] | None,
+    Option("--set", help="NAME=VALUE that the file does not say, such as detections=300."),
+]
 Op = Annotated[
     list[Path] | None, Option("--op", help="File of an op of your own; repeat for more.")
 ]
@@ -50,20 +64,10 @@ def export(
     *,
     recipe: Recipe = None,
     variant: Annotated[str | None, Option(help="Default: found out from the weights.")] = None,
-    input_size: Annotated[
-        str | None,
-        Option(help="HxW in pixels, or several: an image takes what fits. Default: the recipe's."),
-    ] = None,
-    protocol: Annotated[
-        str | None, Option(help="How images are prepared, see below.  [default: the recipe's]")
-    ] = None,
-    class_names: Annotated[
-        str | None, Option(help="Comma-separated, in the order of training; or coco, voc.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        Option("--set", help="NAME=VALUE that the file does not say, such as detections=300."),
-    ] = None,
+    input_size: InputSize = None,
+    protocol: Protocol = None,
+    class_names: ClassNames = None,
+    settings: Settings = None,
     opset: Annotated[int, Option(help="17 for TensorRT 8.6; FP16 scales need 19.")] = 19,
     record: Record = None,
     op: Op = None,

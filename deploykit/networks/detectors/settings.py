@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
+from torch import nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from deploykit.errors import CheckpointError, OptionError
@@ -105,7 +106,9 @@ _TRAINING = frozenset(
 )
 """Attributes that only training reads, or that a run leaves behind; of norms, the epsilon is
 taken over with the weights."""
-_SILENT = ("Dropout", "Dropout2d", "Identity", "StochasticDepth")
+_LATE = frozenset(("cell_anchors",))
+"""Attributes that torchvision before 0.9 sets in the first run: none are pickled before."""
+_SILENT = frozenset(("Dropout", "Dropout2d", "Identity", "StochasticDepth"))
 """Modules that do nothing in evaluation."""
 _ALIKE = (
     frozenset(("BatchNorm2d", "FrozenBatchNorm2d", "SyncBatchNorm")),
@@ -125,17 +128,40 @@ def agree(model: Model, facts: Facts, knobs: Mapping[str, Knob]) -> None:
         if not path or mine is None or last in _TRAINING:
             continue
         _same_kind(path, layer, mine)
-        for name, stored in layer.values.items():
-            if name in _TRAINING or (path, name) in known or not hasattr(mine, name):
-                continue
+        if isinstance(mine, nn.Sequential):
+            _same_steps(path, mine, facts)
+        skipped = {name for owner, name in known if owner == path}
+        _same_values(path, layer, mine, skipped)
+
+
+def _same_values(path: str, layer: Layer, mine: object, skipped: set[str]) -> None:
+    for name, stored in layer.values.items():
+        late = stored is None and name in _LATE
+        if late or name in _TRAINING or name in skipped or not hasattr(mine, name):
+            continue
+        try:
             own = _plain(getattr(mine, name))
-            if own is not None and not _equal(frozen(stored), own):
-                raise _refused(f"{path}.{name} = {stored}", str(own))
+        except ValueError:  # an object, or a function
+            continue
+        if not _equal(frozen(stored), own):
+            raise _refused(f"{path}.{name} = {stored}", str(own))
+
+
+def _same_steps(path: str, mine: nn.Sequential, facts: Facts) -> None:
+    """Raise CheckpointError where one sequence has a step, that does something, and one not."""
+    prefix = f"{path}."
+    inside = {p.removeprefix(prefix): x for p, x in facts.layers.items() if p.startswith(prefix)}
+    theirs = {name: x.kind.rpartition(".")[2] for name, x in inside.items() if "." not in name}
+    own = {name: type(step).__name__ for name, step in mine.named_children()}
+    for name in sorted(theirs.keys() ^ own.keys()):
+        if {theirs.get(name), own.get(name)}.isdisjoint(_SILENT):
+            found = f"of class {theirs[name]}" if name in theirs else "missing"
+            raise _refused(f"{prefix}{name} {found}", own.get(name, "no such step"))
 
 
 def _same_kind(path: str, layer: Layer, mine: object) -> None:
     theirs, own = layer.kind.rpartition(".")[2], type(mine).__name__
-    if theirs in _SILENT or own in _SILENT or theirs == own:
+    if theirs == own or {theirs, own} <= _SILENT:
         return
     if not any({theirs, own} <= group for group in _ALIKE):
         raise _refused(f"{path} of class {layer.kind}", own)
@@ -150,15 +176,12 @@ def _refused(found: str, expected: str) -> CheckpointError:
 
 
 def _plain(value: object) -> Plain:
-    """Return an attribute as a plain value, None where it is none."""
+    """Return an attribute as a plain value. Raises: ValueError where it is none."""
     if isinstance(value, torch.Tensor):
         return frozen(value.tolist())
     if isinstance(value, (list, tuple)) and any(isinstance(v, torch.Tensor) for v in value):
         return tuple(_plain(v) for v in value)
-    try:
-        return frozen(value)
-    except ValueError:
-        return None
+    return frozen(value)
 
 
 def _equal(stored: Plain, own: Plain) -> bool:
