@@ -60,7 +60,6 @@ _HOME = {
     "Attribute": "ops.plugin",
     "BackendError": "errors",
     "BenchOptions": "measuring.benchmarking",
-    "BenchPlan": "pipeline",
     "BuildOptions": "backends",
     "CalibrationOptions": "precision.calibration",
     "Call": "ops.plugin",
@@ -70,8 +69,6 @@ _HOME = {
     "DeployError": "errors",
     "Detections": "tasks.detections",
     "Display": "tasks.task",
-    "EvalOptions": "pipeline",
-    "ExportOptions": "pipeline",
     "Facts": "recipes.identity",
     "Found": "recipes.identity",
     "Geometry": "data.preprocess",
@@ -90,28 +87,16 @@ _HOME = {
     "Preprocess": "data.preprocess",
     "ProofError": "errors",
     "Protocol": "recipes.recipe",
-    "QuantizeOptions": "pipeline",
     "Recipe": "recipes.recipe",
     "Sample": "data.sources",
     "Scores": "tasks.task",
     "Source": "data.sources",
     "Task": "tasks.task",
     "Variant": "recipes.recipe",
-    "VerifyOptions": "pipeline",
-    "bench": "pipeline",
-    "build": "pipeline",
-    "cast": "pipeline",
     "doctor": "measuring.environment",
-    "evaluate": "pipeline",
-    "export": "pipeline",
     "fold": "networks.reparam",
-    "fuse": "pipeline",
-    "inspect": "pipeline",
-    "quantize": "pipeline",
-    "report": "pipeline",
-    "verify": "pipeline",
 }
-"""Public name -> the module that defines or gathers it."""
+"""Public name -> the module that defines it; the others are those of `pipeline`."""
 
 __all__ = [
     "Attribute",
@@ -173,9 +158,9 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Return the public object called `name`."""
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module 'deploykit' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"deploykit.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"deploykit.{_HOME.get(name, 'pipeline')}"), name)
 
 
 def __dir__() -> list[str]:

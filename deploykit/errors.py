@@ -14,12 +14,11 @@ DeployError                 exit 2   base: one message, never a traceback
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
 
 class DeployError(Exception):
@@ -93,18 +92,6 @@ def not_installed(what: str, module: str | None) -> BackendError:
         f"{what} needs the Python module {root!r}, which is not installed",
         fix=f"`pip install {_PACKAGES.get(root, root)}`",
     )
-
-
-@contextlib.contextmanager
-def needed_by(what: str) -> Iterator[None]:
-    """Turn a module that the block imports and that is not there into one of our errors.
-
-    Raises: BackendError.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise not_installed(what, error.name) from error
 
 
 _LONGEST, _LISTED = 100, 100

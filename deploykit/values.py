@@ -117,6 +117,11 @@ class CalibrationTable:
     size: int | None = None
     """Images asked for; None: all of the data set."""
 
+    def __repr__(self) -> str:
+        """Return what tells one table from another, without the ranges one by one."""
+        counts = f"{len(self.ranges)} tensors, {len(self.samples)} images"
+        return f"<CalibrationTable {self.observer}, {counts}, model {self.model_sha256[:12]}>"
+
     def to_json(self) -> Json:
         """Return the table as plain JSON values."""
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}

@@ -71,6 +71,16 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def int8(model: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test model in INT8 with FP16 elsewhere."""
+    from deploykit.pipeline.quantizing import QuantizeOptions, quantize
+
+    path = tmp_path_factory.mktemp("int8") / "pico.int8.onnx"
+    quantize(model, path, QuantizeOptions(source=f"folder:{photos}"))
+    return path
+
+
 @pytest.fixture
 def randomised() -> Callable[[nn.Module], nn.Module]:
     """Return a function that gives a network random weights and batch norm statistics."""

@@ -16,7 +16,7 @@ from torchvision.models import detection as zoo
 from torchvision.models.detection import anchor_utils, backbone_utils
 from two_stage_models import SIZE, settled
 
-from deploykit.errors import CheckpointError, OptionError
+from deploykit.errors import CheckpointError, ModelError, OptionError
 from deploykit.networks import loading
 from deploykit.networks.detectors import dense_family, detectron2_layout, grids
 from deploykit.networks.loading import NetworkOptions
@@ -341,8 +341,18 @@ def test_a_data_sets_names_are_asked_for_by_its_name(tmp_path: Path) -> None:
         loaded(faster().state_dict(), tmp_path, class_names=("coco",))
 
 
-def test_a_card_of_a_version_without_settings_is_read(tmp_path: Path) -> None:
+def test_a_card_of_a_version_without_settings_and_kinds_is_read(tmp_path: Path) -> None:
     card = loaded(faster().state_dict(), tmp_path).card
     data = written(card)
-    del data["settings"]
-    assert ModelCard.from_json(data) == replace(card, settings={})
+    del data["settings"], data["outputs"]
+    assert ModelCard.from_json(data) == replace(card, settings={}, outputs=())
+
+
+def test_the_card_says_what_each_output_means(tmp_path: Path) -> None:
+    card = loaded(faster().state_dict(), tmp_path).card
+    assert ModelCard.from_json(written(card)).outputs == RECIPES.load("faster_rcnn").outputs
+    data = written(card)
+    data["outputs"][0][1] = "colours"
+    with pytest.raises(ModelError, match="outputs"):
+        ModelCard.from_json(data)
+    assert len(repr(card)) < 100

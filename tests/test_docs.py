@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,3 +42,17 @@ def test_the_commands_that_the_pages_show_can_be_read() -> None:
     for line in lines:
         name, *words = line.split()
         assert cli.parsing.parse(name, cli.COMMANDS[name], words) is not None
+
+
+def test_the_python_that_the_pages_show_runs(int8: Path, tmp_path: Path) -> None:
+    """Every ONNX file that a block names is a small one in INT8."""
+    blocks = re.findall(r"^```python\n(.*?)^```", "".join(PAGES.values()), re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        for name in re.findall(r'"([\w.]+\.onnx)"', block):
+            shutil.copy(int8, tmp_path / name)
+        done = subprocess.run(
+            [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout

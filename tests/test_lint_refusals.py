@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from deploykit.precision import lint
+from deploykit.precision.lint.rules import RULES
 
 F32, BOOL = TensorProto.FLOAT, TensorProto.BOOL
 tensor = helper.make_tensor_value_info
@@ -57,9 +58,19 @@ def test_a_result_of_unknown_size_is_named(op: str) -> None:
     assert "dynamic-result" in found([helper.make_node(op, given, ["y"])], inputs)
 
 
-@pytest.mark.parametrize("op", ["RoiAlign", "MaxRoiPool"])
-def test_the_standard_ops_on_regions_are_named(op: str) -> None:
+@pytest.mark.parametrize(
+    ("op", "rule", "ours"),
+    [
+        ("RoiAlign", "roi-align", "DKMultiscaleRoiAlign"),
+        ("MaxRoiPool", "roi-pool", "DKRoiPool"),
+    ],
+)
+def test_the_standard_ops_on_regions_are_named_with_the_one_of_ours(
+    op: str, rule: str, ours: str
+) -> None:
     shape: Any = {"pooled_shape": [2, 2]} if op == "MaxRoiPool" else {}
     node: Any = helper.make_node(op, ["x", "r"], ["y"], **shape)
     inputs = [tensor("x", F32, [1, 3, 8, 8]), tensor("r", F32, [2, 5])]
-    assert "roi-align" in found([node], inputs)
+    assert rule in found([node], inputs)
+    fixes = {known.fix for known in RULES if known.id == rule}
+    assert fixes == {f"use {ours}: `deploykit export` writes it"}

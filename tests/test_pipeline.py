@@ -40,14 +40,6 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return command
 
 
-@pytest.fixture(scope="session")
-def int8(model: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The test model in INT8 with FP16 elsewhere."""
-    path = tmp_path_factory.mktemp("int8") / "pico.int8.onnx"
-    deploykit.quantize(model, path, deploykit.QuantizeOptions(source=f"folder:{photos}"))
-    return path
-
-
 def test_a_table_is_written_once_and_then_read(
     run: Run, model: Path, photos: Path, tmp_path: Path
 ) -> None:

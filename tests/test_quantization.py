@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from onnx.reference import ReferenceEvaluator
 
 from deploykit import backends
 from deploykit.backends import BuildOptions
@@ -322,9 +323,34 @@ def test_a_missing_range_names_the_tensor(two: Path) -> None:
     assert "'b'" in refused(two, changed(table, ranges=ranges), InputError)
 
 
-def test_a_tensor_beyond_fp16_is_refused(two: Path) -> None:
-    table = table_of(two, images(1, 16, 8, 8) * 1e5)
-    assert "--float-type fp32" in refused(two, table, ModelError)
+LARGE = (
+    f"{HEAD} {{ [c1] a = {CONV}(x, w1) [up] b = Mul(a, k) [c2] c = {CONV}(b, w2) "
+    f"[down] d = Mul(c, j) [r] e = Relu(d) [c3] y = {CONV}(e, w3) }}"
+)
+
+
+@pytest.mark.parametrize("factor", [4e4, 1e9])
+def test_what_reads_or_writes_a_tensor_beyond_fp16_stays_in_fp32(
+    graph: Graph, factor: float, tmp_path: Path
+) -> None:
+    """The oracle computes in numpy's half precision, which overflows as a GPU's does."""
+    k, j = np.float32(factor), np.float32(1 / factor)
+    path = saved(graph(LARGE, w1=W, w2=W, w3=W, k=k, j=j), tmp_path / "large.onnx")
+    x = images(2, 16, 8, 8)
+    table = table_of(path, x)
+    assert table.ranges["b"].maximum > 65504
+    made = quantize(path, table, INT8, tmp_path / "int8.onnx", float_type=FP16)
+    reasons = made.made_by["beyond_fp16"]
+    assert {"up", "c2"} <= reasons.keys()
+    assert reasons.keys().isdisjoint({"c1", "c3"})
+    assert "b reaches" in reasons["up"]
+    with np.errstate(all="raise", under="ignore"):
+        (found,) = ReferenceEvaluator(str(made.path)).run(None, {"x": x})
+    (expected,) = run(path, x)
+    error = np.square(found - expected).mean() / np.square(expected).mean()
+    assert error < 1e-3
+    layers = lint.precision_table(onnxfile.read_model(made.path))
+    assert {one.name: one.precision for one in layers} == dict.fromkeys(("c1", "c2", "c3"), "int8")
 
 
 def test_a_model_without_quantisable_layers_is_refused_with_their_reasons(two: Path) -> None:

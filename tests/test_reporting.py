@@ -199,6 +199,9 @@ def test_warnings_stand_first_and_once(tmp_path: Path) -> None:
     html, md = write(warned, tmp_path)
     assert html.index("All on Xeon: hot") < html.index("Results on")
     assert md.count("hot") == 1
+    summary = reporting.summary(warned)
+    assert "hot" not in summary  # bench has said it
+    assert summary.count("warning: bench warned of 2 of the measurements") == 1
     other = AccuracyRecord("m.onnx", "f" * 64, {"ap": 0.1}, 9, "other:", "e" * 64)
     html, _ = write([*RECORDS, other], tmp_path)
     assert "several data sets or protocols" in html

@@ -20,6 +20,7 @@ from deploykit.recipes import metadata
 from deploykit.recipes.metadata import ModelCard
 from deploykit.tasks import name as name_of
 from deploykit.tasks.agreement import InOrder
+from deploykit.tasks.outputs import Output
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,13 +49,21 @@ DATA = Dataset(
 )
 
 
-def model(path: Path, output: str, nodes: Sequence[Any], shape: Sequence[Any], task: str) -> Path:
+def model(  # noqa: PLR0913 - all of a small file
+    path: Path,
+    output: str,
+    nodes: Sequence[Any],
+    shape: Sequence[Any],
+    task: str,
+    *,
+    kinds: tuple[Output, ...] = (),
+) -> Path:
     """Write a graph from `images` to one output, with a card that names no recipe."""
     inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, SIZE, SIZE])]
     outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)]
     graph = helper.make_graph(nodes, "own", inputs, outputs, CONSTANTS)
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
-    card = ModelCard("", "", task, Preprocess((SIZE, SIZE)), ("dot",), "")
+    card = ModelCard("", "", task, Preprocess((SIZE, SIZE)), ("dot",), "", outputs=kinds)
     properties: dict[str, str] = {}
     metadata.write(properties, card)
     for key, value in properties.items():
@@ -180,3 +189,26 @@ def test_truth_and_results_may_be_label_maps(tmp_path: Path) -> None:
     assert found.metrics == {"share": 1.0}
     (same,) = deploykit.verify(path, path, VerifyOptions(), task=Labels())
     assert (same.output, same.passed) == ("scores", True)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "compared"),
+    [
+        ((), ["y", "y[..., 0]", "y[..., 1]"]),
+        ((Output("y", "values"),), ["y", "y[..., 0]", "y[..., 1]"]),
+        ((Output("y", "logits"),), ["y"]),
+    ],
+)
+def test_verify_compares_an_output_as_its_kind_in_the_card_says(
+    kinds: tuple[Output, ...], compared: list[str], tmp_path: Path
+) -> None:
+    nodes = [
+        helper.make_node("ReduceMean", ["images", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Reshape", ["mean", "flat"], ["one"]),
+        helper.make_node("Mul", ["one", "third"], ["less"]),
+        helper.make_node("Concat", ["one", "less"], ["y"], axis=1),
+    ]
+    path = model(tmp_path / "m.onnx", "y", nodes, ["batch", 2], "unknown", kinds=kinds)
+    found = deploykit.verify(path, path, VerifyOptions(count=2))
+    assert [agreement.output for agreement in found] == compared
+    assert all(agreement.passed for agreement in found)

@@ -82,8 +82,10 @@ def recipe(network: nn.Module) -> deploykit.Recipe:
         del facts
         return deploykit.Found("small", classes=len(state))
 
+    protocol = deploykit.Protocol("as it is prepared anyway")
     variant = deploykit.Variant(
         deploykit.Preprocess((224, 224), resize="crop"),
+        protocols={"evaluation": protocol},
         keep_float=(deploykit.KeepFloat("head", "few channels", deploykit.Precision.FP32),),
     )
     return deploykit.Recipe(

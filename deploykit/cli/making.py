@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from deploykit.cli import options, printing, progress
 from deploykit.cli.parsing import Argument, Option
@@ -119,11 +119,7 @@ def fuse(
     Examples:
         deploykit fuse model.onnx -o model.fused.onnx
     """
-    from deploykit import pipeline  # noqa: PLC0415
-
-    with options.named(op):
-        made = pipeline.fuse(model, output, record=record)
-    printing.artifact(made.artifact, as_json=as_json, notes=made.notes, extra=made.to_json())
+    _rewrite("fuse", model, output, record, op, as_json=as_json)
 
 
 def quantize(
@@ -197,10 +193,23 @@ def cast(
     Examples:
         deploykit cast model.onnx -o model.fp16.onnx
     """
+    _rewrite("cast", model, output, record, op, as_json=as_json)
+
+
+def _rewrite(
+    verb: Literal["fuse", "cast"],
+    model: Path,
+    output: Path,
+    record: Path | None,
+    op: list[Path] | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Make one ONNX file from another without asking for more."""
     from deploykit import pipeline  # noqa: PLC0415
 
     with options.named(op):
-        made = pipeline.cast(model, output, record=record)
+        made = getattr(pipeline, verb)(model, output, record=record)
     printing.artifact(made.artifact, as_json=as_json, notes=made.notes, extra=made.to_json())
 
 

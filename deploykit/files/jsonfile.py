@@ -39,14 +39,12 @@ def read(
 
     Raises: `error` where it is not JSON, has more than `limit` bytes, or is not as `check` wants.
     """
-    contents.head(path, error, what)
-    try:
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-    except OSError as reason:
-        raise error(f"cannot read {path}: {reason.strerror or reason}") from reason
-    if len(data) > limit:
-        raise error(f"{path} has more than {limit} bytes", expected=f"{what} of fewer")
+
+    def bounded(size: int) -> None:
+        if size > limit:
+            raise error(f"{path} has more than {limit} bytes", expected=f"{what} of fewer")
+
+    data = contents.read(path, error, what, check=bounded)
     return fitted(parse(data, str(path), error=error), check, what, str(path), error=error)
 
 

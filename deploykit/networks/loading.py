@@ -128,6 +128,7 @@ def _network(
         checkpoint_sha256=loaded.sha256,
         keep_float=variant.keep_float,
         settings=found.settings,
+        outputs=recipe.outputs,
     )
     return Network(module.eval(), recipe, card, tuple(filter(None, (said, found.assumed))))
 

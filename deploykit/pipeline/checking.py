@@ -15,6 +15,7 @@ from deploykit.pipeline.made import path_or_none
 from deploykit.pipeline.opening import kind, open_model
 from deploykit.proof import random_inputs, verification
 from deploykit.tasks import SHIPPED, evaluation
+from deploykit.tasks.agreement import OfKinds, PaddedRows
 from deploykit.tasks.evaluation import Contract
 from deploykit.values import digest, silent
 
@@ -73,12 +74,16 @@ def verify(
     )
 
 
-def _pairing(opened: Model, task: str | AnyTask | None) -> Pairing | None:
-    """Return the pairing of a model's task; None where neither the user nor its file names one."""
+def _pairing(opened: Model, task: str | AnyTask | None) -> Pairing:
+    """Return the pairing of a model's task, with what its card says of its outputs.
+
+    Where neither the user nor the file names a task, rows of padded detections are paired.
+    """
+    outputs = opened.card.outputs if opened.card else ()
     if task is None and opened.recipe is None:
         named = SHIPPED.get(opened.card.task) if opened.card else None
-        return named.agreement() if named else None
-    return opened.task(task).agreement()
+        return OfKinds(named.agreement() if named else PaddedRows(), outputs)
+    return OfKinds(opened.task(task).agreement(), outputs)
 
 
 def _feeds(opened: Model, options: VerifyOptions, progress: Progress) -> Iterator[Arrays]:

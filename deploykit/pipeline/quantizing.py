@@ -19,13 +19,15 @@ from deploykit.recipes import opened
 from deploykit.values import Precision, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from deploykit.backends import Arrays
     from deploykit.pipeline.made import StrPath
     from deploykit.recipes.opened import Opened
     from deploykit.values import CalibrationTable, LayerPrecision, PrecisionPlan, Progress
 
+_NAMED = 3
+"""Nodes that a note names."""
 _IMAGES = 4
 """Calibration images on which the ranges of all tensors are looked at, for FP16."""
 
@@ -75,7 +77,8 @@ def quantize(
     candidate = opened.made(graph, output)
     acceptance.accept(candidate, subject)
     artifact = written(candidate, subject.origin(), {"verb": "quantize", **summary})
-    return described(artifact, candidate, _notes(lint.precision_table(graph), table), record)
+    notes = (*_notes(lint.precision_table(graph), table), *_wide(summary["beyond_fp16"]))
+    return described(artifact, candidate, notes, record)
 
 
 def cast(model: StrPath, output: StrPath, *, record: StrPath | None = None) -> Made:
@@ -162,6 +165,13 @@ def _known_table(path: Path, model: Opened, options: QuantizeOptions) -> Calibra
         asked = {"observer", "size"} if asked is None else asked
     tables.check_asked(table, options.calibration, asked or (), images=images)
     return table
+
+
+def _wide(beyond: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what is said of the nodes whose tensors FP16 does not hold."""
+    named = [f"{name} ({reason})" for name, reason in list(beyond.items())[:_NAMED]]
+    more = f" and {len(beyond) - _NAMED} more" if len(beyond) > _NAMED else ""
+    return (f"float parts in FP32 at {', '.join(named)}{more}",) if beyond else ()
 
 
 def _notes(layers: Sequence[LayerPrecision], table: CalibrationTable) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from deploykit.files.schema import (
     whole,
 )
 from deploykit.recipes.identity import Origin
+from deploykit.tasks.outputs import OutputKind
 from deploykit.values import Precision
 
 _SIDE, _PIXELS = 1 << 15, 1 << 26
@@ -80,5 +81,6 @@ CARD = record(
     },
     {
         "settings": mapping(row(anything, one_of(*get_args(Origin)))),
+        "outputs": many(row(text(most=4096), one_of(*get_args(OutputKind))), most=_PATTERNS),
     },
 )

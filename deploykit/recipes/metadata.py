@@ -13,6 +13,7 @@ from deploykit.files import jsonfile
 from deploykit.recipes import identity
 from deploykit.recipes.card_schema import CARD
 from deploykit.recipes.recipe import RECIPES, KeepFloat
+from deploykit.tasks.outputs import Output
 from deploykit.values import SCHEMA_VERSION, Json, Precision
 
 if TYPE_CHECKING:
@@ -41,6 +42,14 @@ class ModelCard:
     keep_float: tuple[KeepFloat, ...] = ()
     settings: Settings = field(default_factory=dict)
     """What the network was set up with, and who said so."""
+    outputs: tuple[Output, ...] = ()
+    """What the numbers of each output mean; none in files of versions that did not say it."""
+
+    def __repr__(self) -> str:
+        """Return what tells one card from another."""
+        made_by = f"{self.recipe} {self.variant}".strip() or "no recipe"
+        sizes = ", ".join(f"{height}x{width}" for height, width in self.preprocess.sizes)
+        return f"<ModelCard {made_by}, {self.task}, {len(self.class_names)} classes, {sizes}>"
 
     def to_json(self) -> Json:
         """Return the card as plain JSON values."""
@@ -54,6 +63,7 @@ class ModelCard:
             "checkpoint_sha256": self.checkpoint_sha256,
             "keep_float": [[k.pattern, k.reason, k.precision.value] for k in self.keep_float],
             "settings": {name: [s.value, s.origin] for name, s in self.settings.items()},
+            "outputs": [[output.name, output.kind] for output in self.outputs],
         }
 
     @classmethod
@@ -75,6 +85,7 @@ class ModelCard:
                 name: identity.recorded(value, origin)
                 for name, (value, origin) in data.get("settings", {}).items()
             },
+            outputs=tuple(Output(name, kind) for name, kind in data.get("outputs", ())),
         )
 
 

@@ -49,12 +49,24 @@ def _count(number: int, noun: str) -> str:
 def warnings(joined: Joined) -> tuple[str, ...]:
     """Return everything that a reader must know before comparing the figures."""
     found = [text for machine in joined.machines for text in _warnings(machine)]
-    if len({data_key(record) for record in joined.accuracies}) > 1 and joined.compared_on:
-        found.append(
-            "scores come from several data sets or protocols: the tables show those on "
-            f"{joined.compared_on[0]} only, all of them are under Accuracy"
-        )
-    return tuple(found)
+    return (*found, *mixed(joined))
+
+
+def mixed(joined: Joined) -> tuple[str, ...]:
+    """Return what must be known where scores come from more than one set of images."""
+    if len({data_key(record) for record in joined.accuracies}) <= 1 or not joined.compared_on:
+        return ()
+    text = (
+        "scores come from several data sets or protocols: the tables show those on "
+        f"{joined.compared_on[0]} only, all of them are under Accuracy"
+    )
+    return (text,)
+
+
+def warned(joined: Joined) -> int:
+    """Return how many measurements `bench` gave a warning with."""
+    benches = (row.bench for machine in joined.machines for row in machine.rows)
+    return sum(bool(bench and bench.warnings) for bench in benches)
 
 
 def _warnings(machine: Machine) -> Iterator[str]:

@@ -13,9 +13,15 @@ if TYPE_CHECKING:
 
 
 def render(joined: Joined) -> str:
-    """Return the summary of each machine, and the warnings."""
+    """Return the summary of each machine, and how many measurements `bench` warned of.
+
+    What it warned of it has said in this terminal already; the pages tell it again.
+    """
     parts = [_table(table) for table in sections.summaries(joined)]
-    parts += [f"warning: {plain(text)}" for text in sections.warnings(joined)]
+    parts += [f"warning: {plain(text)}" for text in sections.mixed(joined)]
+    count = sections.warned(joined)
+    if count:
+        parts.append(f"warning: bench warned of {count} of the measurements, as the report says")
     return "\n\n".join(parts)
 
 

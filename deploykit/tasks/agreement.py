@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from deploykit.tasks.matching import Account
     from deploykit.tasks.outputs import Output
-    from deploykit.tasks.task import Array, Arrays
+    from deploykit.tasks.task import Array, Arrays, Pairing
 
     Doubles: TypeAlias = NDArray[np.float64]
 
@@ -43,6 +43,24 @@ class InOrder:
     def findings(self) -> tuple[Agreement, ...]:
         """Return nothing: pairs say it all."""
         return ()
+
+
+@dataclass(frozen=True)
+class OfKinds:
+    """A task's pairing, and what is known of the outputs that it leaves in order."""
+
+    pairing: Pairing
+    outputs: tuple[Output, ...]
+
+    def pairs(self, found: Arrays, expected: Arrays, atol: float, rtol: float) -> dict[str, Pair]:
+        """Return the pairs of the task's pairing; an output of one quantity has no columns."""
+        one = {output.name for output in self.outputs if not output.has_columns}
+        made = self.pairing.pairs(found, expected, atol, rtol)
+        return {n: pair._replace(columns=pair.columns and n not in one) for n, pair in made.items()}
+
+    def findings(self) -> tuple[Agreement, ...]:
+        """Return those of the task's pairing."""
+        return self.pairing.findings()
 
 
 class PaddedRows:

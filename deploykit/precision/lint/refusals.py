@@ -54,8 +54,11 @@ def dynamic_result(node: ir.Node, _: Facts) -> Message:
     )
 
 
-def region_op(node: ir.Node, _: Facts) -> Message:
-    """Find a standard op on regions."""
-    if node.op_type == "MaxRoiPool":
-        return "TensorRT has no parser for MaxRoiPool"
+def region_align(_: ir.Node, __: Facts) -> Message:
+    """Find the standard op that samples regions."""
     return "TensorRT-RTX refuses RoiAlign, and TensorRT computes its coordinates in FP16 with FP16"
+
+
+def region_pool(_: ir.Node, __: Facts) -> Message:
+    """Find the standard op that takes the maximum of regions."""
+    return "TensorRT has no parser for MaxRoiPool"

@@ -187,8 +187,15 @@ RULES = (
     Rule(
         "roi-align",
         "warning",
-        ("RoiAlign", "MaxRoiPool"),
-        refusals.region_op,
-        "use DKMultiscaleRoiAlign or DKRoiPool: `deploykit export` writes them",
+        ("RoiAlign",),
+        refusals.region_align,
+        "use DKMultiscaleRoiAlign: `deploykit export` writes it",
+    ),
+    Rule(
+        "roi-pool",
+        "warning",
+        ("MaxRoiPool",),
+        refusals.region_pool,
+        "use DKRoiPool: `deploykit export` writes it",
     ),
 )

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from deploykit import ops
 from deploykit.errors import ModelError, OptionError, ProofError
 from deploykit.precision import float16, lint, placement, tables
-from deploykit.precision.float16.rules import MAX_HALF
 from deploykit.precision.quantization.writing import insert
 from deploykit.values import Precision, digest
 
@@ -48,10 +47,10 @@ def quantize(
     graph = model.copy()
     placed = placement.place(graph, plan)
     check(graph, placed, float_type)
-    _check_ranges(table, float_type)
-    unfit = float16.unfit(graph.graph, reached or {}) if float_type is Precision.FP16 else {}
+    half = float_type is Precision.FP16
+    unfit = float16.unfit(graph.graph, _reached(table, reached or {})) if half else {}
     insert(graph, placed, table, float_type)
-    if float_type is Precision.FP16:
+    if half:
         float16.to_float16(graph, plan, unfit)
     summary = {**_summary(table, plan, placed, float_type), "beyond_fp16": unfit}
     graph.metadata_props[METADATA_KEY] = json.dumps(summary, sort_keys=True)
@@ -83,15 +82,14 @@ def check(model: ir.Model, placed: Placement, float_type: Precision) -> None:
         )
 
 
-def _check_ranges(table: CalibrationTable, float_type: Precision) -> None:
-    for name, found in table.ranges.items():
-        reached = max(abs(found.minimum), abs(found.maximum))
-        if float_type is Precision.FP16 and reached > MAX_HALF:
-            raise ModelError(
-                f"{name!r} reaches {reached:.4g} on the calibration images",
-                expected=f"at most {MAX_HALF:g}, the largest FP16 number",
-                fix="quantize with --float-type fp32",
-            )
+def _reached(table: CalibrationTable, seen: Mapping[str, float]) -> dict[str, float]:
+    """Return the largest magnitude of each tensor: on all calibration images, or as `seen`."""
+    found = dict(seen)
+    for name, each in table.ranges.items():
+        reach = max(abs(each.minimum), abs(each.maximum))
+        if reach > 0:
+            found[name] = max(found.get(name, 0.0), reach)
+    return found
 
 
 def _check_lint(model: ir.Model) -> None:

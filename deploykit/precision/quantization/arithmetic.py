@@ -22,6 +22,8 @@ MIN_WEIGHT_SCALE = 2.0**-24
 MIN_SCALE: Mapping[Precision, float] = {Precision.FP32: 2.0**-24, Precision.FP16: 2.0**-14}
 """Smallest scale of an activation; in FP16 its reciprocal must be finite too."""
 
+MAX_HALF = float(np.finfo(np.float16).max)
+"""Largest FP16 number."""
 MAX_LOSS = 10**0.1
 """Factor, of the squared error that INT8 makes in weights, that FP16 steps may add: 1 dB."""
 
@@ -36,11 +38,11 @@ def scale_type(threshold: float, float_type: Precision) -> Precision:
     """Return FP32 for an activation whose step FP16 could not hold, else `float_type`.
 
     A step below FP16's normal numbers would be raised to the least of them, which covers a range
-    of 0.008: a tensor within 0.001 would keep 4 bits of its 7.
+    of 0.008: a tensor within 0.001 would keep 4 bits of its 7. One above FP16 would be infinite.
     """
     exact = threshold / INT8_LEVELS
     small = MIN_SCALE[Precision.FP32] <= exact < MIN_SCALE[Precision.FP16]
-    return Precision.FP32 if small else float_type
+    return Precision.FP32 if small or exact > MAX_HALF else float_type
 
 
 def weight_scale_type(
