@@ -99,6 +99,26 @@ def test_a_pickled_detector_is_built_as_it_was_set_up(
     assert not any("assumed" in note for note in network.notes)
 
 
+def test_in_double_precision_every_row_stands_where_torchvision_has_it(tmp_path: Path) -> None:
+    """In single precision rows of near-equal scores change places, there and here."""
+    model = faster(box_detections_per_img=300, box_score_thresh=0.0).eval()
+    model.load_state_dict(weights())
+    network = loaded(model, tmp_path)
+    mean, std = (
+        torch.tensor(getattr(network.card.preprocess, name), dtype=torch.float64).view(3, 1, 1)
+        for name in ("mean", "std")
+    )
+    pixels = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    with torch.inference_mode():
+        expected = model.double()([pixels])[0]
+        boxes, scores, classes, count = network.module.double()(((pixels - mean) / std)[None])
+    assert count[0] == len(expected["scores"]) > 250
+    rows = slice(0, int(count[0]))
+    torch.testing.assert_close(scores[0, rows], expected["scores"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(boxes[0, rows], expected["boxes"], rtol=0, atol=1e-4)
+    assert torch.equal(classes[0, rows] + 1, expected["labels"])
+
+
 def step(change: Any) -> Any:
     """Return a detector in whose RPN a step was put in, or left out."""
     model = faster().eval()
@@ -356,3 +376,28 @@ def test_the_card_says_what_each_output_means(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="outputs"):
         ModelCard.from_json(data)
     assert len(repr(card)) < 100
+
+
+def renamed(state: dict[str, Any]) -> dict[str, Any]:
+    """Return weights whose names say that they are detectron2's, without the mark of its norms."""
+    return {**state, detectron2_layout.MARK: torch.zeros(())}
+
+
+@pytest.mark.parametrize(
+    ("change", "stated", "expected"),
+    [
+        (renamed, "resnet18_fpn", "detectron2_resnet18_fpn"),
+        (dict, "detectron2_resnet50_fpn", "resnet18_fpn"),
+        (dict, "resnet50_fpn", "resnet18_fpn"),
+        (dict, "mobilenet_v3_large_fpn", "resnet18_fpn"),
+    ],
+)
+def test_a_stated_variant_of_another_body_or_project_is_refused(
+    change: Any, stated: str, expected: str
+) -> None:
+    """Their pixels are prepared otherwise: RGB from 0 to 1, or BGR from 0 to 255."""
+    identify = RECIPES.load("faster_rcnn").identify
+    with pytest.raises(CheckpointError, match=f"not those of {stated}") as caught:
+        identify(change(faster().state_dict()), Facts(variant=stated))
+    assert caught.value.expected.startswith(f"{expected},")
+    assert "leave --variant out" in caught.value.fix

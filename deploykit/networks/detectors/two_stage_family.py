@@ -131,10 +131,12 @@ def identify(state: StateDict, facts: Facts, head: Head) -> Found | None:
     classes = outputs(state, "roi_heads.box_predictor.cls_score.weight")
     if classes is None or found != {head} - {"boxes"} or "rpn.head.cls_logits.weight" not in state:
         return None
-    variant = facts.variant or _variant(state, facts)
+    own_variant = _variant(state, facts)
+    variant = facts.variant or own_variant
     if variant is None:
         return None
     _check_variant(variant, head, facts)
+    _check_kin(variant, own_variant)
     wanted = sizes(state, classes - 1)
     own = detectron2_layout.is_adapted(state)
     stored = detectron2_layout.stored(state, wanted) if own else {}
@@ -185,6 +187,21 @@ def _check_variant(variant: str, head: Head, facts: Facts) -> None:
         expected="one of " + ", ".join(sorted(known)),
         fix="write a recipe for it (see exporters/README.md) and name it with --recipe",
     )
+
+
+_KIN = (frozenset((EPS0, "resnet50_fpn")), frozenset((MOBILE, MOBILE_320)))
+"""Variants whose weights have the same names and shapes."""
+
+
+def _check_kin(stated: str, found: str | None) -> None:
+    """Raise CheckpointError for a variant of another body, or another project, than the weights."""
+    kin = next((group for group in _KIN if found in group), frozenset((found,)))
+    if found is not None and stated not in kin:
+        raise CheckpointError(
+            f"the weights are not those of {stated}",
+            expected=f"{' or '.join(sorted(map(str, kin)))}, as their names and shapes say",
+            fix="leave --variant out, or name what is expected",
+        )
 
 
 def _image(variant: str) -> dict[str, Knob]:
