@@ -116,10 +116,8 @@ def _aligned(maps: Tensor, image: Tensor, corners: Tensor, attributes: Mapping[s
         if min(pair) > 0:
             rows = (grid == grid.new_tensor(pair)).all(1).nonzero()[:, 0]
             places = [_places(start[rows, k], sides[rows, k], size[k], pair[k]) for k in (0, 1)]
-            values = _bilinear(maps, image[rows], places[0], places[1])
-            shape = (len(rows), size[1], pair[1], size[0], pair[0], -1)
-            values = values.reshape(shape)
-            pool = values.amax((2, 4)) if attributes["mode"] == "max" else values.mean((2, 4))
+            sampled = _largest if attributes["mode"] == "max" else _mean
+            pool = sampled(maps, image[rows], places, (size[1], pair[1], size[0], pair[0]))
             pooled[rows] = pool.permute(0, 3, 1, 2).to(maps.dtype)
     return pooled
 
@@ -140,16 +138,61 @@ def _places(start: Tensor, side: Tensor, bins: int, samples: int) -> Tensor:
     return (bin_start + inside).flatten(1)
 
 
-def _bilinear(maps: Tensor, image: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Return float32[n, Y, X, C]: `maps` (T[B, C, H, W]) of each image at y ([n, Y]) and x."""
-    _, channels, height, width = maps.shape
-    rows = maps.permute(0, 2, 3, 1).reshape(-1, channels)
-    total = maps.new_zeros(len(image), y.shape[1], x.shape[1], channels, dtype=x.dtype)
+def _largest(
+    maps: Tensor, image: Tensor, places: Sequence[Tensor], bins: tuple[int, int, int, int]
+) -> Tensor:
+    """Return the largest sample of each bin, T[n, PH, PW, C]; arguments as of `_mean`."""
+    index, weights = _bilinear(maps, image, *places)
+    rows = _rows(maps)
+    corners = zip(index.unbind(-1), weights.to(rows.dtype).unbind(-1), strict=True)
+    values = sum(rows[cell] * weight[..., None] for cell, weight in corners)
+    largest: Tensor = values.unflatten(2, bins[2:]).unflatten(1, bins[:2]).amax((2, 4))  # type: ignore[union-attr]  # four corners are not 0
+    return largest
+
+
+def _mean(
+    maps: Tensor, image: Tensor, places: Sequence[Tensor], bins: tuple[int, int, int, int]
+) -> Tensor:
+    """Return the mean of the samples of each bin, T[n, PH, PW, C], at least in float32.
+
+    maps: T[B, C, H, W]. image: int64[n]. places: of the samples, across and down. bins: how many,
+    and samples in each: down, then across.
+    """
+    from torch.nn.functional import embedding_bag  # noqa: PLC0415 - as in `reference`
+
+    high, down, wide, across = bins
+    index, weights = (
+        part.reshape(-1, high, down, wide, across, 4).transpose(2, 3).reshape(-1, down * across * 4)
+        for part in _bilinear(maps, image, *places)
+    )
+    rows = _rows(maps)
+    sums = embedding_bag(index, rows, per_sample_weights=weights.to(rows.dtype), mode="sum")
+    return sums.reshape(-1, high, wide, rows.shape[1]) / (down * across)
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """Return T[B * H * W, C], at least in float32."""
+    import torch  # noqa: PLC0415 - as in `reference`
+
+    rows = maps.permute(0, 2, 3, 1).flatten(0, 2)
+    return rows.to(torch.promote_types(maps.dtype, torch.float32)).contiguous()
+
+
+def _bilinear(maps: Tensor, image: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which of `_rows` make the samples at y ([n, Y]) and x, and how much of each.
+
+    Both are [n, Y, X, 4]: the corners around each sample.
+    """
+    import torch  # noqa: PLC0415 - as in `reference`
+
+    height, width = maps.shape[2:]
+    index, weights = [], []
     for row, down in _corners(y, height):
         for column, across in _corners(x, width):
-            index = (image[:, None] * height + row)[:, :, None] * width + column[:, None]
-            total = total + rows[index].float() * (down[:, :, None] * across[:, None])[..., None]
-    return total
+            start = (image[:, None] * height + row)[:, :, None] * width
+            index.append(start + column[:, None])
+            weights.append(down[:, :, None] * across[:, None])
+    return torch.stack(index, -1), torch.stack(weights, -1)
 
 
 def _corners(place: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:

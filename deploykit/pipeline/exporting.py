@@ -83,7 +83,6 @@ def export(
         f"{card.recipe} {card.variant}, opset {options.opset}",
         *trained.notes,
         f"agrees with PyTorch within {worst:.1e} of each output's range",
-        *trained.notes,
     )
     return described(artifact, candidate, notes, record)
 
