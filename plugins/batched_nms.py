@@ -125,11 +125,13 @@ def _greedy(boxes: Tensor, groups: Tensor, threshold: float, at_most: int) -> li
 
 def _iou(left: Tensor, right: Tensor) -> Tensor:
     """Return the overlaps of boxes [R, 4] and [C, 4]: float32[R, C]."""
-    first, second = left[:, None, :], right[None, :, :]
-    low = first[..., :2].maximum(second[..., :2])
-    high = first[..., 2:].minimum(second[..., 2:])
-    inter = (high - low).clamp(min=0).prod(-1)
-    areas = [(box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1]) for box in (first, second)]
+    first, second = left.t()[:, :, None].contiguous(), right.t()[:, None].contiguous()
+    width, height = (
+        (first[axis + 2].minimum(second[axis + 2]) - first[axis].maximum(second[axis])).clamp_(0)
+        for axis in (0, 1)
+    )
+    inter = width.mul_(height)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
     return inter / (areas[0] + areas[1] - inter)
 
 

@@ -266,8 +266,8 @@ def test_a_disk_that_fills_up_leaves_nothing(
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    source = checkpoint if command == "export" else model
-    run.refuses(command, source, "-o", run.output, message="No space left")
+    words = (checkpoint, "--input-size", "64") if command == "export" else (model,)
+    run.refuses(command, *words, "-o", run.output, message="No space left")
 
 
 @pytest.mark.parametrize("command", ["export", "cast", "build"])

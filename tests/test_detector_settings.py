@@ -53,6 +53,11 @@ def weights() -> dict[str, Any]:
     return state
 
 
+def light() -> dict[str, Any]:
+    """Return the weights of a Mask R-CNN that is small: for what no size has a part in."""
+    return RECIPES.load("mask_rcnn").network("light", CLASSES).state_dict()
+
+
 def loaded(saved: Any, folder: Path, **options: Any) -> loading.Network:
     """Return the network of what was saved."""
     torch.save(saved, folder / FILE)
@@ -195,7 +200,7 @@ def test_a_setting_that_cannot_be_is_refused(
     given: dict[str, str], error: str, tmp_path: Path
 ) -> None:
     with pytest.raises(OptionError, match=error):
-        loaded(faster().state_dict(), tmp_path, settings=given)
+        loaded(light(), tmp_path, settings=given)
 
 
 def test_a_family_without_settings_takes_none(tmp_path: Path) -> None:
@@ -325,7 +330,7 @@ def test_detectron2s_anchors_step_by_the_stride_of_their_level() -> None:
 
 
 def test_own_classes_are_not_given_cocos_names(tmp_path: Path) -> None:
-    network = loaded(faster().state_dict(), tmp_path)
+    network = loaded(light(), tmp_path)
     assert network.card.class_names == ("class0", "class1", "class2")
     assert any("the file has no names" in note for note in network.notes)
     for count in (1, 80, 90):
@@ -347,7 +352,7 @@ def test_published_files_are_known_by_the_hash_in_their_address() -> None:
 
 @pytest.mark.parametrize("first", ["__background__", "background", "BACKGROUND", "bg"])
 def test_a_name_for_the_background_is_left_out(first: str, tmp_path: Path) -> None:
-    state = faster().state_dict()
+    state = light()
     names = ["cat", "dog", "cow"]
     for stored in ([first, *names], [*names, first], names):
         network = loaded({"model": state, "CLASSES": stored}, tmp_path)
@@ -357,12 +362,12 @@ def test_a_name_for_the_background_is_left_out(first: str, tmp_path: Path) -> No
 
 
 def test_a_data_sets_names_are_asked_for_by_its_name(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="no coco names for faster_rcnn with 3 classes"):
-        loaded(faster().state_dict(), tmp_path, class_names=("coco",))
+    with pytest.raises(OptionError, match="no coco names for mask_rcnn with 3 classes"):
+        loaded(light(), tmp_path, class_names=("coco",))
 
 
 def test_a_card_of_a_version_without_settings_and_kinds_is_read(tmp_path: Path) -> None:
-    card = loaded(faster().state_dict(), tmp_path).card
+    card = loaded(light(), tmp_path).card
     data = written(card)
     del data["settings"], data["outputs"]
     assert ModelCard.from_json(data) == replace(card, settings={}, outputs=())

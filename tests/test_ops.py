@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
@@ -110,6 +112,13 @@ def _toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def traced() -> ir.Model:
     """The network as the exporter writes it, without functions."""
+    model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(traced_once()))
+    return model
+
+
+@cache
+def traced_once() -> bytes:
+    """Return the file of the network, as the exporter writes it."""
     Net()(torch.zeros(1, 3, 8, 8))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -123,7 +132,8 @@ def traced() -> ir.Model:
             verbose=False,
         )
     assert program is not None
-    return program.model
+    data: bytes = ir.to_proto(program.model).SerializeToString()
+    return data
 
 
 def run(model: ir.Model, images: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 CLASSES = 5
 HEADS = {"boxes": assert_same, "masks": assert_same_masks, "keypoints": assert_same_keypoints}
 NAMES = {"boxes": "faster_rcnn", "masks": "mask_rcnn", "keypoints": "keypoint_rcnn"}
+FEWER = 300
+"""Candidates of a level, and proposals: the images have no use for torchvision's 1,000, and both
+limits cut all the same."""
 OUTPUTS = ("boxes", "scores", "classes", "count")
 
 
@@ -46,7 +49,8 @@ def made(head: str, body: str = "resnet18") -> Any:
         backbone_name=body, weights=None, norm_layer=torch.nn.BatchNorm2d, trainable_layers=5
     )
     kind = {"boxes": zoo.FasterRCNN, "masks": zoo.MaskRCNN, "keypoints": zoo.KeypointRCNN}[head]
-    return settled(kind(backbone, CLASSES + 1))
+    limits = {"rpn_pre_nms_top_n_test": FEWER, "rpn_post_nms_top_n_test": FEWER}
+    return settled(kind(backbone, CLASSES + 1, **limits))
 
 
 @pytest.fixture(scope="module", params=list(HEADS))
@@ -92,7 +96,9 @@ def exported(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(model.head)
     torch.save(model.state_dict(), folder / "model.pth")
     path = folder / "model.onnx"
-    exporting.export(folder / "model.pth", path, ExportOptions(input_size=SIZE))
+    limits = {"candidates": str(FEWER), "proposals": str(FEWER)}
+    options = ExportOptions(input_size=SIZE, settings=limits)
+    exporting.export(folder / "model.pth", path, options)
     return path
 
 

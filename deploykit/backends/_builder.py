@@ -44,6 +44,9 @@ def _await_end(pipe: int) -> None:
 
 def main(text: str) -> dict[str, Any]:
     """Return the outcome of the request in `text`, as the parent reads it."""
+    from deploykit.files import lateness  # noqa: PLC0415 - what is imported below is slow
+
+    lateness.begin()
     from deploykit import ops  # noqa: PLC0415 - slow: the parent is followed first
     from deploykit.backends import _trt  # noqa: PLC0415 - likewise
     from deploykit.errors import BackendError, DeployError  # noqa: PLC0415 - likewise

@@ -38,12 +38,9 @@ _TURING = "75"
 
 def availability() -> Availability:
     """Return whether the package is here, and whether a GPU is."""
-    try:
-        version = metadata.version(_PACKAGE)
-    except metadata.PackageNotFoundError:
-        return Availability(
-            builds=False, runs=False, reason=f"{_PACKAGE} is not installed", fix=_INSTALL
-        )
+    version = _version()
+    if version is None:
+        return Availability(builds=False, runs=False, reason=_absent(), fix=_INSTALL)
     absent = _cuda.absence()
     return Availability(
         builds=True,
@@ -147,10 +144,21 @@ def inspect(path: Path) -> tuple[LayerPrecision, ...]:
     return _layers.of_engine(path, kernels)
 
 
+def _version() -> str | None:
+    """Return the version of the package, None where it is not here. No GPU is asked for."""
+    try:
+        return metadata.version(_PACKAGE)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _absent() -> str:
+    return f"{_PACKAGE} is not installed"
+
+
 def _check_available() -> None:
-    here = availability()
-    if not here.builds:
-        raise BackendError(here.reason, fix=here.fix)
+    if _version() is None:
+        raise BackendError(_absent(), fix=_INSTALL)
 
 
 def _own() -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from deploykit import __version__
-from deploykit.cli import checking, lateness, making, parsing, printing
+from deploykit.cli import checking, making, parsing, printing
 from deploykit.cli.guarding import CLOSED, INTERRUPTED, guarded, open_streams, tidying
 from deploykit.errors import OptionError, unknown_name
 
@@ -58,9 +58,12 @@ def _run(words: Sequence[str], *, as_json: bool) -> None:
             raise unknown_name("command", name, COMMANDS)
         case [name, *rest]:
             command = COMMANDS[name]
+            given = parsing.parse(name, command, rest)
+            from deploykit.files import lateness  # noqa: PLC0415 - `--help` has ended by now
+
             lateness.begin()
             logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)  # it logs tracebacks
-            guarded(command)(**parsing.parse(name, command, rest))
+            guarded(command)(**given)
 
 
 def _overview() -> str:

@@ -29,19 +29,23 @@ class Tally:
         """Begin with nothing."""
         self.kinds: Counter[str] = Counter()
         self.wrongs: Counter[str] = Counter()
-        self.slowest = self.peak = self.small = 0.0
+        self.peak = self.small = 0.0
+        self.slowest: Outcome | None = None
 
     def add(self, outcome: Outcome, *, verbose: bool) -> None:
         """Count one outcome, and print it where it is wrong."""
         self.kinds[outcome.case.kind] += 1
         self.wrongs.update(outcome.wrongs)
-        self.slowest = max(self.slowest, outcome.seconds)
-        self.peak = max(self.peak, outcome.peak / 2**30)
-        self.small = max(self.small, outcome.peak / 2**30 if outcome.case.small else 0)
+        spent = outcome.spent
+        if self.slowest is None or spent.computed > self.slowest.spent.computed:
+            self.slowest = outcome
+        self.peak = max(self.peak, spent.peak / 2**30)
+        self.small = max(self.small, spent.peak / 2**30 if outcome.case.small else 0)
         if outcome.wrongs or verbose:
             wrongs = ", ".join(outcome.wrongs) or "as it should be"
             print(
-                f"{outcome.case.name}: {wrongs}; status {outcome.status}, {outcome.seconds:.1f} s"
+                f"{outcome.case.name}: {wrongs}; status {outcome.status}, {spent.seconds:.1f} s, "
+                f"{spent.computed:.1f} s of computing"
             )
             print("    " + outcome.said.strip()[-1500:].replace("\n", "\n    "), flush=True)
 
@@ -49,13 +53,20 @@ class Tally:
         """Return the counts, as CI prints them."""
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.kinds.items()))
         found = ", ".join(f"{count} {wrong}" for wrong, count in sorted(self.wrongs.items()))
+        most = "" if self.slowest is None else _most(self.slowest)
         memory = f"{self.peak:.2f} GiB, {self.small:.2f} GiB for checkpoints below 1 MB"
         lines = (
             f"{self.kinds.total()} hostile commands: {kinds}",
             f"found: {found or 'no code run, no traceback, no hang, nothing left behind'}",
-            f"slowest {self.slowest:.1f} s; memory at most {memory}",
+            f"slowest: {most}; memory at most {memory}",
         )
         return "\n".join(lines)
+
+
+def _most(outcome: Outcome) -> str:
+    """Return what the case that computed longest took."""
+    spent = outcome.spent
+    return f"{spent.computed:.1f} s of computing in {spent.seconds:.1f} s ({outcome.case.name})"
 
 
 def main() -> int:

@@ -35,15 +35,25 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What a command took."""
+
+    seconds: float
+    """By the clock."""
+    computed: float
+    """Seconds of computing, of all its processes and threads."""
+    peak: int
+    """Bytes of resident memory at most."""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a command did."""
 
     case: Case
     status: int
     """Exit status; negative: the signal that ended it."""
-    seconds: float
-    peak: int
-    """Bytes of resident memory at most."""
+    spent: Spent
     said: str
     """Its stdout and stderr."""
     wrongs: tuple[str, ...]

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .case import CANARY, Case, Outcome
+from .case import CANARY, Case, Outcome, Spent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-SECONDS, SHARE, LOADED = 20.0, 0.75, 3.0
-"""A command that takes longer hangs, if it computed for that share of the time; on a machine that
-is busy otherwise, after so many times as long."""
+COMPUTES, STANDS = 20.0, 60.0
+"""A command hangs that computes for more seconds, all its processes and threads together, or stands
+still for more. Seconds in which it waits for a core are neither: a busy machine judges as a quiet
+one does. What a child that has ended waited for counts as standing still: hence so many."""
 PEAK = 2 << 30
 """Bytes that a hostile checkpoint below 1 MB may make a command take."""
 _ADDRESSES = 24 << 30
@@ -56,6 +57,8 @@ class _Running:
     case: Case
     folder: Path
     started: float
+    looked: float = 0.0
+    """Seconds after that, when it was looked at last: once in a second is enough."""
 
 
 def run(cases: Iterable[Case], base: Path, scratch: Path, *, jobs: int = 2) -> Iterator[Outcome]:
@@ -78,7 +81,10 @@ def _ended(running: dict[int, _Running]) -> Iterator[Outcome]:
     time.sleep(0.005)
     for pid, one in list(running.items()):
         seconds = time.perf_counter() - one.started
-        hangs = _hangs(pid, seconds)
+        due = seconds > one.looked + 1
+        hangs = due and _hangs(pid, seconds)
+        if due:
+            one.looked = seconds
         if hangs:
             os.killpg(pid, signal.SIGKILL)
         done, status, used = os.wait4(pid, 0 if hangs else os.WNOHANG)
@@ -86,36 +92,49 @@ def _ended(running: dict[int, _Running]) -> Iterator[Outcome]:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
             del running[pid]
-            code = os.waitstatus_to_exitcode(status)
-            yield _judged(one, code, seconds, used.ru_maxrss * 1024, hangs=hangs)
+            computed = used.ru_utime + used.ru_stime
+            spent = Spent(seconds, computed, used.ru_maxrss * 1024)
+            yield _judged(one, os.waitstatus_to_exitcode(status), spent, hangs=hangs)
 
 
-def _hangs(pid: int, seconds: float) -> bool:
-    """Return whether a process that began `seconds` ago hangs."""
-    if seconds <= SECONDS:
-        return False
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    computed = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return computed > SECONDS * SHARE or seconds > SECONDS * LOADED
+def _hangs(session: int, seconds: float) -> bool:
+    """Return whether a command hangs whose processes have this session and began so long ago."""
+    computed = waited = 0.0
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            fields = (process / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                computed += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+                waited += sum(map(_waited, (process / "task").iterdir()))
+    return computed > COMPUTES or seconds - computed - waited > STANDS
 
 
-def _judged(one: _Running, status: int, seconds: float, peak: int, *, hangs: bool) -> Outcome:
+def _waited(thread: Path) -> float:
+    """Return for how many seconds a thread waited for a core, 0 where Linux does not say."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int((thread / "schedstat").read_text().split()[1]) / 1e9
+    return 0.0
+
+
+def _judged(one: _Running, status: int, spent: Spent, *, hangs: bool) -> Outcome:
     case, tmp = one.case, one.folder / "tmp"
     said = (one.folder / "said").read_text(errors="backslashreplace")
     left = [p.name for p in tmp.glob("*") if not p.name.startswith("deploykit-crash")]
     wrongs = {
         "code": (one.folder / CANARY).exists(),
-        "hang": hangs,
+        "hang": hangs or spent.computed > COMPUTES,
         "crash": status < 0 and not hangs,
         "traceback": "Traceback (most recent" in said or "Exception ignored" in said,
         "unforeseen": bool([*tmp.glob("deploykit-crash*")]),
         "status": status >= 0 and status not in _STATUSES,
         "escape": "\x1b" in said or "\u202e" in said,
-        "memory": case.small and peak > PEAK,
+        "memory": case.small and spent.peak > PEAK,
         "left": bool(left),
     }
     shutil.rmtree(one.folder, ignore_errors=True)
-    return Outcome(case, status, seconds, peak, said, tuple(k for k, v in wrongs.items() if v))
+    return Outcome(case, status, spent, said, tuple(k for k, v in wrongs.items() if v))
 
 
 def _fork(case: Case, folder: Path, base: Path) -> int:

@@ -1,0 +1,250 @@
+"""What `quantize` and `build` take beside what they cannot do without, measured in one run.
+
+    python benchmarks/overhead.py                      # both, three rounds
+    python benchmarks/overhead.py quantize --rounds 5 --images 64
+
+Every line is a process of its own, and the lines of a round follow each other, so that a machine
+that gets slower does so for all; printed are the medians over the rounds. `wall` is the clock's,
+`cpu` the computing of the whole process tree: it is what to look at where others use the machine.
+
+quantize: YOLOv6-S at 640x640 (random weights). `bare` is the float model run over the images by
+ONNX Runtime, nothing observed: loading, decoding, preprocessing and running are timed, starting
+Python and importing are not. `observed` is our calibration of the same, timed alike. `command` is
+the whole of `deploykit quantize`, from the start of Python to its end.
+
+build: the example Mask R-CNN, FP32 for SM86. `builder` is TensorRT-RTX alone, on the very file
+that the command hands it: reading it, building, writing the engine. `command` is the whole of
+`deploykit build`.
+"""
+# ruff: noqa: PLC0415 - each job imports what it needs itself, before its time begins
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "examples" / "shapes_masks" / "mask_rcnn_light.pth"
+SM = "86"
+TARGETS = {"quantize": 1.4, "build": 1.15}
+"""Of the whole command, times what cannot be done without."""
+
+
+@dataclass(frozen=True)
+class Took:
+    """Seconds."""
+
+    wall: float
+    cpu: float
+
+
+def main() -> int:
+    """Measure what the command line asks for and print it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("verbs", nargs="*", metavar="quantize|build", default=list(TARGETS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.job:
+        print("\n" + json.dumps(vars(JOBS[given.job]())))
+        return 0
+    with tempfile.TemporaryDirectory(prefix="overhead-") as name:
+        os.chdir(name)
+        for verb in given.verbs:
+            prepare(verb, given.images)
+            table(verb, [one_round(verb) for _ in range(given.rounds)])
+    return 0
+
+
+def table(verb: str, rounds: list[dict[str, Took]]) -> None:
+    """Print the medians, and the command's share of the first line's."""
+    print(f"\n{verb}, medians of {len(rounds)} rounds; load {os.getloadavg()[0]:.1f}")
+    print(f"{'':10}{'wall s':>8}{'cpu s':>8}{'wall x':>8}{'cpu x':>8}")
+    base = next(iter(rounds[0]))
+    for name in rounds[0]:
+        wall, cpu, *ratios = (
+            statistics.median(values)
+            for values in (
+                [found[name].wall for found in rounds],
+                [found[name].cpu for found in rounds],
+                [found[name].wall / found[base].wall for found in rounds],
+                [found[name].cpu / found[base].cpu for found in rounds],
+            )
+        )
+        print(f"{name:10}{wall:8.2f}{cpu:8.2f}{ratios[0]:8.2f}{ratios[1]:8.2f}")
+    print(f"target: the command at most {TARGETS[verb]:g} x {base}", flush=True)
+
+
+def one_round(verb: str) -> dict[str, Took]:
+    """Return what each line took."""
+    found = {job: timed_inside(job) for job in LINES[verb]}
+    return {**found, "command": timed(WORDS[verb])}
+
+
+def timed(words: tuple[str, ...]) -> Took:
+    """Return what a whole command took, its processes included."""
+    began, before = time.perf_counter(), _computed(resource.RUSAGE_CHILDREN)
+    run(words)
+    return Took(time.perf_counter() - began, _computed(resource.RUSAGE_CHILDREN) - before)
+
+
+def run(words: tuple[str, ...]) -> None:
+    """Run a command of deploykit. Ends this program where it fails."""
+    command = [sys.executable, "-m", "deploykit", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+
+
+def timed_inside(job: str) -> Took:
+    """Return what a job timed of itself."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--job", job]
+    libraries = {**os.environ, "LD_LIBRARY_PATH": str(Path("libraries").resolve())}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=libraries)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return Took(**json.loads(done.stdout.splitlines()[-1]))
+
+
+@contextlib.contextmanager
+def timing() -> Iterator[Callable[[], Took]]:
+    """Yield what returns the time since it was made."""
+    began, before = time.perf_counter(), _computed(resource.RUSAGE_SELF)
+    yield lambda: Took(time.perf_counter() - began, _computed(resource.RUSAGE_SELF) - before)
+
+
+def _computed(whose: int) -> float:
+    used = resource.getrusage(whose)
+    return used.ru_utime + used.ru_stime
+
+
+def bare() -> Took:
+    """Run the float model over the images."""
+    import onnxruntime as ort
+
+    from deploykit.data import samples, sources
+    from deploykit.recipes import opened
+
+    card = opened.read("model.onnx").card
+    assert card is not None
+    with timing() as took:
+        session = ort.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+        for batch in samples.batches(sources.dataset("folder:photos"), card.preprocess, 1):
+            session.run(None, {"images": batch.images})
+        return took()
+
+
+def observed() -> Took:
+    """Calibrate on the images."""
+    from deploykit.data import sources
+    from deploykit.precision import calibration, placement
+    from deploykit.recipes import opened
+
+    with timing() as took:
+        model = opened.read("model.onnx")
+        assert model.card is not None
+        placed = placement.place(model.graph, placement.default_plan(model.graph, model.card))
+        calibration.calibrate(
+            model,
+            sources.dataset("folder:photos"),
+            model.card.preprocess,
+            placement.activations(placed),
+        )
+        return took()
+
+
+def builder() -> Took:
+    """Build with TensorRT-RTX what the command would hand it, and nothing else."""
+    import tensorrt_rtx as trt
+
+    from deploykit.backends import _plugins, _preparing, _trt
+    from deploykit.recipes import opened
+
+    model = opened.read("masks.onnx")
+    with _preparing.prepared(model.copy(), model.path, "auto") as made:
+        request = _trt.Request(
+            module="tensorrt_rtx",
+            model=str(made.path),
+            output=str(Path("bare.engine").resolve()),
+            sms=(SM,),
+            plugins=_plugins.to_json(made.use),
+            ops=_plugins.files(made.use),
+            shapes=json.loads(Path("shapes.json").read_text(encoding="utf-8")),
+        )
+        with timing() as took:
+            _trt.build(trt, request, lambda _: None)
+            return took()
+
+
+def prepare(verb: str, images: int) -> None:
+    """Write what a verb's lines read, where it is not there yet."""
+    if verb == "build":
+        run(("export", str(EXAMPLE), "-o", "masks.onnx"))
+        profile()
+    else:
+        network()
+        photographs(images)
+
+
+def network() -> None:
+    """Write YOLOv6-S with random weights as model.onnx."""
+    import torch
+
+    from deploykit.recipes.recipe import RECIPES
+
+    torch.manual_seed(0)
+    torch.save({"model": RECIPES.load("yolov6").network("v3s", 80).state_dict()}, "model.pth")
+    run(("export", "model.pth", "-o", "model.onnx"))
+
+
+def photographs(count: int) -> None:
+    """Write as many JPEG files of 640x480 pixels: patches under noise."""
+    import numpy as np
+    from PIL import Image
+
+    random, folder = np.random.default_rng(0), Path("photos")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for number in range(count):
+        patches = random.integers(0, 255, (30, 40, 3), np.uint8)
+        Image.fromarray(patches).resize((640, 480)).save(folder / f"{number:05}.jpg", quality=90)
+
+
+def profile() -> None:
+    """Write the shapes that the command builds the example for, and name the parser's library."""
+    from deploykit.backends import _profiles, tensorrt_rtx
+    from deploykit.files import onnxfile
+
+    inputs, _ = onnxfile.interface(onnxfile.read_model(Path("masks.onnx")))
+    Path("shapes.json").write_text(json.dumps(_profiles.profiles(inputs, {})[0]), encoding="utf-8")
+    library = tensorrt_rtx._library()  # noqa: SLF001 - what the command itself gives the parser
+    if library is not None:
+        Path("libraries").mkdir(exist_ok=True)
+        Path("libraries", "libtensorrt_rtx.so").symlink_to(library)
+
+
+JOBS: Mapping[str, Callable[[], Took]] = {"bare": bare, "observed": observed, "builder": builder}
+LINES = {"quantize": ("bare", "observed"), "build": ("builder",)}
+WORDS: Mapping[str, tuple[str, ...]] = {
+    "quantize": ("quantize", "model.onnx", "--calib-dir", "photos", "-o", "int8.onnx"),
+    "build": ("build", "masks.onnx", "--sm", SM, "-o", "masks.engine"),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
