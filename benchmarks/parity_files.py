@@ -28,7 +28,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from deploykit import ops
 from deploykit.backends import onnxruntime
-from deploykit.data import images
+from deploykit.data import feeding, fitting, images
 from deploykit.data.preprocess import Preprocess
 from deploykit.data.sources import SOURCES
 from deploykit.graph import canvases, fusion
@@ -58,12 +58,15 @@ TORCHVISION = Preprocess(
     pad_value=None,
     resampler="torch",
     rounding="down",
-    canvases=((544, 320),),
     limits=LIMITS,
 )
 """As torchvision's detectors prepare images, for the size that the example was trained at."""
 DETECTRON2 = replace(TORCHVISION, resampler="pillow", rounding="half-up")
 YOLOV6 = Preprocess((320, 320), resampler="cv2-area", rounding="down")
+WHOLE = 8
+"""Images that detectron2's own network is run on: it is not a small one."""
+MULTIPLE = 32
+"""Of which both sides of an input are."""
 KINDS = ("landscape", "square", "portrait", "panorama")
 BOX, SHARE, AP = 0.5, 0.99, 0.002
 """Pixels between partners, share of objects that must have a partner so near, difference of AP."""
@@ -133,7 +136,8 @@ def exported(checkpoint: Path, preprocess: Preprocess) -> Session:
 def ours(session: Session, preprocess: Preprocess, path: Path) -> Detections:
     """Return what our pipeline finds in a file."""
     values, place = preprocess(images.decode(path))
-    outputs: Any = session.run({"images": values[None]})
+    names = [spec.name for spec in session.inputs]
+    outputs: Any = session.run(feeding.feeds(names, values[None], [place]))
     (found,) = decoding.objects(outputs, [place])
     return found
 
@@ -152,16 +156,17 @@ def torchvisions(model: Model, path: Path) -> Detections:
 
 
 def detectron2s(model: Model, shape: Shape, path: Path) -> Detections:
-    """Return what the network finds in an image that detectron2's transform resized."""
+    """Return what the network finds in an image that detectron2's transform resized.
+
+    The image is padded by the network, and boxes end with the image, as detectron2 has it.
+    """
     pixels = np.array(Image.open(path).convert("RGB"))
     high, wide = pixels.shape[:2]
     height, width = shape(high, wide)
     resized = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
     values = (resized.astype(np.float32) / 255 - np.array(MEAN)) / np.array(STD)
-    padded = np.zeros((3, -(-height // 32) * 32, -(-width // 32) * 32), np.float32)
-    padded[:, :height, :width] = values.transpose(2, 0, 1)
     with torch.inference_mode():
-        (found,) = model([torch.from_numpy(padded)])
+        (found,) = model([torch.from_numpy(values.transpose(2, 0, 1).astype(np.float32))])
     return _detections(found, (width / wide, height / high))
 
 
@@ -224,6 +229,20 @@ def yolov6s(network: Model, checkout: Path | None, path: Path) -> Detections:
     return decoding.objects({"outputs": rows}, [Geometry(high, wide, 1.0, 1.0)])[0]
 
 
+def _whole(
+    checkout: Path, shown: Sequence[Photograph], sizes: Sequence[Any], folder: Path
+) -> tuple[str, Find, Find]:
+    """Return detectron2's own network and transform, and ours from its checkpoint."""
+    import parity_detectron2  # noqa: PLC0415 - it needs a checkout
+
+    official = parity_detectron2.Official(checkout)
+    parity_detectron2.lively(official, [photo.path for photo in shown])
+    checkpoint = parity_detectron2.saved(official, folder / "detectron2.pth")
+    own = loading.load_network(checkpoint, NetworkOptions()).card.preprocess
+    fitted = fitting.fitted(own, sizes, MULTIPLE).preprocess
+    return "detectron2's", official, partial(ours, exported(checkpoint, fitted), fitted)
+
+
 def compare(name: str, shown: Sequence[Photograph], official: Find, found: Find) -> bool:
     """Print how both sides agree, by kind of image, and return whether they do."""
     boxes: dict[str, list[float]] = defaultdict(list)
@@ -275,7 +294,6 @@ def run(count: int, detectron2: Path | None, yolov6: Path | None) -> bool:
     assert len(NAMES) == CLASSES
     model = trained()
     model.transform = GeneralizedRCNNTransform(*LIMITS, list(MEAN), list(STD)).eval()
-    session = exported(ROOT / "examples" / "shapes_masks" / "mask_rcnn_light.pth", TORCHVISION)
     bare = trained()
     bare.transform.normalize = lambda image: image
     bare.transform.resize = lambda image, target: (image, target)
@@ -284,10 +302,21 @@ def run(count: int, detectron2: Path | None, yolov6: Path | None) -> bool:
     pico, network = exported(checkpoint, YOLOV6), loading.load_network(checkpoint, NetworkOptions())
     with tempfile.TemporaryDirectory() as folder:
         shown = list(photographs(Path(folder), count))
+        sizes = [images.decode(photo.path).shape[:2] for photo in shown]
+        corner, other = (
+            fitting.fitted(one, sizes, MULTIPLE).preprocess for one in (TORCHVISION, DETECTRON2)
+        )
+        masks = ROOT / "examples" / "shapes_masks" / "mask_rcnn_light.pth"
+        found = [partial(ours, exported(masks, one), one) for one in (corner, other)]
         cases: list[tuple[str, Find, Find]] = [
-            ("torchvision", partial(torchvisions, model), partial(ours, session, TORCHVISION)),
-            ("detectron2", partial(detectron2s, bare, shape), partial(ours, session, DETECTRON2)),
+            ("torchvision", partial(torchvisions, model), found[0]),
+            ("detectron2", partial(detectron2s, bare, shape), found[1]),
             ("yolov6", partial(yolov6s, network, yolov6), partial(ours, pico, YOLOV6)),
         ]
-        held = [compare(name, shown, theirs, found) for name, theirs, found in cases]
+        if detectron2 is not None:
+            cases.append(_whole(detectron2, shown[:WHOLE], sizes[:WHOLE], Path(folder)))
+        held = [
+            compare(name, shown[:WHOLE] if name == "detectron2's" else shown, *sides)
+            for name, *sides in cases
+        ]
         return all(held)

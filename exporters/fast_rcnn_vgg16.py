@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploykit.data.preprocess import PROPOSALS
-from deploykit.networks.detectors import vgg, vgg_family
+from deploykit.networks.detectors import dense_family, vgg, vgg_family
 from deploykit.recipes.recipe import Recipe
 from deploykit.values import TensorSpec
 
@@ -32,9 +32,10 @@ def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
     return vgg_family.identify(state, proposals=False)
 
 
-def regions(preprocess: Preprocess) -> tuple[TensorSpec, ...]:  # noqa: ARG001 - as many for any image
-    """Return the second input: boxes in pixels of the prepared image."""
-    return (TensorSpec(PROPOSALS, "float32", ("batch", REGIONS, 4)),)
+def inputs(preprocess: Preprocess) -> tuple[TensorSpec, ...]:
+    """Return what the network takes beside images: boxes in pixels of the prepared image first."""
+    regions = TensorSpec(PROPOSALS, "float32", ("batch", REGIONS, 4))
+    return (regions, *dense_family.image_sizes(preprocess))
 
 
 MARKS = ("head.cls_score.", "RCNN_cls_score.")
@@ -49,6 +50,6 @@ recipe = Recipe(
     identify=identify,
     adapt=vgg_family.adapt,
     outputs=vgg_family.OUTPUTS,
-    extra_inputs=regions,
+    extra_inputs=inputs,
     class_names=vgg_family.class_names,
 )

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from deploykit.networks.detectors import dense_family, two_stage_models
 from deploykit.networks.detectors import two_stage_family as family
-from deploykit.networks.detectors import two_stage_models
 from deploykit.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -45,5 +45,6 @@ recipe = Recipe(
     adapt=family.adapt,
     deploy=family.deploy,
     outputs=family.OUTPUTS,
+    extra_inputs=dense_family.image_sizes,
     class_names=family.class_names,
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deploykit.networks.detectors import vgg, vgg_family
+from deploykit.networks.detectors import dense_family, vgg, vgg_family
 from deploykit.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -34,5 +34,6 @@ recipe = Recipe(
     identify=identify,
     adapt=vgg_family.adapt,
     outputs=vgg_family.OUTPUTS,
+    extra_inputs=dense_family.image_sizes,
     class_names=vgg_family.class_names,
 )

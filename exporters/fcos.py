@@ -64,5 +64,6 @@ recipe = Recipe(
     identify=identify,
     adapt=dense_family.adapt,
     outputs=dense_family.OUTPUTS,
+    extra_inputs=dense_family.image_sizes,
     class_names=dense_family.class_names,
 )

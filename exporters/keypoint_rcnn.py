@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from deploykit.networks.detectors import dense_family, two_stage_models
 from deploykit.networks.detectors import two_stage_family as family
-from deploykit.networks.detectors import two_stage_models
 from deploykit.recipes.recipe import Recipe
 from deploykit.tasks.outputs import Output
 
@@ -39,5 +39,6 @@ recipe = Recipe(
     adapt=family.adapt,
     deploy=family.deploy,
     outputs=(*family.OUTPUTS, Output("keypoints", "heatmap")),
+    extra_inputs=dense_family.image_sizes,
     class_names=family.class_names,
 )

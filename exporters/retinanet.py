@@ -106,5 +106,6 @@ recipe = Recipe(
     identify=identify,
     adapt=adapt,
     outputs=dense_family.OUTPUTS,
+    extra_inputs=dense_family.image_sizes,
     class_names=dense_family.class_names,
 )

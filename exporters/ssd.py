@@ -99,7 +99,8 @@ class Select(nn.Module):
         """Return what `dense.suppressed` does; the logits' first class is the background."""
         scores = level.logits.softmax(-1)[..., 1:].transpose(1, 2)
         scores, places = scores.topk(min(self.limits.candidates, scores.shape[2]))
-        boxes = grids.clipped(grids.moved(level.deltas, level.anchors, self.weights), size)
+        boxes = grids.moved(level.deltas, level.anchors, self.weights)
+        boxes = grids.clipped(boxes, grids.limits(size, None))
         classes = torch.arange(scores.shape[1]).unsqueeze(-1).expand_as(scores)
         found = dense.Candidates(
             dense.rows(boxes, places.flatten(1)), scores.flatten(1), classes.flatten(1)

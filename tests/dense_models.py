@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -28,14 +28,38 @@ if TYPE_CHECKING:
     Layer = nn.Conv2d | nn.Linear
 
 
-def eager(model: Any, images: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-    """Return what torchvision's model finds in images that are prepared already."""
+Sizes: TypeAlias = "list[tuple[int, int]]"
+
+
+def eager(
+    model: Any, images: torch.Tensor, sizes: Sizes | None = None
+) -> list[dict[str, torch.Tensor]]:
+    """Return what torchvision's model finds in images that are prepared already.
+
+    sizes: of the images at the top left of the canvases; the first is as large as these.
+    """
     model.transform.normalize = lambda image: image
     model.transform.resize = lambda image, target: (image, target)
     model.transform.size_divisible = 1
+    whole = (int(images.shape[2]), int(images.shape[3]))
+    ends = sizes or [whole] * len(images)
+    assert ends[0] == whole  # torchvision pads to the largest image
     with torch.inference_mode():
-        found: list[dict[str, torch.Tensor]] = model.eval()(list(images))
+        found: list[dict[str, torch.Tensor]] = model.eval()(
+            [image[:, :h, :w] for image, (h, w) in zip(images, ends, strict=True)]
+        )
     return found
+
+
+def cut(images: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, Sizes]:
+    """Return images with zeros beyond their ends, and the ends; those of the first are its own."""
+    whole = np.array(images.shape[2:])
+    shares = np.random.default_rng(seed).uniform(0.4, 0.9, (len(images) - 1, 2))
+    sizes = [(int(h), int(w)) for h, w in [whole, *np.rint(whole * shares)]]
+    padded = torch.zeros_like(images)
+    for image, other, (h, w) in zip(padded, images, sizes, strict=True):
+        image[:, :h, :w] = other[:, :h, :w]
+    return padded, sizes
 
 
 def sane(network: nn.Module, seed: int = 0) -> nn.Module:

@@ -64,7 +64,11 @@ def test_boxes_move_and_are_clipped_as_torchvisions(
     expected = _utils.BoxCoder(weights).decode_single(deltas, start)
     assert torch.equal(grids.moved(deltas, start, weights), expected)
     inside = box_ops.clip_boxes_to_image(expected, IMAGE)
-    assert torch.equal(grids.clipped(expected, IMAGE), inside)
+    assert torch.equal(grids.clipped(expected, grids.limits(IMAGE, None)), inside)
+    sizes = [IMAGE, (IMAGE[0] // 2, IMAGE[1] // 3)]
+    several = [box_ops.clip_boxes_to_image(expected, size) for size in sizes]
+    limit = grids.limits(IMAGE, torch.tensor(sizes, dtype=torch.float32))
+    assert torch.equal(grids.clipped(expected.expand(2, -1, -1), limit), torch.stack(several))
     linear = _utils.BoxLinearCoder(normalize_by_size=True).decode(deltas, start)
     assert torch.equal(grids.spread(deltas, start), linear)
 

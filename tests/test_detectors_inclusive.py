@@ -38,7 +38,7 @@ def test_anchors_go_row_by_row_sixteen_pixels_apart() -> None:
 
 def test_a_box_that_does_not_move_stays_inside_the_image() -> None:
     boxes = torch.tensor([[3.0, 4, 3, 4], [-9, 2, 500, 80], [0, 0, 99, 49]])
-    found = inclusive.moved(boxes, torch.zeros(3, 4), (50, 100))
+    found = inclusive.moved(boxes, torch.zeros(3, 4), torch.tensor([100, 50, 100, 50]))
     # The far corner comes out one pixel further, as in the Caffe code, and is cut to the image.
     assert found.tolist() == [[3, 4, 4, 5], [0, 2, 99, 49], [0, 0, 99, 49]]
 
@@ -52,7 +52,7 @@ def test_boxes_move_as_by_the_published_formula(seed: int) -> None:
     half = 0.5 * np.exp(moves[:, 2:]) * sides
     expected = np.concatenate([centre - half, centre + half], 1).clip(0, [399, 299] * 2)
     boxes = np.concatenate([low, low + sides - 1], 1)
-    found = inclusive.moved(torch.tensor(boxes), torch.tensor(moves), (300, 400))
+    found = inclusive.moved(torch.tensor(boxes), torch.tensor(moves), torch.tensor([400, 300] * 2))
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
 
 

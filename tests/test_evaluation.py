@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.data.preprocess import Floats, Geometry
+    from deploykit.data.samples import Batch
     from deploykit.tasks.detections import Decode
 
 
@@ -277,8 +278,8 @@ def squares(count: int) -> Dataset:
     return Dataset("squares", samples, {10: "cat"})
 
 
-def run(images: Floats) -> dict[str, Floats]:
-    return {"level": np.round(images[:, 0, 0, 0] * 255)}
+def run(batch: Batch) -> dict[str, Floats]:
+    return {"level": np.round(batch.images[:, 0, 0, 0] * 255)}
 
 
 def decode(outputs: Mapping[str, Floats], geometries: Sequence[Geometry]) -> list[Detections]:
@@ -291,6 +292,14 @@ def decode(outputs: Mapping[str, Floats], geometries: Sequence[Geometry]) -> lis
 def test_a_model_is_scored_on_the_images_it_was_run_on(limit: int | None, images: int) -> None:
     found = evaluation.evaluate(run, squares(7), contract(decode), batch_size=3, limit=limit)
     assert (found.scores.value, found.images) == (1, images)
+
+
+def test_images_that_no_canvas_holds_at_their_scale_are_counted() -> None:
+    within = Preprocess((10, 10), resize="corner", limits=(10, 10), rounding="down")
+    beyond = replace(within, limits=(40, 40))
+    for preprocess, shrunk in ((within, 0), (beyond, 5)):
+        made = replace(contract(lambda o, _: decode(o, ())), preprocess=preprocess)
+        assert evaluation.evaluate(run, squares(5), made).shrunk == shrunk
 
 
 def test_the_truth_is_read_only_of_the_images_that_are_run() -> None:

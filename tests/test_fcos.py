@@ -94,6 +94,15 @@ def test_it_finds_what_torchvision_finds(theirs: Any, onnx: Path, batch: int) ->
     dense_models.assert_same(dense_models.run(onnx, images=inputs), expected)
 
 
+def test_boxes_end_where_their_images_do(theirs: Any, onnx: Path) -> None:
+    inputs, sizes = dense_models.cut(noise(3, 3))
+    expected, ends = dense_models.eager(theirs, inputs, sizes), torch.tensor(sizes).float()
+    assert all(len(found["scores"]) > 10 for found in expected)
+    with torch.inference_mode():
+        dense_models.assert_same(dense.Pyramid(theirs, grids.spread)(inputs, ends), expected)
+    dense_models.assert_same(dense_models.run(onnx, images=inputs, image_sizes=ends), expected)
+
+
 def test_an_image_without_objects_has_no_detections(theirs: Any) -> None:
     network = dense.Pyramid(theirs, grids.spread)
     network.score_threshold = 0.9999

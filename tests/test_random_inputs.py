@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deploykit.data.feeding import IMAGE_SIZES
 from deploykit.errors import ModelError
 from deploykit.proof import random_inputs
 from deploykit.values import TensorSpec
@@ -53,6 +54,15 @@ def test_random_feeds_fill_every_input_and_keep_a_fixed_batch() -> None:
         "c": (),
     }
     assert feeds["b"].dtype == np.float16
+
+
+def test_images_end_within_their_canvases_every_other_one_with_them() -> None:
+    specs = (IMAGES, TensorSpec(IMAGE_SIZES, "float32", ("batch", 2)))
+    found = random_inputs.feeds(specs, seed=1, batch=50)[IMAGE_SIZES].astype(np.float64)
+    assert np.array_equal(found[::2], np.tile([40, 24], (25, 1)))
+    assert (found >= [20, 12]).all()
+    assert (found <= [40, 24]).all()
+    assert np.unique(found[1::2], axis=0).shape[0] > 15
 
 
 def test_an_input_of_open_size_or_of_text_is_refused() -> None:

@@ -194,6 +194,14 @@ def test_a_report_without_any_timing_is_a_report(tmp_path: Path) -> None:
     assert "Results on" not in md
 
 
+def test_a_warning_of_an_evaluation_names_its_model(tmp_path: Path) -> None:
+    warned = [
+        replace(r, warnings=("shrunk",)) if isinstance(r, AccuracyRecord) else r for r in RECORDS
+    ]
+    for text in write(warned, tmp_path):
+        assert "m.onnx: shrunk" in text
+
+
 def test_warnings_stand_first_and_once(tmp_path: Path) -> None:
     warned = [replace(r, warnings=("hot",)) if isinstance(r, BenchRecord) else r for r in RECORDS]
     html, md = write(warned, tmp_path)

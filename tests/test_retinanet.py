@@ -154,6 +154,15 @@ def test_the_exported_model_finds_the_same(theirs: RetinaNet, onnx: Path, batch:
     dense_models.assert_same(found, dense_models.eager(theirs, inputs))
 
 
+def test_boxes_end_where_their_images_do(theirs: RetinaNet, ours: Any, onnx: Path) -> None:
+    inputs, sizes = dense_models.cut(images(3))
+    expected, ends = dense_models.eager(theirs, inputs, sizes), torch.tensor(sizes).float()
+    assert all(len(found["scores"]) > 10 for found in expected)
+    with torch.inference_mode():
+        dense_models.assert_same(ours(inputs, ends), expected)
+    dense_models.assert_same(dense_models.run(onnx, images=inputs, image_sizes=ends), expected)
+
+
 def test_an_image_without_objects_has_no_detections(theirs: RetinaNet, onnx: Path) -> None:
     inputs = torch.cat([torch.zeros(1, 3, *SIZE), images(1)])
     expected = dense_models.eager(theirs, inputs)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from dense_models import assert_same, eager, told
+from dense_models import assert_same, cut, eager, told
 from torchvision.models import detection as zoo
 from torchvision.models.detection import backbone_utils
 from two_stage_models import (
@@ -20,6 +20,7 @@ from two_stage_models import (
 )
 
 from deploykit import backends, ops
+from deploykit.data.feeding import IMAGE_SIZES
 from deploykit.errors import CheckpointError
 from deploykit.files import onnxfile
 from deploykit.networks import loading
@@ -77,6 +78,20 @@ def test_the_network_finds_what_torchvision_finds(model: Any, batch: int) -> Non
     with torch.inference_mode():
         found = TwoStage(model).eval()(images)
     compare(model.head, [value.numpy() for value in found], expected)
+
+
+def test_boxes_end_where_their_images_do(model: Any, exported: Path) -> None:
+    images, sizes = cut(pictures(3))
+    expected = eager(model, images, sizes)
+    assert all(len(found["scores"]) >= 20 for found in expected)
+    ends = torch.tensor(sizes, dtype=torch.float32)
+    with torch.inference_mode():
+        found = TwoStage(model).eval()(images, ends)
+    compare(model.head, [value.numpy() for value in found], expected)
+    session = backends.load("onnxruntime").open_session(exported)
+    values = session.run({"images": images.numpy(), IMAGE_SIZES: ends.numpy()})
+    compare(model.head, list(values.values()), expected)
+    assert (values["boxes"].max(1) <= ends.flip(1).repeat(1, 2).numpy()).all()
 
 
 def test_an_image_without_objects_gives_zeros(model: Any) -> None:

@@ -50,7 +50,8 @@ def assert_same_masks(
     boxes, _, classes, counts, values = found
     for i, wanted in enumerate(expected):
         order = aligned(boxes[i, : counts[i]], classes[i, : counts[i]], wanted, 1)
-        ours = masks.paste(values[i][order], wanted["boxes"].numpy(), *SIZE)
+        size = wanted["masks"].shape[2:]
+        ours = masks.paste(values[i][order], wanted["boxes"].numpy(), *size)
         theirs = (wanted["masks"][:, 0] > masks.THRESHOLD).numpy()
         both, either = (ours & theirs).sum((1, 2)), (ours | theirs).sum((1, 2))
         assert (both >= 0.99 * either).all()

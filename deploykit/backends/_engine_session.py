@@ -181,8 +181,7 @@ class EngineSession:
 
     def _bind(self, feeds: Mapping[str, Any]) -> tuple[list[_Buffer], list[_Buffer]]:
         """Return the buffers of inputs and outputs, filled with `feeds` and bound to the engine."""
-        arrays = {name: _array(value) for name, value in feeds.items()}
-        _feeds.check(self.inputs, arrays)
+        arrays = _feeds.checked(self.inputs, {k: _array(value) for k, value in feeds.items()})
         key = tuple((a.shape, getattr(a, "pointer", 0)) for _, a in sorted(arrays.items()))
         if self._bound is None or self._bound[0] != key:
             self._bound = None  # where the shapes are refused, nothing is bound

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from deploykit.data import feeding
 from deploykit.errors import ModelError
 from deploykit.values import TensorSpec
 
@@ -11,11 +12,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-def check(inputs: Sequence[TensorSpec], feeds: Mapping[str, Any]) -> None:
-    """Compare names, element types and shapes; an array is anything with `dtype` and `shape`.
+def checked(inputs: Sequence[TensorSpec], feeds: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Compare names, element types and shapes, and return the feeds, completed.
+
+    An array is anything with `dtype` and `shape`; see `feeding.completed` for what may be left out.
 
     Raises: ModelError that states both sides in the notation of TensorSpec.
     """
+    feeds = feeding.completed(inputs, feeds)
     if feeds.keys() != {spec.name for spec in inputs}:
         raise ModelError(
             f"the model was fed {_listed(map(repr, feeds)) or 'nothing'}",
@@ -25,6 +29,7 @@ def check(inputs: Sequence[TensorSpec], feeds: Mapping[str, Any]) -> None:
         found = TensorSpec(spec.name, str(feeds[spec.name].dtype), tuple(feeds[spec.name].shape))
         if not _fits(found, spec):
             raise ModelError(f"the model was fed {found}", expected=str(spec))
+    return feeds
 
 
 def _fits(found: TensorSpec, spec: TensorSpec) -> bool:

@@ -194,7 +194,7 @@ class Session:
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
         """Return output name -> array. Raises: ModelError for wrong feeds, BackendError."""
-        _feeds.check(self.inputs, feeds)
+        feeds = _feeds.checked(self.inputs, feeds)
         names = [spec.name for spec in self.outputs]
         try:
             run = watching.run if self._loops else ort.InferenceSession.run
@@ -208,7 +208,6 @@ class Session:
         """Return a function that runs the batch on buffers bound once; it has no device clock.
 
         transfers: makes no difference, for the CPU reads and writes the caller's memory.
-
         Raises: ModelError for wrong feeds, OptionError for a CUDA graph.
         """
         del transfers
@@ -216,6 +215,7 @@ class Session:
             raise OptionError(
                 "ONNX Runtime has no CUDA graph on the CPU", fix="add --no-cuda-graph"
             )
+        feeds = _feeds.checked(self.inputs, feeds)
         outputs = self.run(feeds)
         binding = self._session.io_binding()
         for name, array in feeds.items():

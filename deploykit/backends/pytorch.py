@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from deploykit.data import feeding
 from deploykit.errors import OptionError
 from deploykit.networks import outputs
 from deploykit.values import TensorSpec
@@ -31,6 +32,7 @@ class TorchSession:
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
         """Return output name -> array for one batch."""
+        feeds = feeding.completed(self.inputs, feeds)
         with torch.inference_mode():
             result = self._module(*(self._tensor(feeds[spec.name]) for spec in self.inputs))
         return {name: value.numpy() for name, value in outputs.named(self._recipe, result)}

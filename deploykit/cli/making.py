@@ -43,6 +43,10 @@ InputSize = Annotated[
     str | None,
     Option(help="HxW in pixels, or several: an image takes what fits. Default: the recipe's."),
 ]
+Fit = Annotated[
+    str | None,
+    Option(help="Choose the sizes for these images, such as folder:DIR: each padded as alone."),
+]
 Protocol = Annotated[
     str | None, Option(help="How images are prepared, see below.  [default: the recipe's]")
 ]
@@ -65,6 +69,7 @@ def export(
     recipe: Recipe = None,
     variant: Annotated[str | None, Option(help="Default: found out from the weights.")] = None,
     input_size: InputSize = None,
+    fit: Fit = None,
     protocol: Protocol = None,
     class_names: ClassNames = None,
     settings: Settings = None,
@@ -86,6 +91,7 @@ def export(
         deploykit export weights.pth --recipe my_model.py --input-size 480x640 -o my_model.onnx
         deploykit export yolov6s.pt --protocol evaluation-640 -o yolov6s.onnx
         deploykit export maskrcnn.pth --input-size 480x640,640x480 -o small.onnx
+        deploykit export maskrcnn.pth --fit folder:photos/ -o photos.onnx
     """
     from deploykit import pipeline  # noqa: PLC0415 - `--help` must not pay for it
     from deploykit.pipeline.exporting import ExportOptions  # noqa: PLC0415
@@ -96,6 +102,7 @@ def export(
         variant=variant,
         input_size=sizes[0] if sizes else None,
         canvases=sizes[1:],
+        images=options.shapes(fit, progress.bar, input_size=input_size),
         protocol=protocol,
         class_names=options.names(class_names),
         settings=options.settings(settings),

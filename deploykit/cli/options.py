@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deploykit.backends import Shapes
+    from deploykit.values import Progress
 
 E = TypeVar("E", bound="Enum")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -35,6 +36,19 @@ def named(op: Sequence[Path] | None, library: Path | None = None) -> Iterator[No
 def image_sizes(text: str | None) -> tuple[tuple[int, int], ...]:
     """Return (height, width) of each of `800x1344,1344x800`; none for None. Raises: OptionError."""
     return () if text is None else tuple(map(image_size, text.split(",")))
+
+
+def shapes(
+    source: str | None, progress: Progress, *, input_size: str | None
+) -> tuple[tuple[int, int], ...]:
+    """Return (height, width) of a source's images; none for None. Raises: DeployError."""
+    if source is None:
+        return ()
+    if input_size is not None:
+        raise OptionError("--fit and --input-size", expected="one of them")
+    from deploykit.data import fitting, sources  # noqa: PLC0415 - seldom needed
+
+    return fitting.shapes(sources.dataset(source), progress=progress)
 
 
 def image_size(text: str) -> tuple[int, int]:

@@ -188,6 +188,7 @@ def accuracy(found: AccuracyRecord) -> str:
         primary = shown[found.primary]
         classes = [(name, primary.text(value)) for name, value in found.per_class.items()]
         lines += ["", table(("class", primary.title), classes)]
+    lines += [_lined([f"warning: {text}" for text in found.warnings])] if found.warnings else []
     return "\n".join(lines)
 
 

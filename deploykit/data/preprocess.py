@@ -67,6 +67,9 @@ class Geometry:
     scale_y: float
     offset_x: float = 0.0
     offset_y: float = 0.0
+    sides: Size | None = None
+    """Height and width of the scaled image, in input pixels, where it lies at the top left of the
+    input; None: elsewhere, or as large as the input."""
 
     def to_image(self, boxes: Floats) -> Floats:
         """Return xyxy boxes (float32[N, 4]) in original pixels, clipped to the image."""
@@ -169,8 +172,8 @@ class Preprocess:
             return Fit(self.size, self.size, self.size[0] / height)
         if self.resize == "crop":
             return self._cropped(height, width)
-        ratio, sides = self._scaled(height, width)
-        if not any(_holds(size, sides) for size in self.sizes):  # limits above every canvas
+        ratio, sides = self.scaled(height, width)
+        if not self.holds(height, width):
             ratio = self._largest(height, width)
             sides = self._rounded(height * ratio), self._rounded(width * ratio)
         wanted = [side * ratio + self.margin for side in (height, width)] if self.margin else sides
@@ -178,11 +181,18 @@ class Preprocess:
         holding = roomy or [size for size in self.sizes if _holds(size, sides)]
         return Fit(min(holding, key=lambda size: size[0] * size[1]), sides, ratio)
 
+    def holds(self, height: int, width: int) -> bool:
+        """Return whether an image has its own scale; else it is shrunk to the largest canvas."""
+        if self.limits is None or self.resize in ("stretch", "crop"):
+            return True
+        _, sides = self.scaled(height, width)
+        return any(_holds(size, sides) for size in self.sizes)
+
     def _largest(self, height: int, width: int) -> float:
         return max(min(size[0] / height, size[1] / width) for size in self.sizes)
 
-    def _scaled(self, height: int, width: int) -> tuple[float, Size]:
-        """Return the scale of an image and its sides."""
+    def scaled(self, height: int, width: int) -> tuple[float, Size]:
+        """Return the scale of an image of `height` x `width` pixels, and its sides then."""
         if self.limits is None:
             ratio = self._largest(height, width)
         else:
@@ -248,16 +258,17 @@ class Preprocess:
 
     def _geometry(self, image: Pixels, fit: Fit, first: Size) -> Geometry:
         height, width = image.shape[:2]
+        sides = fit.sides if self.resize == "corner" else None
         if self.mapping == "sides" or self.resize == "stretch":
             scale_y, scale_x = fit.sides[0] / height, fit.sides[1] / width
-            return Geometry(height, width, scale_x, scale_y, first[1], first[0])
+            return Geometry(height, width, scale_x, scale_y, first[1], first[0], sides)
         margins = [0.0, 0.0]
         if self.resize != "corner":
             margins = [
                 (room - side * fit.ratio) / 2
                 for room, side in zip(fit.canvas, (height, width), strict=True)
             ]
-        return Geometry(height, width, fit.ratio, fit.ratio, margins[1], margins[0])
+        return Geometry(height, width, fit.ratio, fit.ratio, margins[1], margins[0], sides)
 
     def to_json(self) -> Json:
         """Return the fields as plain JSON values."""

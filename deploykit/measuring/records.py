@@ -45,6 +45,8 @@ class AccuracyRecord:
     task: str = ""
     primary: str = next(iter(coco.DISPLAY))
     """The metric that models are ranked by."""
+    warnings: tuple[str, ...] = ()
+    """What makes the scores others than those of the family's own pipeline."""
     display: Mapping[str, Display] = field(default_factory=dict)
     """Metric name -> how it is shown; where a record does not say it, see `shown`."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from deploykit import tasks
+from deploykit.data import fitting
 from deploykit.errors import CheckpointError, unknown_name
 from deploykit.files import extensions
 from deploykit.networks import checkpoint, class_names, pickled, reparam
@@ -39,6 +40,8 @@ class NetworkOptions:
     input_size: tuple[int, int] | None = None
     canvases: tuple[tuple[int, int], ...] = ()
     """Further sizes beside `input_size`, see `Preprocess.canvases`."""
+    images: tuple[tuple[int, int], ...] = ()
+    """Height and width of images that the input sizes are chosen for, see `fitting.fitted`."""
     class_names: tuple[str, ...] | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     """What the network is set up with, where the file does not say: name -> text."""
@@ -103,7 +106,7 @@ def _network(
     """
     state = adapted(recipe, loaded.state)
     variant = recipe.variant(found.like or found.variant)
-    preprocess = _preprocess(variant, found, options)
+    preprocess, sizes = _preprocess(variant, found, options)
     with extensions.blamed(f"recipe {recipe.name}"):
         module = (
             found.build()
@@ -130,7 +133,7 @@ def _network(
         settings=found.settings,
         outputs=recipe.outputs,
     )
-    return Network(module.eval(), recipe, card, tuple(filter(None, (said, found.assumed))))
+    return Network(module.eval(), recipe, card, tuple(filter(None, (said, found.assumed, sizes))))
 
 
 def identify(loaded: checkpoint.Checkpoint, options: NetworkOptions) -> tuple[Recipe, Found] | None:
@@ -207,11 +210,15 @@ def adapted(recipe: Recipe, state: StateDict) -> StateDict:
         return recipe.adapt(state)
 
 
-def _preprocess(variant: Variant, found: Found, options: NetworkOptions) -> Preprocess:
+def _preprocess(variant: Variant, found: Found, options: NetworkOptions) -> tuple[Preprocess, str]:
+    """Return how images are prepared, and what was chosen for the images of the options."""
     make = found.preprocess or variant.sized
-    made = make(options.input_size)
-    if options.canvases:
+    made, said = make(options.input_size), ""
+    if options.images:
+        fitted = fitting.fitted(made, options.images, variant.size_multiple or 1)
+        made, said = fitted.preprocess, str(fitted)
+    elif options.canvases:
         made = replace(made, canvases=options.canvases)
     if options.protocol is not None:
         made = variant.protocol(options.protocol).prepared(made)
-    return checked(made, variant)
+    return checked(made, variant), said

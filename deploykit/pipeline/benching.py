@@ -143,7 +143,8 @@ def _work(
         return random_inputs.feeds(model.session.inputs, seed=_SEED, batch=options.batch_size)
     if model.backend == PYTORCH and plan.end_to_end:
         raise OptionError("end-to-end timing of a checkpoint", fix="export it first")
-    preprocess, name = model.contract().preprocess, model.images()
+    model.check_images()
+    preprocess = model.contract().preprocess
     # Batches that repeat in turn would make the times depend on each other.
     drawn = np.random.default_rng(_SEED)
     sizes = [preprocess.fit(*image.shape[:2]).canvas for image in images]
@@ -154,6 +155,7 @@ def _work(
         few = len(alike) < options.batch_size
         chosen = drawn.choice(alike, options.batch_size, replace=few)
         placed = [preprocess(images[i]) for i in chosen]
-        return {name: np.stack([pixels for pixels, _ in placed])}, [place for _, place in placed]
+        places = [place for _, place in placed]
+        return model.feeds(np.stack([pixels for pixels, _ in placed]), places), places
 
     return EndToEnd(prepare, model.task().decode) if plan.end_to_end else prepare()[0]

@@ -96,11 +96,12 @@ def _feeds(opened: Model, options: VerifyOptions, progress: Progress) -> Iterato
         yield from progress(feeds, "compare", options.count)
         return
     data = sources.dataset(options.source)
-    contract, name = opened.contract(), opened.images()
+    opened.check_images()
+    contract = opened.contract()
     for batch in samples.batches(
         data, contract.preprocess, 1, limit=options.count, progress=progress
     ):
-        yield {name: batch.images}
+        yield opened.feeds(batch.images, batch.geometries)
 
 
 @dataclass(frozen=True)
@@ -136,11 +137,11 @@ def evaluate(
     opened = open_model(
         path, backend=options.backend, recipe=options.recipe, threads=options.threads
     )
-    opened.images()  # raises where images are not all that it takes
+    opened.check_images()
     batch = opened.session.inputs[0].shape[0]
     batch_size = samples.batch_size(options.batch_size, batch, opened.contract().preprocess.size)
     chosen = opened.task(task)
-    scores, images = evaluation.evaluate(
+    scores, images, shrunk = evaluation.evaluate(
         opened.forward,
         data,
         Contract(opened.contract().preprocess, opened.contract().class_names, chosen),
@@ -160,8 +161,20 @@ def evaluate(
         per_class=scores.per_class,
         task=tasks.name(chosen),
         primary=scores.primary,
+        warnings=_shrunk(shrunk, images),
         display={name: shown for name, shown in scores.display.items() if name in scores.metrics},
     )
     if record is not None:
         records.append(record, found)
     return found
+
+
+def _shrunk(count: int, images: int) -> tuple[str, ...]:
+    """Return a warning about images that were prepared smaller than their family does."""
+    if not count:
+        return ()
+    text = (
+        f"{count} of {images} images are larger than every input size at the scale of their "
+        "family, and were shrunk: export with --fit SOURCE, or with more of --input-size"
+    )
+    return (text,)

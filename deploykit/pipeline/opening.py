@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from deploykit import backends, tasks
 from deploykit.backends import onnxruntime
 from deploykit.backends.sizes import Sizes
+from deploykit.data import feeding
 from deploykit.errors import DeployError, InputError, ModelError, OptionError
 from deploykit.files import artifacts, bundles, contents, onnxfile
 from deploykit.recipes import metadata, opened
@@ -19,10 +20,11 @@ from deploykit.tasks import masks
 from deploykit.tasks.instances import Instances
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-    from deploykit.backends import Session
-    from deploykit.data.preprocess import Floats
+    from deploykit.backends import Arrays, Session
+    from deploykit.data.preprocess import Floats, Geometry
+    from deploykit.data.samples import Batch
     from deploykit.pipeline.made import StrPath
     from deploykit.recipes.opened import Opened
     from deploykit.tasks import AnyTask
@@ -73,21 +75,24 @@ class Model:
             )
         return _as_made(tasks.SHIPPED[card.task], card)
 
-    def images(self) -> str:
-        """Return the name of the only input. Raises: ModelError where there are more."""
-        first, *others = self.session.inputs or (None,)
-        if others or first is None or len(first.shape) != 4:
+    def check_images(self) -> None:
+        """Raise ModelError where the model takes more than a data set's images."""
+        if not feeding.takes_images(self.session.inputs):
             given = "; ".join(map(str, self.session.inputs)) or "nothing"
             raise ModelError(
                 f"{self.path} does not take images alone: {given}",
-                expected="a model whose only input is made from the images of a data set",
+                expected="a model whose inputs are made from the images of a data set",
                 fix="`verify` and `bench` without a data set make all inputs",
             )
-        return first.name
 
-    def forward(self, images: Floats) -> dict[str, Floats]:
-        """Return the outputs for images float32[B, 3, H, W]."""
-        outputs = self.session.run({self.images(): images})
+    def feeds(self, images: Floats, geometries: Sequence[Geometry]) -> Arrays:
+        """Return what the model is fed for images float32[B, 3, H, W]. Raises: ModelError."""
+        self.check_images()
+        return feeding.feeds([spec.name for spec in self.session.inputs], images, geometries)
+
+    def forward(self, batch: Batch) -> dict[str, Floats]:
+        """Return the outputs for a batch of a data set. Raises: ModelError."""
+        outputs = self.session.run(self.feeds(batch.images, batch.geometries))
         return {name: value.astype("float32", copy=False) for name, value in outputs.items()}
 
 

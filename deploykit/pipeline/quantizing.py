@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit.data import samples, sources
+from deploykit.data import feeding, samples, sources
 from deploykit.errors import ModelError, OptionError
 from deploykit.files import onnxfile
 from deploykit.measuring import records
@@ -119,7 +119,7 @@ def _seen(model: Opened, options: QuantizeOptions) -> Iterator[Arrays]:
         sources.dataset(options.source), model.card.preprocess, 1, limit=_IMAGES, skipped=[]
     )
     for each in images:
-        yield {inputs[0].name: each.images}
+        yield feeding.feeds([spec.name for spec in inputs], each.images, each.geometries)
 
 
 def _plan(model: Opened, options: QuantizeOptions) -> PrecisionPlan:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 import onnx_ir as ir
 import onnxruntime as ort
 
-from deploykit.data import samples
+from deploykit.data import feeding, samples
 from deploykit.errors import InputError, ModelError, OptionError, unknown_name
 from deploykit.files import onnxfile
 from deploykit.graph import canvases
@@ -190,12 +190,13 @@ def _affordable(size: int) -> int:
 
 
 def _run(session: ort.InferenceSession, batch: Batch, seen: Iterable[str]) -> dict[str, Floats]:
-    feed = session.get_inputs()[0].name
-    values: dict[str, Floats] = {feed: batch.images}
-    inner = [name for name in seen if name != feed]
+    names = [spec.name for spec in session.get_inputs()]
+    feeds = cast("dict[str, Floats]", feeding.feeds(names, batch.images, batch.geometries))
+    values = dict(feeds)
+    inner = [name for name in seen if name not in feeds]
     if inner:
         try:
-            outputs = session.run(inner, {feed: batch.images})
+            outputs = session.run(inner, feeds)
         except Exception as error:  # the errors of the runtime have no common class
             raise ModelError(
                 f"ONNX Runtime failed on images of shape {batch.images.shape}: {error}"
@@ -265,10 +266,10 @@ def _batch_size(model: ir.Model, preprocess: Preprocess, asked: int | None) -> i
     """Return the images per run. Raises: ModelError, OptionError where the model takes others."""
     inputs, _ = onnxfile.interface(model)
     wanted = TensorSpec("images", "float32", ("batch", 3, *preprocess.size))
-    if len(inputs) != 1 or not _fits(inputs[0], wanted):
+    if not feeding.takes_images(inputs) or not _fits(inputs[0], wanted):
         raise ModelError(
             f"the model's inputs are {'; '.join(map(str, inputs)) or 'none'}",
-            expected=f"one input {wanted}, as the preprocessing makes it",
+            expected=f"{wanted} alone, as the preprocessing makes it",
             fix="calibrate an image model, with the preprocessing that it was trained with",
         )
     fixed = inputs[0].shape[0]

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from deploykit.data.feeding import IMAGE_SIZES
 from deploykit.data.preprocess import PROPOSALS
 from deploykit.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -40,18 +41,35 @@ def feeds(
     """Return input name -> random values: `batch` images, or as many as a fixed batch holds.
 
     With `preprocess`, an input of images holds pixels of 0 to 255 prepared as it says. The input
-    `PROPOSALS` gets boxes in the image, some of them without area, as padding.
+    `PROPOSALS` gets boxes in the image, some of them without area, as padding; `IMAGE_SIZES` the
+    sizes of images that end within the input, every other one with it.
     The same seed gives the same values on every machine. Raises: ModelError as `images`.
     """
     size = next((spec.shape[2:] for spec in inputs if len(spec.shape) == 4), ())
     found = {}
     for i, spec in enumerate(inputs):
-        boxes = spec.name == PROPOSALS and spec.shape[2:] == (4,) and size
-        make = functools.partial(_boxes, size=size) if boxes else images
-        found[spec.name] = make(spec, seed + i, batch)
+        found[spec.name] = _maker(spec, size)(spec, seed + i, batch)
         if preprocess is not None and spec.dtype == "float32" and _is_image(spec):
             found[spec.name] = _prepared(found[spec.name].astype(np.float32), preprocess)
     return found
+
+
+def _maker(spec: TensorSpec, size: Sequence[int | str]) -> Callable[[TensorSpec, int, int], Array]:
+    """Return what makes random values of an input, beside images of `size` (H, W)."""
+    if size and spec.name == PROPOSALS and spec.shape[2:] == (4,):
+        return functools.partial(_boxes, size=size)
+    if size and spec.name == IMAGE_SIZES and spec.shape[1:] == (2,):
+        return functools.partial(_sizes, size=size)
+    return images
+
+
+def _sizes(spec: TensorSpec, seed: int, count: int, *, size: Sequence[int | str]) -> Array:
+    """Return float32[count, 2]: `size` (H, W), and in each second row from half of it on."""
+    whole = np.array(size, np.float32)
+    shares = np.random.default_rng(seed).uniform(0.5, 1, _shape(spec, count)).astype(np.float32)
+    shares[::2] = 1
+    sizes: Array = np.rint(whole * shares)
+    return sizes
 
 
 def _is_image(spec: TensorSpec) -> bool:

@@ -49,6 +49,7 @@ def _count(number: int, noun: str) -> str:
 def warnings(joined: Joined) -> tuple[str, ...]:
     """Return everything that a reader must know before comparing the figures."""
     found = [text for machine in joined.machines for text in _warnings(machine)]
+    found += [f"{row.model}: {text}" for row in joined.accuracies for text in row.warnings]
     return (*found, *mixed(joined))
 
 

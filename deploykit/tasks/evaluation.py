@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from deploykit.data.preprocess import Floats, Preprocess
+    from deploykit.data.samples import Batch
     from deploykit.data.sources import Dataset
     from deploykit.tasks.task import Scores, Task
     from deploykit.values import Progress
 
-    Forward = Callable[[Floats], Mapping[str, Floats]]
+    Forward = Callable[[Batch], Mapping[str, Floats]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Evaluation(NamedTuple):
     scores: Scores
     images: int
     """How many were run."""
+    shrunk: int = 0
+    """How many of them no canvas held at their own scale."""
 
 
 def evaluate(  # noqa: PLR0913 - three nouns and three independent switches
@@ -46,7 +49,7 @@ def evaluate(  # noqa: PLR0913 - three nouns and three independent switches
     limit: int | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Return the scores of `run` (images float32[B, 3, H, W] -> outputs) on a data set.
+    """Return the scores of `run` (a batch -> outputs) on a data set.
 
     The truth about an image is read when its result is there; only the images that were run
     count, see `samples.choose` for `limit`.
@@ -63,11 +66,12 @@ def evaluate(  # noqa: PLR0913 - three nouns and three independent switches
             expected="a source with annotations, such as coco:DIR or shapes:",
         )
     task = contract.task
-    metric, images = task.metric(dataset.categories, contract.class_names), 0
+    metric = task.metric(dataset.categories, contract.class_names)
+    images = shrunk = 0
     for batch in samples.batches(
         dataset, contract.preprocess, batch_size, limit=limit, progress=progress
     ):
-        results = task.decode(run(batch.images), batch.geometries)
+        results = task.decode(run(batch), batch.geometries)
         if len(results) != len(batch.names):
             raise ModelError(
                 f"the model returned results for {len(results)} images",
@@ -76,4 +80,5 @@ def evaluate(  # noqa: PLR0913 - three nouns and three independent switches
         for name, result, place in zip(batch.names, results, batch.geometries, strict=True):
             metric.add(name, result, truths[name](), (place.height, place.width))
             images += 1
-    return Evaluation(metric.scores(), images)
+            shrunk += not contract.preprocess.holds(place.height, place.width)
+    return Evaluation(metric.scores(), images, shrunk)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from deploykit import tasks
+from deploykit.data import feeding
 from deploykit.errors import DataError
 from deploykit.networks import outputs
 from deploykit.tasks import evaluation
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.data.preprocess import Floats, Geometry, Preprocess
+    from deploykit.data.samples import Batch
     from deploykit.data.sources import Dataset, Sample
     from deploykit.recipes.recipe import Recipe
     from deploykit.values import Json
@@ -178,13 +180,17 @@ def scores(network: nn.Module, recipe: Recipe, variant: str, data: Dataset, name
 
     names: The network's classes, in its order. Raises: as `evaluation.evaluate`.
     """
-    contract = Contract(recipe.variant(variant).preprocess, names, tasks.find(recipe.task))
+    preprocess = recipe.variant(variant).preprocess
+    contract = Contract(preprocess, names, tasks.find(recipe.task))
+    takes = ["images", *(spec.name for spec in recipe.extra_inputs(preprocess))]
 
     @torch.inference_mode()
-    def forward(images: Floats) -> dict[str, Floats]:
-        return {k: v.numpy() for k, v in outputs.named(recipe, network(torch.from_numpy(images)))}
+    def forward(batch: Batch) -> dict[str, Floats]:
+        feeds = feeding.feeds(takes, batch.images, batch.geometries)
+        found = network(*(torch.from_numpy(feeds[name]) for name in takes))
+        return {k: v.numpy() for k, v in outputs.named(recipe, found)}
 
-    scores, images = evaluation.evaluate(forward, data, contract, batch_size=16)
+    scores, images, _ = evaluation.evaluate(forward, data, contract, batch_size=16)
     return {**scores.metrics, "per_class": dict(scores.per_class), "images": images}
 
 

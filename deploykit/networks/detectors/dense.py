@@ -137,13 +137,11 @@ class Select(nn.Module):
         super().__init__()
         self.limits, self.decode = limits, decode
 
-    def forward(
-        self, levels: Sequence[Level], size: tuple[int, int], score: float
-    ) -> tuple[Tensor, ...]:
-        """Return what `suppressed` does, with boxes inside an input of `size` (H, W)."""
+    def forward(self, levels: Sequence[Level], limit: Tensor, score: float) -> tuple[Tensor, ...]:
+        """Return what `suppressed` does, with boxes inside their images, see `grids.limits`."""
         parts = [best(level, self.limits.candidates) for level in levels]
         picks = Picks(*(torch.cat(list(part), 1) for part in zip(*parts, strict=True)))
-        boxes = grids.clipped(self.decode(picks.deltas, picks.anchors), size)
+        boxes = grids.clipped(self.decode(picks.deltas, picks.anchors), limit)
         return suppressed(Candidates(boxes, picks.scores, picks.classes), self.limits, score)
 
 
@@ -161,15 +159,20 @@ class Pyramid(nn.Module):
         limits = Limits.of(model)
         self.score_threshold, self.select = limits.score, Select(limits, decode)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return boxes, scores, classes and count of normalised images float32[B, 3, H, W]."""
+    def forward(self, images: Tensor, image_sizes: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return boxes, scores, classes and count of normalised images float32[B, 3, H, W].
+
+        image_sizes: float32[B, 2], height and width of the images at the top left of the inputs.
+        """
         size = (int(images.shape[2]), int(images.shape[3]))
         maps = self.backbone(images).values()
         levels = [
             self._level(features, cell, size)
             for features, cell in zip(maps, self.cells, strict=True)
         ]
-        found: tuple[Tensor, ...] = self.select(levels, size, self.score_threshold)
+        found: tuple[Tensor, ...] = self.select(
+            levels, grids.limits(size, image_sizes), self.score_threshold
+        )
         return found
 
     def _level(self, features: Tensor, cell: Array, size: tuple[int, int]) -> Level:

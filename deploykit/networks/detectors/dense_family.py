@@ -15,6 +15,7 @@ from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights, backbon
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from deploykit.data.feeding import IMAGE_SIZES
 from deploykit.data.preprocess import Preprocess
 from deploykit.errors import OptionError
 from deploykit.networks.detectors import two_stage_models
@@ -24,7 +25,7 @@ from deploykit.recipes import identity
 from deploykit.recipes.identity import Found, assumptions, resolve
 from deploykit.recipes.recipe import KeepFloat, Variant
 from deploykit.tasks.outputs import Output
-from deploykit.values import Precision
+from deploykit.values import Precision, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -235,6 +236,15 @@ def torchvisions(size: tuple[int, int]) -> Preprocess:
         resampler="torch",
         rounding="down",
     )
+
+
+def image_sizes(preprocess: Preprocess) -> tuple[TensorSpec, ...]:
+    """Return the input of a detector beside its images: where each image ends in its canvas.
+
+    None where the images were trained on as they lie in the canvas, its padding a part of them.
+    """
+    ends = preprocess.resize == "corner"
+    return (TensorSpec(IMAGE_SIZES, "float32", ("batch", 2)),) if ends else ()
 
 
 PREPROCESS = torchvisions(CANVAS).turned().at_scale(*LIMITS)

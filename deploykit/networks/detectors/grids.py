@@ -78,7 +78,23 @@ def spread(distances: Tensor, boxes: Tensor) -> Tensor:
     return torch.cat([centre - near, centre + far], -1)
 
 
-def clipped(boxes: Tensor, size: Size) -> Tensor:
-    """Return boxes [..., 4] inside an image of `size` (H, W)."""
-    limit = torch.tensor([size[1], size[0]] * 2, dtype=boxes.dtype)
-    return boxes.clamp(min=0).minimum(limit)
+def limits(size: Size, image_sizes: Tensor | None) -> Tensor:
+    """Return the largest x1, y1, x2, y2 of boxes: float32[4], or float32[B, 4].
+
+    size: (H, W) of the input. image_sizes: float32[B, 2], those of the images in it; None: that.
+    """
+    if image_sizes is None:
+        return torch.tensor([size[1], size[0]] * 2, dtype=torch.get_default_dtype())
+    return image_sizes.flip(1).repeat(1, 2)
+
+
+def clipped(boxes: Tensor, limit: Tensor) -> Tensor:
+    """Return boxes [B, ..., 4] inside their images, see `limits`."""
+    return boxes.clamp(min=0).minimum(spread_over(limit, boxes))
+
+
+def spread_over(limit: Tensor, boxes: Tensor) -> Tensor:
+    """Return the limits of each image in a shape that fits boxes [B, ..., 4]."""
+    if limit.ndim == 1:
+        return limit.to(boxes.dtype)
+    return limit.reshape(-1, *(1,) * (boxes.ndim - 2), 4)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploykit.networks.detectors import dense
+from deploykit.networks.detectors import dense, grids
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,8 +52,8 @@ def grid_anchors(
     return anchors
 
 
-def moved(boxes: Tensor, deltas: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return `boxes` [..., 4] moved by `deltas` [..., 4], inside an image of `size` (H, W).
+def moved(boxes: Tensor, deltas: Tensor, limit: Tensor) -> Tensor:
+    """Return `boxes` [B, ..., 4] moved by `deltas` [B, ..., 4], inside images of `grids.limits`.
 
     dx, dy: in sides; dw, dh: logarithms of the ratio of the sides.
     """
@@ -61,8 +61,8 @@ def moved(boxes: Tensor, deltas: Tensor, size: tuple[int, int]) -> Tensor:
     sides = high - low + INSIDE
     centre = low + 0.5 * sides + deltas[..., :2] * sides
     half = 0.5 * (deltas[..., 2:].exp() * sides)
-    limit = torch.tensor([size[1] - INSIDE, size[0] - INSIDE] * 2)
-    return torch.cat([centre - half, centre + half], -1).clamp(min=0).minimum(limit)
+    corners = torch.cat([centre - half, centre + half], -1)
+    return grids.clipped(corners, limit - INSIDE)
 
 
 def suppressed(found: dense.Candidates, limits: dense.Limits, score: float) -> tuple[Tensor, ...]:

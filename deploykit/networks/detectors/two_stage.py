@@ -94,12 +94,12 @@ class Proposals(nn.Module):
         self.entering, self.most = rpn.pre_nms_top_n(), rpn.post_nms_top_n()
         self.iou, self.score, self.least = rpn.nms_thresh, rpn.score_thresh, rpn.min_size
 
-    def forward(self, levels: Sequence[dense.Level], size: Size) -> Rois:
-        """Return the best proposals of all levels inside an input of `size` (H, W).
+    def forward(self, levels: Sequence[dense.Level], limit: Tensor) -> Rois:
+        """Return the best proposals of all levels inside their images, see `grids.limits`.
 
         Each level has an NMS of its own; their best come together afterwards.
         """
-        parts = [self._best(level, size) for level in levels]
+        parts = [self._best(level, limit) for level in levels]
         boxes, scores = (
             torch.stack(list(part), 1).flatten(0, 1) for part in zip(*parts, strict=True)
         )
@@ -114,12 +114,12 @@ class Proposals(nn.Module):
         )
         return self._joined(kept, len(levels))
 
-    def _best(self, level: dense.Level, size: Size) -> tuple[Tensor, Tensor]:
+    def _best(self, level: dense.Level, limit: Tensor) -> tuple[Tensor, Tensor]:
         """Return the boxes [B, K, 4] and scores [B, K] of the best K anchors, padded."""
         count = min(self.entering, level.anchors.shape[0])
         logits, index = level.logits.squeeze(-1).topk(count)
         anchors = dense.constant_rows(level.anchors, index)
-        boxes = grids.clipped(grids.moved(dense.rows(level.deltas, index), anchors), size)
+        boxes = grids.clipped(grids.moved(dense.rows(level.deltas, index), anchors), limit)
         sides = boxes[..., 2:] - boxes[..., :2]
         scores = torch.where((sides >= self.least).all(-1), logits.sigmoid(), NOTHING)
         short = self.entering - count
@@ -151,7 +151,7 @@ class Detections(nn.Module):
         self.least = 1e-2  # of a box's sides, in pixels
 
     def forward(
-        self, logits: Tensor, deltas: Tensor, rois: Rois, size: Size, score: float
+        self, logits: Tensor, deltas: Tensor, rois: Rois, limit: Tensor, score: float
     ) -> tuple[Tensor, ...]:
         """Return boxes, scores, classes and count, see `dense.suppressed`.
 
@@ -160,7 +160,7 @@ class Detections(nn.Module):
         count, classes = int(rois.boxes.shape[1]), int(logits.shape[1]) - 1
         scores = logits.softmax(-1)[:, 1:].reshape(-1, count, classes)
         moves = deltas.reshape(-1, count, classes + 1, 4)[:, :, 1:]
-        boxes = grids.clipped(grids.moved(moves, rois.boxes.unsqueeze(2), self.weights), size)
+        boxes = grids.clipped(grids.moved(moves, rois.boxes.unsqueeze(2), self.weights), limit)
         present = torch.arange(count) < rois.count.unsqueeze(1)
         sides = boxes[..., 2:] - boxes[..., :2]
         found = present.unsqueeze(-1) & (sides >= self.least).all(-1)
@@ -188,18 +188,21 @@ class TwoStage(nn.Module):
         self.score_threshold = model.roi_heads.score_thresh
         self.sampling = sampling
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, images: Tensor, image_sizes: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return boxes, scores, classes, count[, masks][, keypoints] of float32[B, 3, H, W].
 
+        image_sizes: float32[B, 2], height and width of the images at the top left of the inputs;
+        None: as large as these.
         masks: float32[B, M, S, S], 0 to 1, of each object's class over its box. keypoints:
         float32[B, M, K, S, S], logits over its box. Both are 0 in the padding.
         """
         size = (int(images.shape[2]), int(images.shape[3]))
+        limit = grids.limits(size, image_sizes)
         maps = dict(self.backbone(images))
         heads = self.roi_heads
-        rois = self.propose(self._levels(list(maps.values()), size), size)
+        rois = self.propose(self._levels(list(maps.values()), size), limit)
         x = heads.box_head(self._pool(heads.box_roi_pool, maps, rois, size))
-        found = self.select(*heads.box_predictor(x), rois, size, self.score_threshold)
+        found = self.select(*heads.box_predictor(x), rois, limit, self.score_threshold)
         boxes, _, classes, count = found
         objects = Rois(boxes, count)
         if heads.mask_roi_pool is not None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit import ops
-from deploykit.networks.detectors import dense, inclusive
+from deploykit.networks.detectors import dense, grids, inclusive
 
 STRIDE = 16
 """Input pixels per cell of the features."""
@@ -82,13 +82,11 @@ class Proposals(nn.Module):
             -1.0, settings.proposal_iou, settings.anchors, settings.proposals
         )
 
-    def forward(
-        self, logits: Tensor, deltas: Tensor, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, logits: Tensor, deltas: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
         """Return the proposals float32[B, R, 4], best first, and their count int32[B].
 
         logits: [B, 2 * A, H, W], of nothing for all A anchors, then of something.
-        deltas: [B, 4 * A, H, W]. size: of the input image, (H, W).
+        deltas: [B, 4 * A, H, W]. limit: of the boxes, see `grids.limits`.
         """
         nothing, something = logits.permute(0, 2, 3, 1).chunk(2, -1)
         scores = (something - nothing).sigmoid().flatten(1)
@@ -97,7 +95,7 @@ class Proposals(nn.Module):
         deltas = deltas.permute(0, 2, 3, 1).reshape(-1, len(grid), 4)
         scores, index = scores.topk(min(self.limits.candidates, len(grid)))
         anchors = dense.constant_rows(torch.from_numpy(grid), index)
-        boxes = inclusive.moved(anchors, dense.rows(deltas, index), size)
+        boxes = inclusive.moved(anchors, dense.rows(deltas, index), limit)
         found = dense.Candidates(boxes, scores, torch.zeros_like(index))
         boxes, _, _, count = inclusive.suppressed(found, self.limits, self.limits.score)
         return boxes, count
@@ -115,10 +113,10 @@ class Rpn(nn.Module):
         self.bbox_pred = nn.Conv2d(512, 4 * count, 1)
         self.select = Proposals(settings)
 
-    def forward(self, maps: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def forward(self, maps: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
         """Return the proposals float32[B, R, 4] and their count int32[B]."""
         hidden = self.conv(maps).relu()
-        result = self.select(self.cls_score(hidden), self.bbox_pred(hidden), size)
+        result = self.select(self.cls_score(hidden), self.bbox_pred(hidden), limit)
         return cast("tuple[Tensor, Tensor]", result)
 
 
@@ -142,7 +140,7 @@ class Detections(nn.Module):
         self.settings = settings
 
     def forward(
-        self, logits: Tensor, deltas: Tensor, regions: Regions, size: tuple[int, int], score: float
+        self, logits: Tensor, deltas: Tensor, regions: Regions, limit: Tensor, score: float
     ) -> tuple[Tensor, ...]:
         """Return boxes, scores, classes and count, see `dense.suppressed`.
 
@@ -153,7 +151,7 @@ class Detections(nn.Module):
         scores = torch.where(regions.valid.unsqueeze(-1), scores, -torch.inf)
         moves = deltas.reshape(-1, count, deltas.shape[1] // 4, 4)
         moves = (moves if self.settings.agnostic else moves[:, :, 1:]) * torch.tensor(SPREAD)
-        boxes = inclusive.moved(regions.boxes.unsqueeze(2), moves, size)
+        boxes = inclusive.moved(regions.boxes.unsqueeze(2), moves, limit)
         boxes = boxes.expand(-1, -1, classes, -1).flatten(1, 2)
         labels = torch.arange(classes).expand_as(scores)
         found = dense.Candidates(boxes, scores.flatten(1), labels.flatten(1))
@@ -174,9 +172,9 @@ class Head(nn.Module):
         self.select = Detections(settings)
 
     def forward(
-        self, maps: Tensor, regions: Regions, size: tuple[int, int], score: float
+        self, maps: Tensor, regions: Regions, limit: Tensor, score: float
     ) -> tuple[Tensor, ...]:
-        """Return boxes, scores, classes and count of an input of `size` (H, W)."""
+        """Return boxes, scores, classes and count; `limit`: of the boxes, see `grids.limits`."""
         pooled = ops.torch_op("roi_pool")(
             regions.boxes,
             regions.rows,
@@ -186,7 +184,7 @@ class Head(nn.Module):
             spatial_scale=1 / STRIDE,
         )
         x = self.fc7(self.fc6(pooled.flatten(1)).relu()).relu()
-        found = self.select(self.cls_score(x), self.bbox_pred(x), regions, size, score)
+        found = self.select(self.cls_score(x), self.bbox_pred(x), regions, limit, score)
         return cast("tuple[Tensor, ...]", found)
 
 
@@ -203,12 +201,15 @@ class FasterRcnn(nn.Module):
         self.rpn, self.head = Rpn(settings), Head(settings, classes)
         self.score_threshold = LIMITS.score
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return boxes, scores, classes and count of images float32[B, 3, H, W], BGR - mean."""
-        maps, size = self.features(images), (int(images.shape[2]), int(images.shape[3]))
-        boxes, count = self.rpn(maps, size)
+    def forward(self, images: Tensor, image_sizes: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return boxes, scores, classes and count of images float32[B, 3, H, W], BGR - mean.
+
+        image_sizes: float32[B, 2], height and width of the images at the top left of the inputs.
+        """
+        maps, limit = self.features(images), _limit(images, image_sizes)
+        boxes, count = self.rpn(maps, limit)
         valid = torch.arange(boxes.shape[1]) < count.unsqueeze(1)
-        found = self.head(maps, Regions(boxes, count, valid), size, self.score_threshold)
+        found = self.head(maps, Regions(boxes, count, valid), limit, self.score_threshold)
         return cast("tuple[Tensor, ...]", found)
 
 
@@ -225,14 +226,20 @@ class FastRcnn(nn.Module):
         self.head = Head(settings, classes)
         self.score_threshold = LIMITS.score
 
-    def forward(self, images: Tensor, proposals: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, images: Tensor, proposals: Tensor, image_sizes: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Return boxes, scores, classes and count.
 
         images: float32[B, 3, H, W], BGR - mean. proposals: float32[B, R, 4] in input pixels; those
-        without area are padding.
+        without area are padding. image_sizes: as of FasterRcnn.
         """
-        maps, size = self.features(images), (int(images.shape[2]), int(images.shape[3]))
+        maps, limit = self.features(images), _limit(images, image_sizes)
         rows = torch.full((proposals.shape[0],), proposals.shape[1], dtype=torch.int32)
         valid = (proposals[..., 2:] > proposals[..., :2]).all(-1)
-        found = self.head(maps, Regions(proposals, rows, valid), size, self.score_threshold)
+        found = self.head(maps, Regions(proposals, rows, valid), limit, self.score_threshold)
         return cast("tuple[Tensor, ...]", found)
+
+
+def _limit(images: Tensor, image_sizes: Tensor | None) -> Tensor:
+    return grids.limits((int(images.shape[2]), int(images.shape[3])), image_sizes)
