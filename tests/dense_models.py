@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from torch import nn
 
 from deploykit import backends, ops, tasks
@@ -143,12 +144,12 @@ def assert_same(
 def aligned(
     boxes: NDArray[Any], classes: NDArray[Any], wanted: Mapping[str, torch.Tensor], first: int
 ) -> NDArray[np.int64]:
-    """Return, for each wanted detection, the row that has its class and the nearest box."""
+    """Return, for each wanted detection, a row of its own that has its class and a near box."""
     labels, corners = wanted["labels"].numpy() - first, wanted["boxes"].numpy()
     distance = np.abs(boxes[None] - corners[:, None]).max(-1)
-    distance[classes[None] != labels[:, None]] = np.inf
-    order = distance.argmin(1) if len(boxes) else np.zeros(0, np.int64)
-    assert len(set(order.tolist())) == len(boxes), "every row has a partner of its own"
+    distance[classes[None] != labels[:, None]] = 1e6
+    assert distance.shape[0] == distance.shape[1], "every row has a partner"
+    order: NDArray[np.int64] = linear_sum_assignment(distance)[1].astype(np.int64)
     return order
 
 
