@@ -94,7 +94,7 @@ def identify(state: StateDict, facts: Facts) -> Found | None:
     say the activation, and nobody else does.
     """
     classes = outputs(state, "detect.cls_preds.0.bias")
-    if classes is None or "backbone.stem" not in "".join(list(state)[:8]):
+    if classes is None or not any(key.startswith("backbone.stem.") for key in state):
         return None
     refuse_foreign(state)
     found = read(state)

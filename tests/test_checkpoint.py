@@ -140,7 +140,11 @@ def test_the_hash_is_that_of_the_file(small: Small, path: Path) -> None:
     [
         {"names": ["cat", "dog"]},
         {"names": {1: "dog", 0: "cat"}},
+        {"names": {"1": "dog", "0": "cat"}},
         {"meta": {"CLASSES": ("cat", "dog")}},
+        {"class_to_idx": {"dog": 1, "cat": 0}},
+        {"label_map": {"dog": 2, "cat": 1}},
+        {"categories": [{"id": 18, "name": "dog"}, {"id": 17, "name": "cat"}]},
     ],
 )
 def test_class_names_are_found(names: dict[str, Any], small: Small, path: Path) -> None:
@@ -149,8 +153,10 @@ def test_class_names_are_found(names: dict[str, Any], small: Small, path: Path) 
 
 
 def test_without_class_names_there_are_none(small: Small, path: Path) -> None:
-    torch.save({"model": small.state_dict(), "names": [1, 2]}, path)
-    assert checkpoint.load(path).class_names is None
+    others: list[Any] = [[1, 2], {"train": 300, "val": 20}, [{"id": [], "name": "cat"}], [{}], {}]
+    for other in others:
+        torch.save({"model": small.state_dict(), "names": other}, path)
+        assert checkpoint.load(path).class_names is None
 
 
 # pickled modules

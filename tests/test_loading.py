@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deploykit.cli import COMMANDS, parsing
@@ -135,6 +136,24 @@ def test_the_class_of_a_pickled_network_that_nobody_knows_is_named(
     ) as caught:
         loading.load_network(path, NetworkOptions())
     assert "write a recipe for this network" in caught.value.fix
+
+
+# --- order ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", ["last.safetensors", "model.bin", "weights"])
+def test_the_order_of_the_weights_and_the_name_of_the_file_do_not_count(
+    name: str, state: State, tmp_path: Path, *, reverse: bool
+) -> None:
+    """A safetensors file holds its tensors in the order of their names."""
+    ordered = {key: state[key].clone() for key in sorted(state, reverse=reverse)}
+    if name.endswith(".safetensors"):
+        save_file(ordered, str(tmp_path / name))
+    else:
+        torch.save(ordered, tmp_path / name)
+    found = loading.load_network(tmp_path / name, NetworkOptions()).card
+    assert (found.recipe, found.variant) == ("yolov6", "pico")
 
 
 # --- protocols ------------------------------------------------------------------------------------
