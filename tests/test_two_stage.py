@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,19 +21,26 @@ from two_stage_models import (
 )
 
 from deploykit import backends, ops
+from deploykit.backends import onnxruntime
 from deploykit.data.feeding import IMAGE_SIZES
+from deploykit.data.preprocess import Preprocess
 from deploykit.errors import CheckpointError
 from deploykit.files import onnxfile
-from deploykit.networks import loading
-from deploykit.networks.detectors import detectron2_layout, two_stage_family, two_stage_models
+from deploykit.graph import canvases, fusion
+from deploykit.networks import loading, tracing
+from deploykit.networks.detectors import (
+    detectron2_layout,
+    light,
+    two_stage_family,
+    two_stage_models,
+)
 from deploykit.networks.detectors.two_stage import NOTHING, Proposals, Rois, Sampling, TwoStage
 from deploykit.pipeline import exporting
 from deploykit.pipeline.exporting import ExportOptions
+from deploykit.recipes import opened
 from deploykit.recipes.identity import Facts
+from deploykit.recipes.metadata import ModelCard
 from deploykit.recipes.recipe import RECIPES
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CLASSES = 5
 HEADS = {"boxes": assert_same, "masks": assert_same_masks, "keypoints": assert_same_keypoints}
@@ -92,6 +100,26 @@ def test_boxes_end_where_their_images_do(model: Any, exported: Path) -> None:
     values = session.run({"images": images.numpy(), IMAGE_SIZES: ends.numpy()})
     compare(model.head, list(values.values()), expected)
     assert (values["boxes"].max(1) <= ends.flip(1).repeat(1, 2).numpy()).all()
+
+
+def test_a_network_is_the_same_graph_whatever_the_levels_of_its_pyramid_hold() -> None:
+    recipe = RECIPES.load("mask_rcnn")
+    torch.manual_seed(0)
+    network = settled(light.light_mask_rcnn(CLASSES))
+    sizes = [(96, 128), (32, 320), (256, 64)]  # from 3 to 768 anchors in the coarser levels
+    preprocess = Preprocess(sizes[0], resize="corner", canvases=tuple(sizes[1:]))
+    card = ModelCard(recipe.name, "light", "instance_segmentation", preprocess, ("a",), "")
+    trained = loading.Network(TwoStage(network).eval(), recipe, card)
+    models = [tracing.to_onnx(trained.at(size), 19) for size in sizes]
+    for one in models:
+        fusion.fuse(one)
+        ops.attach(one)
+    session = onnxruntime.open_model(opened.made(canvases.merged(models), Path("model.onnx")))
+    for size in sizes:
+        images = torch.nn.functional.interpolate(pictures(1), size)
+        found = session.run({"images": images.numpy()})
+        assert_same_masks(list(found.values()), eager(network, images))
+        assert found["count"].min() > 5
 
 
 def test_an_image_without_objects_gives_zeros(model: Any) -> None:

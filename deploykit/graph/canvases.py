@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 DOMAIN = "deploykit.canvas"
 _NAME = re.compile(r"(\d{1,6})x(\d{1,6})")
+_SMALL = 1 << 20
+"""Bytes of a constant that each reader may have for itself."""
 _VERSION = 1
 
 
@@ -48,6 +50,8 @@ def merged(models: Sequence[ir.Model]) -> ir.Model:
     The first one is changed. Raises: OptionError where more differs than constants.
     """
     first, *others = models
+    for model in models if others else ():
+        _name_by_reader(model.graph)
     for other in others:
         size = _own(other)
         assert size is not None  # our traces have fixed sizes
@@ -56,6 +60,31 @@ def merged(models: Sequence[ir.Model]) -> ir.Model:
         first.functions[function.identifier()] = function
         first.opset_imports.setdefault(DOMAIN, _VERSION)
     return first
+
+
+def _name_by_reader(graph: ir.Graph) -> None:
+    """Give each reader of a constant that the exporter made one of its own, named after it.
+
+    The exporter numbers its constants, and readers share equal ones: both follow from the size of
+    image. Weights have the names of their modules, with a dot; nodes have names of their own.
+    """
+    for name in [name for name in graph.initializers if "." not in name]:
+        shared = graph.initializers[name]
+        large = shared.const_value is None or shared.const_value.nbytes > _SMALL
+        uses = list(shared.uses())
+        named = all(node.name for node, _ in uses)
+        if shared.is_graph_output() or not named or (large and len(uses) > 1):
+            continue
+        for node, index in uses:
+            own = ir.Value(
+                name=f"{node.name}.{index}",
+                shape=shared.shape,
+                type=shared.type,
+                const_value=shared.const_value,
+            )
+            graph.register_initializer(own)
+            node.replace_input_with(index, own)
+        del graph.initializers[name]
 
 
 def split(model: ir.Model) -> dict[Size | None, ir.Model]:

@@ -98,21 +98,19 @@ def best(level: Level, count: int) -> Picks:
 
     Anchors are ranked by their best class first: the best `count` pairs lie within the best
     `count` anchors, and the pairs of all anchors (13.7 million at the finest level of 800x1344)
-    are never ranked at once. Of pairs with equal scores, others may be the last ones.
+    are never ranked at once. Of pairs with equal scores, others may be the last ones. A level with
+    fewer anchors is ranked too: the graph is the same for every size of image.
     """
     logits, deltas, anchors, quality = level
-    several = anchors.shape[0] > count
-    if several:
-        top = probability(logits.amax(-1, keepdim=True), quality).squeeze(-1)
-        chosen = top.topk(count).indices
-        logits, deltas = rows(logits, chosen), rows(deltas, chosen)
-        quality = None if quality is None else rows(quality, chosen)
-        anchors = constant_rows(anchors, chosen)
+    top = probability(logits.amax(-1, keepdim=True), quality).squeeze(-1)
+    chosen = top.topk(min(count, anchors.shape[0])).indices
+    logits, deltas = rows(logits, chosen), rows(deltas, chosen)
+    quality = None if quality is None else rows(quality, chosen)
     pairs = probability(logits, quality).flatten(1)
     scores, index = pairs.topk(min(count, pairs.shape[1]))
     classes = logits.shape[-1]
     anchor = torch.div(index, classes, rounding_mode="floor")
-    places = rows(anchors, anchor) if several else constant_rows(anchors, anchor)
+    places = rows(constant_rows(anchors, chosen), anchor)
     return Picks(rows(deltas, anchor), places, scores, index - anchor * classes)
 
 
@@ -201,7 +199,7 @@ def nms(found: Candidates, limits: Limits, score: float) -> tuple[Tensor, ...]:
         found.classes.to(torch.int32),
         iou_threshold=limits.iou,
         score_threshold=score,
-        candidates=min(MOST, found.scores.shape[1]),
+        candidates=MOST,
         max_detections=limits.detections,
     )
     return result

@@ -122,11 +122,18 @@ class Proposals(nn.Module):
         boxes = grids.clipped(grids.moved(dense.rows(level.deltas, index), anchors), limit)
         sides = boxes[..., 2:] - boxes[..., :2]
         scores = torch.where((sides >= self.least).all(-1), logits.sigmoid(), NOTHING)
-        short = self.entering - count
-        if short:
-            boxes = nn.functional.pad(boxes, (0, 0, 0, short))
-            scores = nn.functional.pad(scores, (0, short), value=NOTHING)
-        return boxes, scores
+        return self._padded(boxes, scores)
+
+    def _padded(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `entering` rows, those beyond the anchors of a small level with no score.
+
+        The graph is the same for a level with enough of them, so it is for every size of image.
+        """
+        count = boxes.shape[1]
+        place = torch.arange(self.entering)
+        present = place < count
+        place = torch.where(present, place, 0)
+        return boxes[:, place], torch.where(present, scores[:, place], NOTHING)
 
     def _joined(self, kept: tuple[Tensor, ...], levels: int) -> Rois:
         """Return the best of what the levels kept: [B * levels, ...] each."""
