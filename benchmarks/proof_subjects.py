@@ -62,11 +62,50 @@ class Net(nn.Module):
         return offset + spread * torch.tanh(self.head(self.body(x).mean((2, 3))))
 
 
-def network(seed: int, deploy: Callable[[nn.Module], nn.Module] = reparam.fold) -> Network:
+class Mixed(nn.Module):
+    """What graphs get wrong: pools, a resize, activations with limits, a softmax, and a tail."""
+
+    def __init__(self, tail: tuple[float, float]) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.tail = tail
+        self.stem = nn.Conv2d(3, WIDTH, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(WIDTH)
+        self.body = nn.Sequential(
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2, 1),
+            nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False),
+            nn.BatchNorm2d(WIDTH),
+            nn.Hardswish(),
+            nn.AvgPool2d(3, 1, 1),
+            nn.Upsample(scale_factor=2, mode="bilinear"),
+            reparam.ConvNorm((WIDTH, WIDTH), activation=nn.LeakyReLU(0.1)),
+        )
+        self.head = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits float[batch, CLASSES]."""
+        x = self.body(self.norm(self.stem(x)))
+        x = x + torch.softmax(0.01 * x, 1)
+        offset, spread = self.tail
+        return offset + spread * torch.tanh(self.head(x.mean((2, 3))))
+
+
+def network(
+    seed: int,
+    deploy: Callable[[nn.Module], nn.Module] = reparam.fold,
+    kind: type[Net | Mixed] = Net,
+) -> Network:
     """Return a network of a seed, in the shape of a trained one; deploy: how it is folded."""
     torch.manual_seed(seed)
-    module = Net(TAILS[seed % len(TAILS)]).eval()
-    skew = SKEWS[seed // len(TAILS) % len(SKEWS)]
+    module = kind(TAILS[seed % len(TAILS)]).eval()
+    skewed(module, SKEWS[seed // len(TAILS) % len(SKEWS)])
+    recipe = RECIPES.load("repvgg")
+    return Network(module, replace(recipe, deploy=deploy), card(seed))
+
+
+def skewed(module: nn.Module, skew: float) -> None:
+    """Give every batch norm statistics far from trained ones."""
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
             with torch.no_grad():
@@ -76,8 +115,6 @@ def network(seed: int, deploy: Callable[[nn.Module], nn.Module] = reparam.fold) 
                 layer.running_var.copy_(  # type: ignore[union-attr]
                     torch.exp(skew * torch.randn(layer.num_features))
                 )
-    recipe = RECIPES.load("repvgg")
-    return Network(module, replace(recipe, deploy=deploy), card(seed))
 
 
 def card(seed: int) -> ModelCard:
@@ -335,6 +372,70 @@ def graph_activation(model: ir.Model, rng: Rng) -> None:
     """Another activation."""
     node = _some(model, rng, "Relu", "Tanh", "Sigmoid")
     node.op_type = "Softplus" if node.op_type == "Relu" else "Softsign"
+
+
+def graph_limit(model: ir.Model, rng: Rng) -> None:
+    """A ReLU that ends at 6."""
+    node = _some(model, rng, "Relu")
+    output, top = node.outputs[0], ir.tensor(np.float32(6), name="six")
+    six = ir.Value(name="six", type=ir.TensorType(top.dtype), const_value=top)
+    model.graph.register_initializer(six)
+    limited = ir.Node("", "Min", [output, six], num_outputs=1, name="limited")
+    limited.outputs[0].type, limited.outputs[0].shape = output.type, output.shape
+    output.replace_all_uses_with(limited.outputs[0])
+    limited.replace_input_with(0, output)
+    model.graph.insert_after(node, limited)
+
+
+def graph_resize(model: ir.Model, rng: Rng) -> None:
+    """A resize that is shifted by half a pixel, or stretched to the corners."""
+    node = _some(model, rng, "Resize")
+    mode = ("asymmetric", "align_corners")[rng.integers(2)]
+    key = "coordinate_transformation_mode"
+    node.attributes[key] = ir.AttrString(key, mode)
+
+
+def graph_ceil(model: ir.Model, rng: Rng) -> None:
+    """A pool that has another window at the end."""
+    _some(model, rng, "MaxPool").attributes["ceil_mode"] = ir.AttrInt64("ceil_mode", 1)
+
+
+def graph_border(model: ir.Model, rng: Rng) -> None:
+    """A mean that leaves out the zeros of the border."""
+    node = _some(model, rng, "AveragePool")
+    node.attributes["count_include_pad"] = ir.AttrInt64("count_include_pad", 0)
+
+
+def graph_axis(model: ir.Model, rng: Rng) -> None:
+    """A softmax along another axis."""
+    _some(model, rng, "Softmax").attributes["axis"] = ir.AttrInt64("axis", 2)
+
+
+def graph_slope(model: ir.Model, rng: Rng) -> None:
+    """A leaky ReLU whose slope is right in two digits."""
+    _some(model, rng, "LeakyRelu").attributes["alpha"] = ir.AttrFloat32("alpha", 0.101)
+
+
+EXPORT_FAULTS = (graph_limit, graph_resize, graph_ceil, graph_border, graph_axis, graph_slope)
+"""Faults planted in an exported graph."""
+
+
+def graph_anchors(model: ir.Model, rng: Rng) -> None:
+    """Anchors, or the centres of cells, moved by a hundredth of a pixel."""
+    kept = model.graph.initializers.values()
+    tables = [v for v in kept if v.const_value is not None and _is_table(v.const_value)]
+
+    def move(array: NDArray[Any]) -> None:
+        array += np.float32(0.01)
+
+    _change(tables[rng.integers(len(tables))], move)
+
+
+def _is_table(tensor: ir.TensorProtocol) -> bool:
+    """Return whether these are places: many rows of two or four numbers."""
+    shape = tensor.shape.numpy()
+    rows = len(shape) > 1 and shape[-1] in (2, 4) and np.prod(shape[:-1]) > 50
+    return bool(rows) and tensor.dtype is ir.DataType.FLOAT
 
 
 GRAPH_FAULTS = (

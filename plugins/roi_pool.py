@@ -103,7 +103,7 @@ def _spans(
     found = []
     for axis, side in ((1, "height"), (0, "width")):
         bins, low = attributes[f"output_{side}"], cells[..., axis, None]
-        length = (cells[..., axis + 2, None] - low + 1).clamp(min=1).float()
+        length = (cells[..., axis + 2, None] - low + 1).clamp(min=1).to(boxes.dtype)
         edges = torch.arange(bins + 1, device=boxes.device) * (length / length.new_full((1,), bins))
         limits = torch.stack([edges[..., :-1].floor(), edges[..., 1:].ceil()], -1).long()
         found.append((limits + low[..., None]).clamp(0, size[1 - axis]).tolist())

@@ -280,5 +280,5 @@ def test_a_fault_without_effect_is_planted_elsewhere() -> None:
         if len(seeds) < 3:
             raise proofs.NoFaultError
 
-    assert not proofs.effective(trial, lambda *_: None, 5)
+    assert proofs.effective(trial, lambda *_: None, 5) == (False, 2)
     assert seeds == [5, 1005, 2005]

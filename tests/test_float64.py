@@ -215,3 +215,13 @@ def test_widening_leaves_the_model_itself_alone() -> None:
     wide = widened(proto)
     assert proto.SerializeToString(deterministic=True) == before
     assert {t.data_type for t in wide.graph.initializer} == {onnx.TensorProto.DOUBLE}
+
+
+@pytest.mark.parametrize("op", ["HardSigmoid", "HardSwish", "Selu"])
+def test_hard_activations_are_torchs(op: str) -> None:
+    x = np.random.default_rng(3).standard_normal((4, 5)) * 4
+    theirs = {"HardSigmoid": F.hardsigmoid, "HardSwish": F.hardswish, "Selu": F.selu}[op](
+        torch.from_numpy(x)
+    )
+    given = {"alpha": float(np.float32(1 / 6))} if op == "HardSigmoid" else {}
+    np.testing.assert_allclose(KERNELS[op](given, x), theirs.numpy(), rtol=1e-15, atol=1e-15)

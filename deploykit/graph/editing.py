@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as ir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    import numpy as np
     from numpy.typing import NDArray
 
     Array = NDArray[np.generic]
+    Doubles = NDArray[np.float64]
+
+_EXACT = "deploykit.exact"
+"""Key of what a rewrite keeps beside a weight that it computed."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,9 @@ def integer(node: ir.Node, name: str, default: int) -> int:
 
 
 def real(node: ir.Node, name: str, default: float) -> float:
-    """Return a float attribute."""
-    return node.attributes[name].as_float() if name in node.attributes else default
+    """Return a float attribute as a file holds it: a float32."""
+    given = node.attributes[name].as_float() if name in node.attributes else default
+    return float(np.float32(given))
 
 
 def dims(value: ir.Value | None) -> tuple[int, ...] | None:
@@ -98,13 +103,32 @@ def bypass(node: ir.Node, value: ir.Value) -> bool:
     return True
 
 
-def set_weight(node: ir.Node, index: int, array: Array, name: str) -> None:
-    """Give `node` its own weight as input `index`; a new one is called `name`, made unique."""
+def exact(value: ir.Value | None) -> Doubles | None:
+    """Return a weight in float64: as a rewrite computed it, before it was rounded to its type.
+
+    What was not computed here is what it is; None where `value` is no weight.
+    """
+    array = constant(value)
+    if value is None or array is None:
+        return None
+    kept: Doubles | None = value.meta.get(_EXACT)
+    with np.errstate(over="ignore"):
+        known = kept is not None and np.array_equal(kept.astype(array.dtype), array)
+    return kept if known else array.astype(np.float64)
+
+
+def set_weight(node: ir.Node, index: int, number: Doubles, dtype: np.dtype[Any], name: str) -> None:
+    """Give `node` its own weight as input `index`; a new one is called `name`, made unique.
+
+    number is rounded to dtype; as it is it is kept for proofs and for rewrites that follow.
+    """
     old = node.inputs[index] if index < len(node.inputs) else None
+    array = number.astype(dtype)
     tensor = ir.tensor(array)
     if old is not None and len(old.uses()) == 1 and not old.is_graph_output():
         tensor.name, old.const_value = old.name, tensor
         old.shape = ir.Shape(array.shape)
+        old.meta[_EXACT] = number
         return
     graph = node.graph
     assert isinstance(graph, ir.Graph)  # callers rewrite no local functions
@@ -115,6 +139,7 @@ def set_weight(node: ir.Node, index: int, array: Array, name: str) -> None:
         type=ir.TensorType(tensor.dtype),
         const_value=tensor,
     )
+    fresh.meta[_EXACT] = number
     graph.register_initializer(fresh)
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
@@ -33,6 +34,17 @@ def deployed(recipe: Recipe, network: nn.Module) -> nn.Module:
     """Return a network as it is exported: by the recipe's own `deploy`, else folded."""
     with extensions.blamed(f"recipe {recipe.name}"):
         return (recipe.deploy or fold)(network).eval()
+
+
+def changes(recipe: Recipe, network: nn.Module) -> bool:
+    """Return whether `deployed` may compute otherwise than `network` does."""
+    modules = list(network.modules())
+    chains = [module for module in modules if isinstance(module, nn.Sequential)]
+    return (
+        recipe.deploy is not None
+        or any(isinstance(module, Foldable) for module in modules)
+        or any(_folds(*pair) for chain in chains for pair in itertools.pairwise(chain))
+    )
 
 
 def fold(network: nn.Module) -> nn.Module:
@@ -77,11 +89,15 @@ def as_stored(network: nn.Module, names: AbstractSet[str]) -> nn.Module:
 
 def _fold_neighbours(chain: nn.Sequential) -> None:
     for i in range(len(chain) - 1):
-        conv, norm = chain[i], chain[i + 1]
-        if not isinstance(norm, nn.BatchNorm2d) or norm.running_var is None:
-            continue
-        if isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)):
-            chain[i], chain[i + 1] = fuse(conv, norm), nn.Identity()
+        if _folds(chain[i], chain[i + 1]):
+            pair = cast("tuple[nn.Conv2d, nn.BatchNorm2d]", (chain[i], chain[i + 1]))
+            chain[i], chain[i + 1] = fuse(*pair), nn.Identity()
+
+
+def _folds(layer: nn.Module, norm: nn.Module) -> bool:
+    """Return whether two neighbours are a convolution and its batch norm."""
+    fixed = isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None
+    return fixed and isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
 
 
 def fuse(conv: Conv, norm: nn.BatchNorm2d) -> Conv:

@@ -11,6 +11,8 @@ import torch
 
 from deploykit import ops
 from deploykit.errors import ModelError, ProofError
+from deploykit.graph.editing import constant, is_op
+from deploykit.graph.passes import batch_norm, constants
 from deploykit.networks import outputs
 from deploykit.networks.loading import BATCH
 
@@ -30,7 +32,7 @@ def to_onnx(network: Network, opset: int) -> ir.Model:
     sizes = [[size for size in spec.shape[1:] if isinstance(size, int)] for spec in network.inputs]
     batch = torch.export.Dim(BATCH)
     module = outputs.in_order(copy.deepcopy(network.module), network.recipe)
-    program = _traced(
+    model = _traced(
         module,
         tuple(torch.zeros(_TRACE_BATCH, *size) for size in sizes),
         network.recipe.name,
@@ -40,8 +42,6 @@ def to_onnx(network: Network, opset: int) -> ir.Model:
         dynamic_shapes=tuple({0: batch} for _ in sizes),
         custom_translation_table=ops.translations(),
     )
-    assert program is not None  # only the TorchScript exporter returns None
-    model: ir.Model = program.model
     found = model.opset_imports[""]
     if found != opset:
         raise ProofError(f"the exporter wrote opset {found}", expected=f"opset {opset}")
@@ -53,13 +53,17 @@ def _traced(
     images: tuple[torch.Tensor, ...],
     recipe: str,
     **options: Any,  # noqa: ANN401 - torch's
-) -> Any:  # noqa: ANN401 - torch's
-    """Return the program that torch's exporter makes. Raises: ModelError."""
+) -> ir.Model:
+    """Return the graph that torch's exporter makes. Raises: ModelError."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         try:
-            return torch.onnx.export(module, images, dynamo=True, verbose=False, **options)
+            return _optimised(
+                torch.onnx.export(
+                    module, images, dynamo=True, verbose=False, optimize=False, **options
+                )
+            )
         except Exception as error:  # whatever a network does that torch cannot follow
             causes = list(_causes(error))
             if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
@@ -72,6 +76,27 @@ def _traced(
                 expected="a forward without branches or sizes that depend on the images' content",
                 fix="rewrite that part of the network in operations on tensors",
             ) from error
+
+
+def _optimised(program: Any) -> ir.Model:  # noqa: ANN401 - torch's
+    """Return the exporter's graph as it optimises it, but for batch norms.
+
+    It would fold them in float32; our own rewrite rounds each weight once.
+    """
+    constants.PASS.apply(program.model)
+    _drop_zeros(program.model)
+    batch_norm.PASS.apply(program.model)
+    program.optimize()
+    model: ir.Model = program.model
+    return model
+
+
+def _drop_zeros(model: ir.Model) -> None:
+    """Take away the zeros that the exporter writes as bias of a convolution that has none."""
+    for node in model.graph:
+        bias = constant(node.inputs[2]) if is_op(node, "Conv") and len(node.inputs) > 2 else None
+        if bias is not None and not bias.any():
+            node.replace_input_with(2, None)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -17,7 +17,7 @@ import numpy as np
 from deploykit.errors import ProofError
 from deploykit.proof import rule as rules
 from deploykit.proof import verification
-from deploykit.proof.rule import DOUBLE, SINGLE, Stats
+from deploykit.proof.rule import SINGLE, Stats
 from deploykit.tasks.agreement import PaddedRows
 
 if TYPE_CHECKING:
@@ -60,6 +60,10 @@ class Reference:
     form: tuple[Arrays, ...]
     """The answers in float32, whose shapes and types a candidate must give."""
     exact: bool
+    traced: Arrays | None = None
+    """What an exported graph must give in float64 for the last feed, see `as_traced`."""
+    scalars: frozenset[float] | None = None
+    """All scalars in it; None where not all of it was computed in float64."""
     pairing: Callable[[], Pairing] = PaddedRows
     """Returns what brings the outputs of two models into one order: the task's."""
 
@@ -131,17 +135,18 @@ def _sound(truth: Arrays, plain: Arrays) -> dict[str, Array]:
 def compare(candidate: Runs, reference: Reference, rule: Rule = SINGLE) -> tuple[Agreement, ...]:
     """Return how each output of `candidate` agrees with the truth, and whether `rule` allows it.
 
-    With DOUBLE the candidate is one that runs in float64, and only the first feed is compared.
+    With a rule for candidates in float64 only the last feed is compared: the first image, where
+    candidates run that alone.
 
     Raises: ModelError for an output that is missing, or differs in shape or type.
     """
     rounding = _rounding(reference)
     judge = reference.pairing()
-    feeds = reference.feeds[:1] if rule is DOUBLE else reference.feeds
+    runs = list(zip(reference.feeds, reference.truth, reference.form, strict=False))
     worst: dict[str, Stats] = {}
     tallies: dict[str, verification.Tally] = {}
     truths: dict[str, Array] = {}
-    for feed, truth, form in zip(feeds, reference.truth, reference.form, strict=False):
+    for feed, truth, form in runs[-1:] if rule.one else runs:
         found = candidate.run(feed)
         verification.check_interface(_form(found), _form(form))
         for name, pair in judge.pairs(found, truth, PARTNER_ATOL, PARTNER_RTOL).items():

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from deploykit import ops
 from deploykit.errors import DeployError, ProofError
+from deploykit.graph.editing import exact
 from deploykit.proof import acceptance, proving
 from deploykit.proof.float64 import Float64Session, widened
 from deploykit.proof.rule import DOUBLE, HALF
@@ -51,10 +52,16 @@ def measure(model: Opened) -> Reference:
     )
 
 
-def in_double(graph: ir.Model) -> Float64Session | None:
-    """Return a detector or another model in float64, no score threshold; None where that fails."""
+def in_double(graph: ir.Model, fused: ir.Model | None = None) -> Float64Session | None:
+    """Return a detector or another model in float64, no score threshold; None where that fails.
+
+    fused: the graph as rewrites left it in memory: weights that they computed are taken as they
+    were before they were rounded.
+    """
+    weights = {} if fused is None else fused.graph.initializers
+    kept = {name: found for name in weights if (found := exact(weights[name])) is not None}
     try:
-        return Float64Session(ir.to_proto(acceptance.filled(graph)))
+        return Float64Session(ir.to_proto(acceptance.filled(graph)), kept)
     except DeployError:
         return None
 
@@ -68,15 +75,15 @@ def compare(
     """
     session, _ = acceptance.open_filled(candidate)
     found = proving.compare(session, reference)
-    exact = _rewritten_in_double(rewrite, model) if reference.exact else None
-    if exact is None:
+    wide = _rewritten_in_double(rewrite, model) if reference.exact else None
+    if wide is None:
         return found
-    judged = proving.compare(exact, reference, DOUBLE)
+    judged = proving.compare(wide, reference, DOUBLE)
     if not all(a.passed for a in judged):
         return judged
     if not all(a.passed for a in found):
         # The rewrite is right; what it rounds in float32 may be more than what the model rounds.
-        rounded = exact.run(reference.feeds[0], watch=_single)
+        rounded = wide.run(reference.feeds[0], watch=_single)
         wider = replace(reference, rounded=(*reference.rounded, rounded))
         found = proving.compare(session, wider)
     return found

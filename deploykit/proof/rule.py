@@ -20,6 +20,10 @@ can be. Numbers, measured on 28 networks (RepVGG, YOLOv6) and in `benchmarks/pro
 * In float64 two equal networks differ by up to 5e-9 r, the smallest fault that a fold made (the
   bias of one channel dropped) was 0.02 r: hence 1e-5 r, in their middle, wherever both sides run
   in float64.
+* An exported graph beside its network, both in float64, with the scalars of the code as float32 and
+  the folded weights unrounded, is within 2e-8 r (RepVGG, YOLOv6, Mask R-CNN, nine of torchvision's
+  classifiers): the same 1e-5 r. Where an exporter wrote numbers of its own, such as GELU's root of
+  2, 4 times what moving them by half an ulp changes.
 """
 
 from __future__ import annotations
@@ -59,6 +63,8 @@ class Rule:
     """Distance of 1 from the next number."""
     least: float = 0.0
     """Magnitude below which ulps shrink no further."""
+    one: bool = False
+    """Whether one feed is enough, the last: what runs in float64 is slow, and shows all in it."""
 
     def limits(self, stats: Stats) -> Doubles:
         """Return the largest error allowed to each group of columns."""
@@ -71,8 +77,10 @@ SINGLE = Rule(multiple=8.0, ulps=4.0, unit=2.0**-23, least=1.0)
 """Between two computations in float32."""
 STRICT = replace(SINGLE, least=0.0)
 """The same without what runtimes may err by in small outputs."""
-DOUBLE = Rule(multiple=1e-5, ulps=450.0, unit=2.0**-52)
+DOUBLE = Rule(multiple=1e-5, ulps=450.0, unit=2.0**-52, one=True)
 """Between two computations in float64, of which the reference's float32 rounding is known."""
+NUMBERS = replace(DOUBLE, multiple=4.0)
+"""The same where a few numbers are float32 in one of them, and what that changes is known."""
 HALF = Rule(multiple=8.0, ulps=4.0, unit=2.0**-10, least=2.0**-14)
 """Between two computations in FP16, whose normal numbers end at 2**-14."""
 

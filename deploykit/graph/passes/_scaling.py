@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from deploykit.graph.editing import constant, integer, is_op, real, set_weight
+from deploykit.graph.editing import constant, exact, integer, is_op, real, set_weight
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,20 +43,21 @@ def fold(node: ir.Node, scale: Doubles, shift: Doubles) -> bool:
     weight' = weight * scale, bias' = bias * scale + shift, computed in float64 and stored in the
     weight's type. Nothing is folded where the result would not be finite.
     """
-    weight_value = node.inputs[1]
-    weight = constant(weight_value)
-    assert weight is not None  # `channels` has said so
-    assert weight_value is not None
-    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    old = np.zeros(len(scale)) if bias is None else bias.astype(np.float64).reshape(-1)
+    value = node.inputs[1]
+    stored, weight = constant(value), exact(value)
+    assert value is not None
+    assert stored is not None  # `channels` has said so
+    assert weight is not None
+    bias = exact(node.inputs[2]) if len(node.inputs) > 2 else None
+    old = np.zeros(len(scale)) if bias is None else bias.reshape(-1)
     with np.errstate(over="ignore", invalid="ignore"):
-        new_weight = _scaled(node, weight.astype(np.float64), scale).astype(weight.dtype)
-        new_bias = (old * _bias_factor(node) * scale + shift).astype(weight.dtype)
-    if not all(np.isfinite(a.astype(np.float64)).all() for a in (new_weight, new_bias)):
-        return False
-    stem = (weight_value.name or "").removesuffix(".weight")
-    set_weight(node, 1, new_weight, f"{stem}.weight")
-    set_weight(node, 2, new_bias, f"{stem}.bias")
+        new_weight = _scaled(node, weight, scale)
+        new_bias = old * _bias_factor(node) * scale + shift
+        if not all(np.isfinite(a.astype(stored.dtype)).all() for a in (new_weight, new_bias)):
+            return False
+    stem = (value.name or "").removesuffix(".weight")
+    set_weight(node, 1, new_weight, stored.dtype, f"{stem}.weight")
+    set_weight(node, 2, new_bias, stored.dtype, f"{stem}.bias")
     node.attributes.pop("beta", None)
     return True
 

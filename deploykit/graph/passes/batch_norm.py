@@ -12,7 +12,7 @@ from deploykit.graph.passes import _scaling
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_EPSILON = float(np.float32(1e-5))  # the operator's default, a float32 as every attribute
+_EPSILON = 1e-5  # the operator's default
 
 
 def rewrite(node: ir.Node) -> bool:

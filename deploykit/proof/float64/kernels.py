@@ -116,6 +116,25 @@ def global_average_pool(_: Attributes, x: Doubles) -> Doubles:
     return mean
 
 
+def hard_sigmoid(attributes: Attributes, x: Doubles) -> Doubles:
+    """Return x * alpha + beta within 0 and 1; an alpha of 1/6 is that, not its float32."""
+    alpha = attributes.get("alpha", 0.2)
+    alpha = 1 / 6 if np.float32(alpha) == np.float32(1 / 6) else alpha
+    found: Doubles = np.clip(x * alpha + attributes.get("beta", 0.5), 0, 1)
+    return found
+
+
+def hard_swish(_: Attributes, x: Doubles) -> Doubles:
+    """Return x times its hard sigmoid."""
+    return x * hard_sigmoid({"alpha": 1 / 6}, x)
+
+
+def selu(_: Attributes, x: Doubles) -> Doubles:
+    """Return SELU with its numbers as they are meant (Source: arXiv 1706.02515), not in float32."""
+    alpha, scale = 1.6732632423543772, 1.0507009873554805
+    return scale * np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
+
+
 def _windows(
     attributes: Attributes, x: Doubles, kernel: Sequence[int], padding: float = 0.0
 ) -> Doubles:
@@ -202,7 +221,10 @@ KERNELS: Mapping[str, Kernel] = {
     "Conv": conv,
     "ConvTranspose": conv_transpose,
     "GlobalAveragePool": global_average_pool,
+    "HardSigmoid": hard_sigmoid,
+    "HardSwish": hard_swish,
     "NonMaxSuppression": non_max_suppression,
     "Resize": resize,
+    "Selu": selu,
 }
 """Op -> its kernel."""

@@ -35,8 +35,13 @@ _NARROW = (np.float16, np.float32)
 class Float64Session:
     """A model computed in float64 on the CPU."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, exact: Mapping[str, NDArray[np.float64]] | None = None
+    ) -> None:
         """Take a model with all its weights; its local functions are written out.
+
+        exact: weights as they were before they were rounded to what the model holds; where it
+        holds another number its own is taken.
 
         Raises: BackendError where they cannot be.
         """
@@ -45,6 +50,9 @@ class Float64Session:
         except Exception as error:  # onnx's errors have no common class
             raise BackendError(f"the model has no form in float64: {error}") from error
         self._constants = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+        for name, array in (exact or {}).items():
+            if name in self._constants and _rounds_to(array, self._constants[name]):
+                self._constants[name] = array
         self._steps = [_Step(node, proto.opset_import) for node in proto.graph.node]
         self._outputs = [value.name for value in proto.graph.output]
         self._dead = self._lifetimes()
@@ -143,6 +151,13 @@ class _Step:
             names = [output.name for output in session.get_outputs()]
             return lambda feeds: watching.run(session, names, feeds)
         return lambda feeds: list(session.run(None, feeds))
+
+
+def _rounds_to(exact: NDArray[np.float64], held: Array) -> bool:
+    """Return whether a weight in float64 is one that was float32 and is `exact`, rounded."""
+    with np.errstate(over="ignore"):
+        rounded = exact.astype(np.float32).astype(np.float64)
+    return held.dtype == np.float64 and np.array_equal(rounded, held)
 
 
 def _captured(graph: onnx.GraphProto) -> set[str]:
