@@ -263,7 +263,7 @@ def test_no_proof_of_a_small_share_is_wrong() -> None:
     watch = proofs.Watch()
     for case in proofs.CASES:
         if case[0] in {proofs.fold, proofs.fuse, proofs.cast, proofs.quantize}:
-            row = proofs.measured(case, 0.12, watch)
+            row = proofs.measured(case, 0.17, watch)
             assert (row.refused, row.missed) == (0, 0), row
             assert row.right >= 4
             assert row.faults >= 3
