@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import traceback
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -220,10 +221,13 @@ def test_many_processes_lose_and_tear_no_record_of_one_file(tmp_path: Path) -> N
                     name = f"{number}-{line}"
                     records.append(path, replace(BENCH, model=name, warnings=(name * 2000,)))
                 status = 0
+            except BaseException:  # noqa: BLE001 - nothing of a child may run the rest of the tests
+                (tmp_path / f"{number}.txt").write_text(traceback.format_exc())
             finally:
                 os._exit(status)
         children.append(child)
-    assert {os.waitpid(child, 0)[1] for child in children} == {0}
+    ended = [os.waitpid(child, 0)[1] for child in children]
+    assert not any(ended), [path.read_text() for path in tmp_path.glob("*.txt")]
     names = Counter(r.model for r in records.read([path]) if isinstance(r, BenchRecord))
     wanted = [f"{number}-{line}" for number in range(WRITERS) for line in range(LINES)]
     assert names == Counter(wanted)

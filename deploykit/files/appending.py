@@ -13,8 +13,9 @@ from deploykit.files import artifacts, paths
 if TYPE_CHECKING:
     from pathlib import Path
 
-_PATIENCE, _PAUSE = 10.0, 0.01
-"""Seconds: to wait for another writer, and between two looks; a line takes milliseconds."""
+_PATIENCE, _PAUSE = 60.0, 0.01
+"""Seconds: to wait for other writers, and between two looks. A line takes milliseconds, but many
+writers on a slow disk come in no order, and one of them may be the last."""
 _LONGEST = 1 << 26
 """Bytes of the first line that are looked at."""
 _UNLOCKABLE = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
