@@ -33,6 +33,7 @@ from deploykit.data.preprocess import Preprocess
 from deploykit.data.sources import SOURCES
 from deploykit.graph import canvases, fusion
 from deploykit.networks import loading, reparam, tracing
+from deploykit.networks.detectors import dense_family
 from deploykit.networks.loading import NetworkOptions
 from deploykit.recipes import opened
 from deploykit.tasks import decoding, matching
@@ -50,23 +51,12 @@ if TYPE_CHECKING:
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LIMITS = (320, 533)
-TORCHVISION = Preprocess(
-    (320, 544),
-    resize="corner",
-    mean=MEAN,
-    std=STD,
-    pad_value=None,
-    resampler="torch",
-    rounding="down",
-    limits=LIMITS,
-)
+TORCHVISION = replace(dense_family.torchvisions((320, 544)), limits=LIMITS)
 """As torchvision's detectors prepare images, for the size that the example was trained at."""
 DETECTRON2 = replace(TORCHVISION, resampler="pillow", rounding="half-up")
 YOLOV6 = Preprocess((320, 320), resampler="cv2-area", rounding="down")
 WHOLE = 8
 """Images that detectron2's own network is run on: it is not a small one."""
-MULTIPLE = 32
-"""Of which both sides of an input are."""
 KINDS = ("landscape", "square", "portrait", "panorama")
 BOX, SHARE, AP = 0.5, 0.99, 0.002
 """Pixels between partners, share of objects that must have a partner so near, difference of AP."""
@@ -239,7 +229,7 @@ def _whole(
     parity_detectron2.lively(official, [photo.path for photo in shown])
     checkpoint = parity_detectron2.saved(official, folder / "detectron2.pth")
     own = loading.load_network(checkpoint, NetworkOptions()).card.preprocess
-    fitted = fitting.fitted(own, sizes, MULTIPLE).preprocess
+    fitted = fitting.fitted(own, sizes, dense_family.MULTIPLE).preprocess
     return "detectron2's", official, partial(ours, exported(checkpoint, fitted), fitted)
 
 
@@ -304,7 +294,8 @@ def run(count: int, detectron2: Path | None, yolov6: Path | None) -> bool:
         shown = list(photographs(Path(folder), count))
         sizes = [images.decode(photo.path).shape[:2] for photo in shown]
         corner, other = (
-            fitting.fitted(one, sizes, MULTIPLE).preprocess for one in (TORCHVISION, DETECTRON2)
+            fitting.fitted(one, sizes, dense_family.MULTIPLE).preprocess
+            for one in (TORCHVISION, DETECTRON2)
         )
         masks = ROOT / "examples" / "shapes_masks" / "mask_rcnn_light.pth"
         found = [partial(ours, exported(masks, one), one) for one in (corner, other)]

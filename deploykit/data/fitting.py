@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -70,18 +71,16 @@ def fitted(own: Preprocess, images: Sequence[Size], multiple: int) -> Fitted:
         )
     if not images:
         raise DataError("the set has no images")
-    wanted = Counter(_padded(own.scaled(*image)[1], multiple) for image in images)
-    frequent = [size for size, _ in wanted.most_common()]
+    alone = [_padded(own.scaled(*image)[1], multiple) for image in images]
+    frequent = [size for size, _ in Counter(alone).most_common()]
     kept = frequent if len(frequent) <= MOST else frequent[: MOST - 1]
     rare = [size for size in frequent if size not in kept]
     if rare:
         kept.append((max(size[0] for size in rare), max(size[1] for size in rare)))
     made = replace(own, size=kept[0], canvases=tuple(kept[1:]))
-    taken = Counter(made.fit(*image).canvas for image in images)
-    exact = sum(
-        made.fit(*image).canvas == _padded(own.scaled(*image)[1], multiple) for image in images
-    )
-    return Fitted(made, {size: taken[size] for size in kept}, exact)
+    taken = [made.fit(*image).canvas for image in images]
+    exact = sum(map(operator.eq, taken, alone))
+    return Fitted(made, {size: taken.count(size) for size in kept}, exact)
 
 
 def _padded(sides: Size, multiple: int) -> Size:

@@ -90,11 +90,7 @@ def limits(size: Size, image_sizes: Tensor | None) -> Tensor:
 
 def clipped(boxes: Tensor, limit: Tensor) -> Tensor:
     """Return boxes [B, ..., 4] inside their images, see `limits`."""
-    return boxes.clamp(min=0).minimum(spread_over(limit, boxes))
-
-
-def spread_over(limit: Tensor, boxes: Tensor) -> Tensor:
-    """Return the limits of each image in a shape that fits boxes [B, ..., 4]."""
-    if limit.ndim == 1:
-        return limit.to(boxes.dtype)
-    return limit.reshape(-1, *(1,) * (boxes.ndim - 2), 4)
+    each = (
+        limit.to(boxes.dtype) if limit.ndim == 1 else limit.reshape(-1, *(1,) * (boxes.ndim - 2), 4)
+    )
+    return boxes.clamp(min=0).minimum(each)
