@@ -342,20 +342,6 @@ def table() -> CalibrationTable:
     return CalibrationTable("0" * 64, "mse", ("x.jpg",), "1" * 64, ranges, ("y.jpg",))
 
 
-def test_a_group_shares_its_largest_threshold_and_keeps_its_extremes() -> None:
-    before = table()
-    after = calibration.unify(before, [("a", "c"), ["d"], ()])
-    assert [after.ranges[n].threshold for n in "abcd"] == [3, 2, 3, 4]
-    assert [after.ranges[n].maximum for n in "abcd"] == [1, 2, 3, 4]
-    assert before == table()
-    assert replace(after, ranges=before.ranges) == before
-
-
-def test_a_group_with_an_uncalibrated_tensor_is_refused() -> None:
-    with pytest.raises(InputError, match="no range for 'x', 'y'"):
-        calibration.unify(table(), [("a", "x", "y")])
-
-
 def test_a_table_reads_back_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     tables.write(path, table())

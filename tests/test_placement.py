@@ -38,7 +38,15 @@ HEAD = "(float[N,16,8,8] x) => (float[N,c,h,w] y)"
 
 
 def readers(placed: Placement) -> dict[str, set[tuple[str, int]]]:
-    return {a.tensor: set(a.readers) for a in placed.activations}
+    found: dict[str, set[tuple[str, int]]] = {}
+    for activation in placed.activations:
+        found.setdefault(activation.tensor, set()).update(activation.readers)
+    return found
+
+
+def ranges(placed: Placement) -> dict[tuple[str, int], str]:
+    """Return each reader -> the tensors whose range it reads with."""
+    return {r: "".join(a.ranges) for a in placed.activations for r in a.readers}
 
 
 def placed(graph: Graph, body: str, plan: PrecisionPlan = INT8, **weights: Any) -> Placement:
@@ -95,7 +103,6 @@ def test_an_add_reads_its_skip_input_in_int8_and_its_main_input_in_float(graph: 
     )
     assert readers(found)["x"] == {("c1", 0), ("add", 1)}
     assert "c" not in readers(found)
-    assert found.groups == ()
 
 
 def test_a_skip_through_a_resize_is_int8_on_both_sides_of_it(graph: Graph) -> None:
@@ -140,7 +147,9 @@ def test_an_add_of_a_constant_reads_float(graph: Graph) -> None:
     assert readers(found) == {"x": {("c1", 0)}}
 
 
-def test_all_that_meets_in_a_concat_shares_one_scale(graph: Graph) -> None:
+def test_all_that_meets_in_a_concat_shares_one_scale_there_and_has_its_own_elsewhere(
+    graph: Graph,
+) -> None:
     found = placed(
         graph,
         f"[c1] a = {CONV}(x, w1) [r1] b = Relu(a) [c2] c = {CONV}(x, w2) [r2] d = Relu(c) "
@@ -154,12 +163,19 @@ def test_all_that_meets_in_a_concat_shares_one_scale(graph: Graph) -> None:
     assert readers(found)["b"] == {("cat", 0)}
     assert readers(found)["d"] == {("cat", 1), ("c4", 0)}
     assert readers(found)["e"] == {("c3", 0)}
-    assert found.groups == (("b", "d"),)
-    assert {a.tensor: a.range_of for a in found.activations if a.tensor == "e"} == {"e": "b"}
+    assert ranges(found) == {
+        ("last", 1): "g",
+        ("cat", 0): "bd",
+        ("cat", 1): "bd",
+        ("c3", 0): "bd",
+        ("c4", 0): "d",
+        ("c1", 0): "x",
+        ("c2", 0): "x",
+    }
     assert "e" not in activations(found)
 
 
-def test_concats_that_share_an_input_share_one_scale(graph: Graph) -> None:
+def test_a_tensor_in_two_concats_has_the_scale_of_each_there(graph: Graph) -> None:
     found = placed(
         graph,
         "[r1] a = Relu(x) [r2] b = Tanh(x) [r3] c = Sigmoid(x) "
@@ -168,7 +184,8 @@ def test_concats_that_share_an_input_share_one_scale(graph: Graph) -> None:
         w1=(16, 32, 3, 3),
         w2=(16, 32, 3, 3),
     )
-    assert found.groups == (("a", "b", "c"),)
+    wanted = {("k1", 0): "ab", ("k1", 1): "ab", ("k2", 0): "bc", ("k2", 1): "bc"}
+    assert ranges(found) == {**wanted, ("c1", 0): "ab", ("c2", 0): "bc", ("last", 1): "g"}
 
 
 def test_a_chain_of_pools_takes_the_range_of_its_first_input(graph: Graph) -> None:
@@ -179,9 +196,97 @@ def test_a_chain_of_pools_takes_the_range_of_its_first_input(graph: Graph) -> No
         w1=(16, 48, 3, 3),
     )
     assert activations(found) == ("a",)
-    assert {a.range_of for a in found.activations} == {"a"}
+    assert {a.ranges for a in found.activations} == {("a",)}
     assert readers(found)["a"] == {("p1", 0), ("cat", 0)}
-    assert found.groups == ()
+
+
+def test_a_pool_before_a_concat_takes_the_scale_of_its_only_reader(graph: Graph) -> None:
+    body = (
+        f"[r1] a = Relu(x) [r2] b = Tanh(x) [p] c = {POOL}(a) [k] d = Concat<axis=1>(c, b) "
+        f"[c1] y0 = {CONV}(d, w1) "
+    )
+    weights: dict[str, Any] = {"w1": (16, 32, 3, 3), "w2": W}
+    alone = placed(graph, f"{body} [last] y = Relu(y0)", **weights)
+    assert ranges(alone)["p", 0] == ranges(alone)["k", 0] == "ab"
+    also_read = placed(graph, f"{body} [c2] y1 = {CONV}(c, w2) [last] y = Add(y0, y1)", **weights)
+    assert ranges(also_read)["p", 0] == ranges(also_read)["c2", 0] == "a"
+    assert ranges(also_read)["k", 0] == "ab"
+
+
+def test_a_concat_in_another_one_has_its_own_scale_for_its_other_readers(graph: Graph) -> None:
+    found = placed(
+        graph,
+        "[r1] a = Relu(x) [r2] b = Tanh(x) [r3] c = Sigmoid(x) "
+        "[k1] d = Concat<axis=1>(a, b) [k2] e = Concat<axis=1>(d, c) "
+        f"[c1] f = {CONV}(d, w1) [c2] g = {CONV}(e, w2) [last] y = Add(f, g)",
+        w1=(16, 32, 3, 3),
+        w2=(16, 48, 3, 3),
+    )
+    assert ranges(found)["c1", 0] == ranges(found)["k1", 0] == "ab"
+    assert ranges(found)["c2", 0] == ranges(found)["k2", 0] == ranges(found)["k2", 1] == "abc"
+
+
+MOVERS = {
+    "pool": f"[m] b = {POOL}(a)",
+    "shuffle": "[m] b = Transpose<perm=[0,1,3,2]>(a)",
+    "reshape": "[m] b = Reshape(a, same)",
+    "slice": "[m] b = Slice(a, start, end, axis)",
+    "split": "[s] b0, b1 = Split<axis=1>(a, halves) [m] b = Concat<axis=1>(b1, b0)",
+    "concat": "[m] b = Concat<axis=1>(a)",
+    "resize": "[m] b = Resize(a, , scales)",
+}
+FLOAT_READERS = {
+    "a depthwise layer": "[f] d = Conv<group=16, kernel_shape=[1,1]>(b, w2)",
+    "an activation": "[f] d = Sigmoid(b)",
+    "a softmax behind another move": "[t] t = Transpose(b) [f] d = Softmax(t)",
+}
+
+
+@pytest.mark.parametrize("reader", FLOAT_READERS)
+@pytest.mark.parametrize("mover", MOVERS)
+def test_what_a_float_reader_needs_too_is_moved_in_float(
+    graph: Graph, mover: str, reader: str
+) -> None:
+    found = placed(
+        graph,
+        f"[r] a = Relu(x) {MOVERS[mover]} [c] y0 = {CONV}(b, w1) {FLOAT_READERS[reader]} "
+        "[last] y = Concat<axis=1>(y0, d)",
+        w1=W,
+        w2=(16, 1, 1, 1),
+        same=np.array([-1, 16, 8, 8], np.int64),
+        start=np.array([0], np.int64),
+        end=np.array([16], np.int64),
+        axis=np.array([1], np.int64),
+        halves=np.array([8, 8], np.int64),
+        scales=np.ones(4, np.float32),
+    )
+    assert readers(found) == {"b": {("c", 0)}}
+
+
+def test_a_moved_tensor_that_is_an_output_stays_exact(graph: Graph) -> None:
+    body = f"[r] a = Relu(x) [p] b = {POOL}(a) [c] y = {CONV}(b, w1)"
+    model = graph(
+        f"(float[N,16,8,8] x) => (float[N,16,8,8] b, float[N,16,8,8] y) {{ {body} }}", w1=W
+    )
+    assert readers(place(model, INT8)) == {"b": {("c", 0)}}
+
+
+def test_a_reader_of_the_shape_alone_keeps_nothing_in_float(graph: Graph) -> None:
+    body = f"[p] b = {POOL}(x) [s] s = Shape(b) [c] y0 = {CONV}(b, w1) [r] y = Reshape(y0, s)"
+    assert readers(placed(graph, body, w1=W)) == {"x": {("p", 0)}, "b": {("c", 0)}}
+
+
+def test_a_product_in_a_branch_reads_float(graph: Graph) -> None:
+    branch = "() => (float[N,16,8,8] {0}) {{ [{0}] {0} = Mul(x, two) }}"
+    found = placed(
+        graph,
+        f"[c] y0 = {CONV}(x, w1) [i] b = If<then_branch = g {branch.format('t')}, "
+        f"else_branch = h {branch.format('e')}>(yes) [last] y = Add(y0, b)",
+        w1=W,
+        two=np.float32(2),
+        yes=np.array(True),
+    )
+    assert readers(found) == {"x": {("c", 0)}}
 
 
 def test_only_a_nearest_resize_passes_int8(graph: Graph) -> None:

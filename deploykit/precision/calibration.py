@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias, cast
 
@@ -17,7 +17,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from deploykit.data import feeding, samples
-from deploykit.errors import InputError, ModelError, OptionError, unknown_name
+from deploykit.errors import ModelError, OptionError, unknown_name
 from deploykit.files import onnxfile
 from deploykit.graph import canvases
 from deploykit.precision import memory, observers
@@ -111,24 +111,6 @@ def calibrate(  # noqa: PLR0913 - model, images, tensors, and two independent op
         source=dataset.name,
         size=options.size,
     )
-
-
-def unify(table: CalibrationTable, groups: Iterable[Iterable[str]]) -> CalibrationTable:
-    """Return the table with one threshold, the largest, for all tensors of each group.
-
-    No tensor is in two groups. Raises: InputError for a tensor without a range.
-    """
-    ranges = dict(table.ranges)
-    for group in map(tuple, groups):
-        absent = [name for name in group if name not in ranges]
-        if absent:
-            raise InputError(
-                f"the calibration table has no range for {', '.join(map(repr, absent))}",
-                fix="calibrate the model again",
-            )
-        threshold = max((ranges[name].threshold for name in group), default=0.0)
-        ranges |= {name: replace(ranges[name], threshold=threshold) for name in group}
-    return replace(table, ranges=ranges)
 
 
 def label(options: CalibrationOptions) -> str:

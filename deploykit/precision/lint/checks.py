@@ -11,6 +11,7 @@ import onnx_ir as ir
 from deploykit.graph.editing import is_op
 from deploykit.ops.plugin import NAMESPACE
 from deploykit.precision.lint.graph import (
+    IMAGE_CHANNELS,
     as_layer,
     dequantized,
     int8_source,
@@ -27,6 +28,7 @@ from deploykit.precision.placement.rules import (
     GROUP_MULTIPLE,
     MIN_CHANNELS,
     constant,
+    float_rule,
     moved_inputs,
     moves,
 )
@@ -42,8 +44,6 @@ AXIS_SCALES = 13
 """First opset whose Q/DQ take one scale per channel."""
 INT8_CORES = 75
 """First compute capability with INT8 tensor cores, Turing's."""
-_IMAGE_CHANNELS = 4
-"""A layer with this few channels reads the image: it is the first, which pays in INT8."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def float_weights(node: ir.Node, _: Facts) -> Message:
     """Find a layer whose input alone is quantised."""
     if quantized_data(node) is None or quantized_weights(node) is not None:
         return None
-    if len(node.inputs) < 2 or constant(node.inputs[1]) is None:
+    if len(node.inputs) < 2 or constant(node.inputs[1]) is None or float_rule(as_layer(node)):
         return None
     return "its input is INT8 and its weights are float: it runs in float"
 
@@ -191,8 +191,9 @@ def moved_scales(node: ir.Node, _: Facts) -> Message:
         return None
     before = dequantized(node.inputs[0])
     behind = [step(r) for out in node.outputs for r, _ in out.uses() if is_op(r, Q)]
-    wrong = before is not None and any(not same_scale(before, after) for after in behind)
-    return "Q/DQ before and behind it have different scales: it runs in float" if wrong else None
+    if before is None or not behind or any(same_scale(before, after) for after in behind):
+        return None
+    return "Q/DQ before and behind it have different scales: it runs in float"
 
 
 def unclosed_resize(node: ir.Node, _: Facts) -> Message:
@@ -244,7 +245,7 @@ def few_channels(node: ir.Node, _: Facts) -> Message:
     layer = as_layer(node)
     if layer.weights is None or layer.group > 1 or not runs_int8(node):
         return None
-    few = _IMAGE_CHANNELS < min(layer.channels) < MIN_CHANNELS
+    few = IMAGE_CHANNELS < min(layer.channels) < MIN_CHANNELS
     return f"INT8 with {min(layer.channels)} channels: padding may cost the gain" if few else None
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 INT8 = ir.DataType.INT8
 _INT8 = ("Conv", "Einsum", "Gemm", "MatMul")
 """Ops with INT8 kernels; a transposed convolution and a recurrence run in float."""
+IMAGE_CHANNELS = 4
+"""A convolution with this few channels reads the image: it is the first, which pays in INT8."""
 _STOPS = ("Resize",)
 """Moving ops that TensorRT does not move a DQ across: they need a Q behind them."""
 
@@ -148,13 +150,18 @@ def is_layer(node: ir.Node) -> bool:
 
 
 def as_layer(node: ir.Node) -> Layer:
-    """Return a weighted node with the shape of its weights, behind Q/DQ or not."""
+    """Return a weighted node with the shape of its weights, behind Q/DQ or not.
+
+    A convolution is taken for the first one where it reads an image's channels.
+    """
     value = node.inputs[1]
     producer = None if value is None else value.producer()
     while producer is not None and is_op(producer, "QuantizeLinear", "DequantizeLinear"):
         value = producer.inputs[0]
         producer = None if value is None else value.producer()
-    return Layer(node, dims(value), first=False)
+    shape = dims(value)
+    few = shape is not None and len(shape) > 1 and shape[1] <= IMAGE_CHANNELS
+    return Layer(node, shape, first=few and integer(node, "group", 1) == 1)
 
 
 def right_axis(layer: ir.Node, weights: Step) -> bool:

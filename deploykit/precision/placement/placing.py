@@ -10,12 +10,14 @@ import onnx_ir as ir
 
 from deploykit import ops
 from deploykit.errors import ModelError, unknown_name
+from deploykit.graph.editing import is_op
+from deploykit.precision.placement.ranges import domains
 from deploykit.precision.placement.rules import (
-    FLOAT_RULES,
     READERS,
     WEIGHTED,
     Layer,
     constant,
+    float_rule,
     moved_inputs,
     moves,
     weight_axis,
@@ -24,12 +26,12 @@ from deploykit.precision.placement.rules import (
 from deploykit.values import Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterator, Mapping
 
     from deploykit.values import PrecisionPlan
 
-Reads: TypeAlias = dict[ir.Value, dict[tuple[str, int], None]]
-"""Quantised tensor -> its readers (node name, input index), in the order they were found."""
+Reads: TypeAlias = dict[ir.Value, dict[tuple[ir.Node, int], None]]
+"""Quantised tensor -> its readers (node, input index), in the order they were found."""
 _GATE_DEPTH = 4
 """Nodes from x to the factor it is multiplied with, as in x * (clip(x + 3) / 6)."""
 
@@ -41,8 +43,9 @@ class Activation:
     tensor: str
     readers: tuple[tuple[str, int], ...]
     """(node name, input index)."""
-    range_of: str
-    """The tensor whose calibrated range it takes: itself, or one upstream that it only moves."""
+    ranges: tuple[str, ...]
+    """The calibrated tensors whose largest range it takes: itself, or those upstream that it only
+    moves; for a Concat, all that meets there."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +63,15 @@ class Placement:
     """Every Q/DQ of a model, and why the other layers have none."""
 
     activations: tuple[Activation, ...]
+    """A tensor stands once for each range that its readers need."""
     weights: tuple[Weight, ...]
-    groups: tuple[tuple[str, ...], ...]
-    """Observed tensors that must share one scale."""
     kept: Mapping[str, str] = field(default_factory=dict)
     """Node left in float -> reason: the weighted ones, and the custom ops."""
 
 
 def activations(placement: Placement) -> tuple[str, ...]:
     """Return the tensors whose range calibration must observe, sorted."""
-    return tuple(sorted(a.tensor for a in placement.activations if a.range_of == a.tensor))
+    return tuple(sorted({name for found in placement.activations for name in found.ranges}))
 
 
 def place(model: ir.Model, plan: PrecisionPlan) -> Placement:
@@ -80,18 +82,25 @@ def place(model: ir.Model, plan: PrecisionPlan) -> Placement:
     """
     check_names(model, plan)
     chosen, kept = _decide(model, plan)
-    reads: Reads = {}
+    found = _Reads(model.graph, plan)
     for layer in chosen:
-        _add(reads, layer.node, 0)
-    movers = [node for node in model.graph if moves(node) and not _stays(plan, node)]
-    _pass_back(movers, reads)
-    adds = [node for node in model.graph if node.op_type == "Add" and not _stays(plan, node)]
-    _read_skips(adds, reads, {layer.node for layer in chosen})
-    _pass_back(movers, reads)
-    _read_copies(reads, plan)
-    ranges, groups = _share(movers, reads)
-    found = (Activation(str(v.name), tuple(readers), ranges[v]) for v, readers in reads.items())
-    return Placement(tuple(found), tuple(map(_weight, chosen)), groups, kept)
+        found.add(layer.node, 0)
+    found.pass_back()
+    found.read_skips({layer.node for layer in chosen})
+    found.pass_back()
+    found.read_copies()
+    return Placement(tuple(_activations(found.reads)), tuple(map(_weight, chosen)), kept)
+
+
+def _activations(reads: Reads) -> Iterator[Activation]:
+    """Yield every tensor to quantise, once for each range that its readers need (rules 7, 8)."""
+    needed = domains({value: tuple(readers) for value, readers in reads.items()})
+    for value, readers in reads.items():
+        by_range: dict[tuple[str, ...], list[tuple[str, int]]] = {}
+        for node, index in readers:
+            by_range.setdefault(needed[node, index], []).append((str(node.name), index))
+        for names, those in by_range.items():
+            yield Activation(str(value.name), tuple(those), names)
 
 
 def _weight(layer: Layer) -> Weight:
@@ -138,10 +147,8 @@ def _reason(layer: Layer, plan: PrecisionPlan) -> str | None:
     wanted = plan.layers.get(name, plan.default)
     if wanted is not Precision.INT8:
         return plan.reasons.get(name, f"the plan says {wanted}")
-    for rule in FLOAT_RULES:
-        if rule.applies(layer) and not (rule.optional and name in plan.layers):
-            return f"rule {rule.number}: {rule.reason}"
-    return None
+    rule = float_rule(layer, asked=name in plan.layers)
+    return None if rule is None else f"rule {rule.number}: {rule.reason}"
 
 
 def _stays(plan: PrecisionPlan, node: ir.Node) -> bool:
@@ -149,34 +156,76 @@ def _stays(plan: PrecisionPlan, node: ir.Node) -> bool:
     return plan.layers.get(node.name or "", Precision.INT8) is not Precision.INT8
 
 
-def _pass_back(movers: Iterable[ir.Node], reads: Reads) -> None:
-    """Rule 8: where the output of a moving node is INT8, so is what it moves."""
-    for node in reversed(list(movers)):
-        if any(out in reads for out in node.outputs):
-            for index in moved_inputs(node):
-                _add(reads, node, index)
+class _Reads:
+    """Who reads which tensor in INT8."""
 
+    def __init__(self, graph: ir.Graph, plan: PrecisionPlan) -> None:
+        self.reads: Reads = {}
+        self._graph = graph
+        nodes = [node for node in graph if not _stays(plan, node)]
+        self._movers = [node for node in nodes if moves(node)]
+        self._adds = [node for node in nodes if len(_summands(node)) > 1]
+        self._pointwise = {node for node in nodes if is_op(node, *READERS)}
 
-def _read_skips(adds: Iterable[ir.Node], reads: Reads, layers: set[ir.Node]) -> None:
-    """Rule 9: let each residual Add read its skip input in INT8."""
-    for node in adds:
-        both = [value for value in node.inputs if value is not None and constant(value) is None]
-        if len(both) < 2:
-            continue
-        stored = [index for index in (0, 1) if _source(both[index]) in reads]
-        if not stored and {value.producer() for value in both} <= layers:
-            stored = [min((1, 0), key=lambda index: _depth(both[index]))]
-        for index in stored:
-            _add(reads, node, index)
+    def add(self, node: ir.Node, index: int) -> None:
+        """Let an input be read in INT8, unless it is constant."""
+        value = _input(node, index)
+        if constant(value) is None:
+            self.reads.setdefault(value, {})[node, index] = None
 
+    def pass_back(self) -> None:
+        """Rule 8: where all readers of what a node moves are INT8, so is what it moves."""
+        for node in reversed(self._movers):
+            if any(out in self.reads for out in node.outputs) and self._is_int8(node):
+                for index in moved_inputs(node):
+                    self.add(node, index)
 
-def _source(value: ir.Value) -> ir.Value:
-    """Return the tensor that `value` is a moved copy of."""
-    node = value.producer()
-    while node is not None and moves(node) and len(list(moved_inputs(node))) == 1:
-        value = _input(node, 0)
+    def read_skips(self, layers: set[ir.Node]) -> None:
+        """Rule 9: let each residual Add read its skip input in INT8."""
+        for node in self._adds:
+            both = _summands(node)
+            stored = [index for index in (0, 1) if self._source(both[index]) in self.reads]
+            if not stored and {value.producer() for value in both} <= layers:
+                stored = [min((1, 0), key=lambda index: _depth(both[index]))]
+            for index in stored:
+                self.add(node, index)
+
+    def read_copies(self) -> None:
+        """Rule 10: let float readers of an INT8 tensor read the INT8 copy."""
+        for value in tuple(self.reads):
+            for node, index in value.uses():
+                if self._takes_copy(node, value):
+                    self.add(node, index)
+
+    def _is_int8(self, mover: ir.Node) -> bool:
+        """Return whether no reader of what a node moves needs it in float."""
+        return not any(
+            out.is_graph_output()
+            or any(self._needs_float(out, node, index) for node, index in out.uses())
+            for out in mover.outputs
+        )
+
+    def _needs_float(self, value: ir.Value, node: ir.Node, index: int) -> bool:
+        """Return whether a reader takes neither INT8 (rules 7 to 10) nor the shape alone."""
+        takes = (node, index) in self.reads.get(value, ()) or is_op(node, "Shape", "Size")
+        return not (takes or node in self._adds or self._takes_copy(node, value))
+
+    def _takes_copy(self, node: ir.Node, value: ir.Value) -> bool:
+        return node in self._pointwise and not _gates(node, value)
+
+    def _source(self, value: ir.Value) -> ir.Value:
+        """Return the tensor that `value` is a moved copy of, in INT8 where that one is."""
         node = value.producer()
-    return value
+        while node in self._movers and len(list(moved_inputs(node))) == 1 and self._is_int8(node):
+            value = _input(node, 0)
+            node = value.producer()
+        return value
+
+
+def _summands(node: ir.Node) -> list[ir.Value]:
+    """Return what an Add adds up, none where that is no more than one computed tensor."""
+    both = [value for value in node.inputs if value is not None and constant(value) is None]
+    return both if is_op(node, "Add") and len(both) > 1 else []
 
 
 def _depth(value: ir.Value) -> int:
@@ -189,15 +238,6 @@ def _depth(value: ir.Value) -> int:
             break
         node = value.producer()
     return depth
-
-
-def _read_copies(reads: Reads, plan: PrecisionPlan) -> None:
-    """Rule 10: let float readers of an INT8 tensor read the INT8 copy."""
-    for value in tuple(reads):
-        for node, index in value.uses():
-            in_table = node.op_type in READERS and node.graph is not None
-            if in_table and not _stays(plan, node) and not _gates(node, value):
-                _add(reads, node, index)
 
 
 def _gates(node: ir.Node, value: ir.Value) -> bool:
@@ -214,36 +254,6 @@ def _gates(node: ir.Node, value: ir.Value) -> bool:
         if value in factors:
             return True
     return False
-
-
-def _share(
-    movers: Iterable[ir.Node], reads: Reads
-) -> tuple[dict[ir.Value, str], tuple[tuple[str, ...], ...]]:
-    """Return the tensor that gives each value its range, and the observed tensors of each group."""
-    member_of = {value: [value] for value in reads}
-    moved: set[ir.Value] = set()
-    for node in movers:
-        outputs = [out for out in node.outputs if out in reads]
-        moved.update(outputs)
-        for value in [*(_input(node, i) for i in moved_inputs(node)), *outputs[1:]]:
-            if outputs and member_of[value] is not member_of[outputs[0]]:
-                member_of[outputs[0]] += member_of[value]
-                for member in member_of[value]:
-                    member_of[member] = member_of[outputs[0]]
-    ranges: dict[ir.Value, str] = {}
-    groups: dict[tuple[str, ...], None] = {}
-    for value, members in member_of.items():
-        observed = tuple(sorted(str(v.name) for v in members if v not in moved))
-        ranges[value] = observed[0] if value in moved else str(value.name)
-        if len(observed) > 1:
-            groups[observed] = None
-    return ranges, tuple(groups)
-
-
-def _add(reads: Reads, node: ir.Node, index: int) -> None:
-    value = _input(node, index)
-    if constant(value) is None:
-        reads.setdefault(value, {})[str(node.name), index] = None
 
 
 def _input(node: ir.Node, index: int) -> ir.Value:

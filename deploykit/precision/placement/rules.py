@@ -5,7 +5,7 @@
 | 1-5 | which weighted layers stay in float (`FLOAT_RULES`, each with its reason) |
 | 6 | weights: int8 per output channel (`weight_axis`); the bias stays float |
 | 7 | activations: the data input of each INT8 layer, per tensor, so after the activation function |
-| 8 | `PASS_THROUGH` ops move values unchanged: Q/DQ on both sides, one scale for the group |
+| 8 | `PASS_THROUGH` ops move values unchanged: in INT8 where all their readers are, else in float |
 | 9 | Add: its skip input, with the scale that the producer already has |
 | 10 | `READERS` of a tensor that is INT8 anyway read the INT8 copy: no float one is stored |
 | 11 | custom ops with kernels read and write floats, whoever else reads their inputs in INT8 |
@@ -131,6 +131,15 @@ PASS_THROUGH: Mapping[str, Callable[[ir.Node], bool]] = {
 READERS = frozenset(("Div", "Mul", "Sub"))
 """Rule 10: pointwise ops, which take the DQ into their kernel. An activation is not among them,
 for it must stay fused to the layer before it; nor is a float layer, which would store it again."""
+
+
+def float_rule(layer: Layer, *, asked: bool = False) -> Rule | None:
+    """Return the rule that keeps a layer in float; None: it is INT8.
+
+    asked: a plan asks for INT8 by the layer's name.
+    """
+    rules = (rule for rule in FLOAT_RULES if not (asked and rule.optional))
+    return next((rule for rule in rules if rule.applies(layer)), None)
 
 
 def weighted_layers(graph: ir.Graph) -> Iterator[Layer]:

@@ -9,7 +9,6 @@ import onnx_ir as ir
 
 from deploykit.errors import ModelError
 from deploykit.graph.editing import unique, value_names
-from deploykit.precision import calibration, placement
 from deploykit.precision.placement.rules import constant
 from deploykit.precision.quantization.arithmetic import (
     activation_scale,
@@ -18,13 +17,15 @@ from deploykit.precision.quantization.arithmetic import (
     weight_scale_type,
     weight_scales,
 )
+from deploykit.precision.quantization.sharing import readings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-    from deploykit.precision.placement import Activation, Placement, Weight
+    from deploykit.precision.placement import Placement, Weight
+    from deploykit.precision.quantization.sharing import Reading
     from deploykit.values import CalibrationTable, Precision
 
 
@@ -37,22 +38,13 @@ def insert(
 
     Raises: InputError where the table lacks a range; ModelError for weights that are not finite.
     """
-    unified = calibration.unify(table, _observed(placed))
     writer = _Writer(model.graph, float_type)
-    for activation in placed.activations:
-        threshold = unified.ranges[activation.range_of].threshold
-        kind = scale_type(threshold, float_type)
-        writer.quantize_activation(activation, activation_scale(threshold, kind))
+    for reading in readings(placed.activations, table):
+        kind = scale_type(reading.threshold, float_type)
+        writer.quantize_activation(reading, activation_scale(reading.threshold, kind))
     for weight in placed.weights:
         writer.quantize_weight(weight)
     writer.drop_unused()
-
-
-def _observed(placed: Placement) -> tuple[tuple[str, ...], ...]:
-    """Return the groups of observed tensors, those that are alone included."""
-    grouped = {name for group in placed.groups for name in group}
-    alone = (name for name in placement.activations(placed) if name not in grouped)
-    return (*placed.groups, *((name,) for name in alone))
 
 
 class _Writer:
@@ -63,27 +55,27 @@ class _Writer:
         self._float_type = float_type
         self._taken = value_names(graph)
         self._nodes = {str(node.name): node for node in graph}
+        self._names = set(self._nodes)
         outputs = (value for node in graph for value in node.outputs)
         self._values = {str(value.name): value for value in (*graph.inputs, *outputs)}
         self._weights: dict[tuple[str, int | None], ir.Value] = {}
-        self._scales: dict[str, ir.Value] = {}
+        self._scales: dict[tuple[str, ...], ir.Value] = {}
         self._zero: ir.Value | None = None
 
-    def quantize_activation(self, activation: Activation, scale: np.float32) -> None:
+    def quantize_activation(self, reading: Reading, scale: np.float32) -> None:
         """Put one Q/DQ pair behind a tensor, and let its readers read that."""
-        value = self._values[activation.tensor]
+        value = self._values[reading.tensor]
         if self._zero is None:
             self._zero = self._constant("zero_point", np.array(0, np.int8))
-        if activation.range_of not in self._scales:
-            name = f"{activation.range_of}.scale"
-            self._scales[activation.range_of] = self._constant(name, np.array(scale))
-        stored = self._node("QuantizeLinear", value, self._scales[activation.range_of], self._zero)
+        if reading.ranges not in self._scales:
+            name = f"{reading.ranges[0]}.scale"
+            self._scales[reading.ranges] = self._constant(name, np.array(scale))
+        step = self._scales[reading.ranges]
+        stored = self._node("QuantizeLinear", value, step, self._zero)
         stored.type = ir.TensorType(ir.DataType.INT8)
-        result = self._node(
-            "DequantizeLinear", stored, self._scales[activation.range_of], self._zero
-        )
+        result = self._node("DequantizeLinear", stored, step, self._zero)
         self._place(value, stored, result)
-        for name, index in activation.readers:
+        for name, index in reading.readers:
             self._nodes[name].replace_input_with(index, result)
 
     def quantize_weight(self, weight: Weight) -> None:
@@ -140,7 +132,8 @@ class _Writer:
             shape=inputs[0].shape,
             type=ir.TensorType(ir.DataType.FLOAT),
         )
-        ir.node(op_type, inputs, axis, outputs=[output], name=f"{stem}.{op_type}")
+        own = unique(f"{stem}.{op_type}", self._names)
+        ir.node(op_type, inputs, axis, outputs=[output], name=own)
         return output
 
     def _place(self, value: ir.Value, *outputs: ir.Value) -> None:
