@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from deploykit.data import images
+from deploykit.data import images, listing
 from deploykit.data.sources import Dataset, Sample, Source
-from deploykit.errors import DataError, OptionError, unknown_name
+from deploykit.errors import DataError, OptionError
 from deploykit.files import elements, paths, schema
 from deploykit.tasks.annotation_checks import COCO
 from deploykit.tasks.annotations import ImageAnnotations
@@ -91,14 +91,9 @@ def _completed(annotation: Json) -> Json:
 
 def _parsed(location: str) -> tuple[Path, Path | None]:
     """Return the folder and, where it is given, the annotation file."""
-    text, comma, option = location.partition(",")
-    root = images.folder(text)
-    if not comma:
-        return root, None
-    key, _, file = option.partition("=")
-    if key.strip() != "annotations":
-        raise unknown_name("option of coco", key.strip(), ["annotations"])
-    return root, images.home(file.strip())
+    root, options = listing.location("coco", location, ["annotations"])
+    file = options.get("annotations")
+    return root, None if file is None else images.home(file)
 
 
 def _only_annotations(root: Path) -> Path:

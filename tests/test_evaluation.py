@@ -233,31 +233,49 @@ def known_as(*names: str) -> dict[int, str]:
 
 
 def test_classes_are_matched_by_name_where_the_names_agree() -> None:
-    found_ids = categories.ids(known_as("cat", "dog", "cow"), ("cow", "cat", "dog"))
-    assert found_ids == (30, 10, 20)
+    match = categories.match(known_as("cat", "dog", "cow"), ("cow", "cat", "dog"))
+    assert (match.indices, match.notes) == ({10: 1, 20: 2, 30: 0}, ())
 
 
 def test_other_names_are_matched_by_position() -> None:
     shuffled = {20: "dog", 10: "cat"}
-    assert categories.ids(shuffled, ("class0", "class1")) == (10, 20)
-    assert categories.ids(known_as("airplane", "bus"), ("aeroplane", "bus")) == (10, 20)
-    assert categories.ids(known_as("same", "same"), ("same", "same")) == (10, 20)
+    assert categories.match(shuffled, ("class0", "class1")).indices == {10: 0, 20: 1}
+    near = categories.match(known_as("airplane", "bus"), ("aeroplane", "bus"))
+    assert near.indices == {10: 0, 20: 1}
+    alike = categories.match(known_as("same", "same"), ("same", "same"))
+    assert (alike.indices, alike.classes) == ({10: 0, 20: 1}, ("same (0)", "same (1)"))
+
+
+def test_a_part_of_the_classes_is_matched_by_name_and_said() -> None:
+    match = categories.match(known_as("dog", "cat"), ("cat", "cow", "dog", "cow"))
+    assert match.indices == {10: 2, 20: 0}
+    (note,) = match.notes
+    assert "2 of the model's 4 classes, and only these are scored: cat, dog" in note
 
 
 @pytest.mark.parametrize(
     ("known", "classes", "message"),
     [
-        (("cat",), ("cat", "dog"), "only in the model: dog"),
+        (("bee",), ("cat", "dog"), "only in the truth: bee; only in the model: cat, dog"),
         (("cat", "dog"), ("cat",), "2 categories, the model 1 classes; only in the truth: dog"),
         (("cat", "dog"), ("dog", "cow"), "in another place: dog"),
-        (("a",), tuple("abcdefgh"), "b, c, d, e, f, and 2 more"),
+        (("z",), tuple("abcdefgh"), "a, b, c, d, e, and 3 more"),
     ],
 )
 def test_classes_that_do_not_fit_are_an_error_that_names_them(
     known: tuple[str, ...], classes: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        categories.ids(known_as(*known), classes)
+        categories.match(known_as(*known), classes)
+
+
+def test_objects_of_classes_that_the_truth_does_not_have_are_left_out() -> None:
+    known = truth({"a": [[0, 0, 0, 9, 9]]})
+    guesses = found((1, 0.9, 0, 0, 9, 9), (0, 0.8, 0, 0, 9, 9))
+    assert averages(known, {"a": guesses}, ("dog", "cat", "cow")).ap == 1
+    assert averages(known, {"a": guesses}, ("cat", "dog", "cow")).ap == pytest.approx(1)
+    with pytest.raises(ModelError, match="an object of class 3"):
+        averages(known, {"a": found((3, 0.9, 0, 0, 9, 9))}, ("cat", "dog", "cow"))
 
 
 def contract(read: Decode) -> Contract:

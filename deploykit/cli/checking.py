@@ -23,7 +23,8 @@ Library = Annotated[
 ]
 Threads = Annotated[int, Option(help="Of the runtime; 0: its own choice.")]
 SourceSpec = Annotated[
-    str, Option("--source", help="SOURCE:LOCATION, such as coco:DIR or shapes:count=500.")
+    str,
+    Option("--source", help="SOURCE:LOCATION: coco:DIR, imagefolder:DIR, shapes:count=500."),
 ]
 
 
@@ -111,9 +112,10 @@ def evaluate(
     plugins: Library = None,
     as_json: AsJson = False,
 ) -> None:
-    """COCO average precision of a checkpoint, an ONNX file or an engine.
+    """How well a checkpoint, an ONNX file or an engine does its task: AP, top-1 ...
 
     Examples:
+        deploykit eval repvgg.onnx --source imagefolder:val
         deploykit eval model.int8.onnx --source coco:val2017 --record records.jsonl
         deploykit eval weights.pth --source coco:val2017 --limit 500
     """

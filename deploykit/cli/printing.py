@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 from deploykit.errors import OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from deploykit.errors import DeployError
     from deploykit.measuring.environment import Row
     from deploykit.measuring.records import AccuracyRecord
     from deploykit.pipeline import Inspection
+    from deploykit.tasks.task import Display
     from deploykit.values import Artifact, BenchRecord, Json
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -186,10 +187,26 @@ def accuracy(found: AccuracyRecord) -> str:
     lines = [_lined([about]), table(("metric", "value"), rows)]
     if found.per_class and found.primary in shown:
         primary = shown[found.primary]
-        classes = [(name, primary.text(value)) for name, value in found.per_class.items()]
-        lines += ["", table(("class", primary.title), classes)]
+        lines += ["", _classes(found.per_class, primary)]
     lines += [_lined([f"warning: {text}" for text in found.warnings])] if found.warnings else []
     return "\n".join(lines)
+
+
+def _classes(values: Mapping[str, float | None], shown: Display) -> str:
+    """Return the metric of each class; of many classes of the few that do worst."""
+    chosen = list(values.items())
+    if len(values) > _MOST_CLASSES:
+        known = [(name, value) for name, value in chosen if value is not None]
+        worst = sorted(known, key=lambda pair: pair[1], reverse=not shown.higher_is_better)
+        chosen = list(worst[:_WORST])
+    rows = [(name, shown.text(value)) for name, value in chosen]
+    more = len(values) - len(rows)
+    rest = [f"and {more} more, which are higher or not known: see --json"] if more else []
+    return "\n".join([table(("class", shown.title), rows), *rest])
+
+
+_MOST_CLASSES, _WORST = 100, 10
+"""Classes that are all listed, and those that are listed where there are more."""
 
 
 def measurements(found: Sequence[BenchRecord]) -> str:

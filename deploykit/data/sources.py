@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from deploykit.errors import OptionError
+from deploykit.errors import DataError, OptionError
 from deploykit.files import extensions
 
 if TYPE_CHECKING:
@@ -36,6 +36,25 @@ class Dataset:
     samples: Sequence[Sample]
     categories: Mapping[int, str] = field(default_factory=dict)
     """Id -> name of what the truth tells apart."""
+    by_index: bool = False
+    """Whether the ids are the indices of the model's classes, whatever their names."""
+
+    def known(self, classes: Sequence[str]) -> Mapping[int, str]:
+        """Return the categories as a model with these classes is judged by.
+
+        Raises: DataError for an index that the model has no class for.
+        """
+        if not self.by_index:
+            return self.categories
+        beyond = sorted(number for number in self.categories if number >= len(classes))
+        if beyond:
+            name = self.categories[beyond[0]]
+            raise DataError(
+                f"{self.name}: {name!r} is class {beyond[0]}, and the model has {len(classes)}",
+                expected=f"indices from 0 to {len(classes) - 1}",
+                fix="give the class map of the data set that the model was trained on",
+            )
+        return dict(enumerate(classes))
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ def evaluate(
         per_class=scores.per_class,
         task=tasks.name(chosen),
         primary=scores.primary,
-        warnings=_shrunk(shrunk, images),
+        warnings=(*scores.notes, *_shrunk(shrunk, images)),
         display={name: shown for name, shown in scores.display.items() if name in scores.metrics},
     )
     if record is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from deploykit.errors import unknown_name
+from deploykit.tasks.classification import Classification
 from deploykit.tasks.detection import Detection
 from deploykit.tasks.instances import Instances
 from deploykit.tasks.keypoints import Keypoints
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 AnyTask: TypeAlias = "Task[Any]"
 
 SHIPPED: Mapping[str, AnyTask] = {
+    "classification": Classification(),
     "detection": Detection(),
     "instance_segmentation": Instances(),
     "keypoints": Keypoints(),

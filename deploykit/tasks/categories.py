@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deploykit.errors import DataError
@@ -10,28 +12,61 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-def ids(categories: Mapping[int, str], classes: Sequence[str]) -> tuple[int, ...]:
-    """Return the truth's category id for each class of a model.
+@dataclass(frozen=True)
+class Match:
+    """Which class of the model each category of the truth is."""
 
-    By name where the names are the same set; otherwise by position among the sorted ids, provided
-    that the counts agree and no shared name changes its place.
+    indices: Mapping[int, int]
+    """Id of a category -> index of the class; each class at most once."""
+    classes: tuple[str, ...]
+    """The model's, as they are told apart: a name that stands twice has its index behind it."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what is said where the truth has a part of the model's classes."""
+        if len(self.indices) == len(self.classes):
+            return ()
+        text = (
+            f"the truth has {len(self.indices)} of the model's {len(self.classes)} classes, and "
+            "only these are scored: "
+            + _shortened([self.classes[i] for i in sorted(self.indices.values())])
+        )
+        return (text,)
+
+
+def match(categories: Mapping[int, str], classes: Sequence[str]) -> Match:
+    """Return the class of a model for each category of the truth.
+
+    By name where the names are the same set; else by position among the sorted ids, provided that
+    the counts agree and no shared name changes its place; else by name, where the truth has a part
+    of the model's classes.
 
     Raises: DataError naming the differences.
     """
     known = sorted(categories.items())
     names = [name for _, name in known]
-    if sorted(names) == sorted(classes) and len(set(names)) == len(names):
-        numbers = {name: number for number, name in known}
-        return tuple(numbers[name] for name in classes)
+    distinct = tuple(unique(classes))
+    places = {name: i for i, name in enumerate(classes)}
+    is_named = len(set(names)) == len(names) and all(classes.count(name) == 1 for name in names)
+    if is_named and len(names) == len(classes):
+        return Match({number: places[name] for number, name in known}, distinct)
     moved = [name for i, name in enumerate(classes) if name in names and names[i : i + 1] != [name]]
     if len(names) == len(classes) and not moved:
-        return tuple(number for number, _ in known)
+        return Match({number: i for i, (number, _) in enumerate(known)}, distinct)
+    if is_named and names:
+        return Match({number: places[name] for number, name in known}, distinct)
     raise DataError(
         f"the truth has {len(names)} categories, the model {len(classes)} classes; "
         + _differences(names, classes, moved),
-        expected="the same class names, or as many in the same order",
+        expected="the same class names, a part of them, or as many in the same order",
         fix="evaluate on the data set the model was trained for",
     )
+
+
+def unique(names: Sequence[str]) -> list[str]:
+    """Return the names, with its index behind each that stands more than once."""
+    times = Counter(names)
+    return [f"{name} ({i})" if times[name] > 1 else name for i, name in enumerate(names)]
 
 
 def _differences(names: Sequence[str], classes: Sequence[str], moved: Sequence[str]) -> str:

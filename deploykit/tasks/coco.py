@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from deploykit.errors import BackendError, DataError, ModelError
-from deploykit.tasks import categories, masks
+from deploykit.errors import BackendError, DataError
+from deploykit.tasks import categories, coco_rows, masks
 from deploykit.tasks.annotations import ImageAnnotations
 from deploykit.tasks.task import Display, Scores
 
@@ -98,7 +98,8 @@ class AveragePrecision:
         """
         _require()
         self._categories = dict(known)
-        self._ids = np.array(categories.ids(known, classes), np.int64)
+        self._match = categories.match(known, classes)
+        self._ids = coco_rows.ids(self._match)
         self._tolerances = tuple(tolerances)
         self._parts = list(parts)
         """Those that every image so far has."""
@@ -116,6 +117,7 @@ class AveragePrecision:
                 f"the truth about {name} is a {type(truth).__name__}",
                 expected="COCO annotations, as the sources coco and shapes give them",
             )
+        result = coco_rows.known(result, self._ids)
         objects = [a for a in truth.annotations if not a["iscrowd"]]
         self._objects += len(objects)
         self._parts = [part for part in self._parts if self._is_known(part, result, objects)]
@@ -129,7 +131,7 @@ class AveragePrecision:
             truth.image_id,
             size,
             tuple(self._compact(annotation, size) for annotation in truth.annotations),
-            _rows(truth.image_id, result, self._ids),
+            coco_rows.rows(truth.image_id, result, self._ids),
             _segments(result, size) if "segm" in self._parts else (),
             result.keypoints if "keypoints" in self._parts else None,
         )
@@ -144,7 +146,7 @@ class AveragePrecision:
             found, per_class = self._scored(part)
             primary = f"{prefix}ap"
             metrics |= {prefix + name: value for name, value in found.items()}
-        return Scores(metrics, primary, DISPLAY, per_class)
+        return Scores(metrics, primary, DISPLAY, per_class, self._match.notes)
 
     def _is_known(self, part: Part, result: Detections, objects: Sequence[Json]) -> bool:
         """Return whether the objects found, and those of the truth, have this part."""
@@ -251,29 +253,6 @@ _FIELDS: Mapping[Part, tuple[str, ...]] = {
     "keypoints": ("keypoints", "num_keypoints"),
 }
 """Part -> what the truth about each object has for it, beyond its box."""
-
-
-def _rows(image_id: int, found: Detections, ids: NDArray[np.int64]) -> Doubles:
-    """Return float64[N, 7]: image id, x, y, width, height, score, category id."""
-    classes = np.asarray(found.classes)
-    boxes = np.asarray(found.boxes, np.float64).reshape(-1, 4)
-    if classes.size and not (classes.min() >= 0 and classes.max() < len(ids)):
-        raise ModelError(
-            f"the model found an object of class {classes.max()}",
-            expected=f"a class from 0 to {len(ids) - 1}, one of its class names",
-        )
-    rows = np.empty((len(boxes), 7))
-    rows[:, 0] = image_id
-    rows[:, 1:3] = boxes[:, :2]
-    rows[:, 3:5] = boxes[:, 2:] - boxes[:, :2]
-    rows[:, 5] = found.scores
-    rows[:, 6] = ids[classes]
-    if not np.isfinite(rows).all():
-        raise ModelError(
-            "the model found an object whose box or score is not a finite number",
-            fix="compare it with its float form: deploykit verify",
-        )
-    return rows
 
 
 def _figures(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -35,6 +35,14 @@ class Detections:
     """How `masks` are brought to pixels, see `tasks.masks`."""
     keypoints: Floats | None = None
     """float32[N, K, 3]: x, y in pixels of the original image, and a score (a logit)."""
+
+    def only(self, kept: NDArray[np.bool_]) -> Detections:
+        """Return those objects of which `kept`, bool[N], says so."""
+        if kept.all():
+            return self
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        rows = {name: value[kept] for name, value in named.items() if hasattr(value, "shape")}
+        return replace(self, **rows)
 
 
 class Decode(Protocol):

@@ -63,10 +63,10 @@ def evaluate(  # noqa: PLR0913 - three nouns and three independent switches
         raise OptionError(
             f"{dataset.name} has images but no truth to compare with"
             + (f" for {len(chosen) - len(truths)} of {len(chosen)}" if truths else ""),
-            expected="a source with annotations, such as coco:DIR or shapes:",
+            expected="a source with truth, such as coco:DIR, imagefolder:DIR or shapes:",
         )
     task = contract.task
-    metric = task.metric(dataset.categories, contract.class_names)
+    metric = task.metric(dataset.known(contract.class_names), contract.class_names)
     images = shrunk = 0
     for batch in samples.batches(
         dataset, contract.preprocess, batch_size, limit=limit, progress=progress

@@ -27,6 +27,9 @@ _LINE = 200
 _TEXT = 30
 """The same per pixel of text height, and its least height."""
 _LEAST_TEXT = 11
+_LEAST_WIDTH = 320
+"""Pixels of a picture that has a list below it."""
+_PAPER, _INK = (255, 255, 255), (20, 20, 20)
 LEAST_SCORE = 0.3
 """Objects below it are not drawn: hundreds of guesses would cover the image."""
 
@@ -55,6 +58,55 @@ def objects(
         if found.keypoints is not None:
             _points(draw, found.keypoints[i, :, :2].tolist(), colour(number), 2 * width)
     return np.asarray(picture)
+
+
+def listed(image: Pixels, rows: Sequence[tuple[str, float, int]]) -> Pixels:
+    """Return the image, enlarged where it is small, with a list of classes below it.
+
+    rows: Each class's name, its share, 0 to 1, and its number, which gives the colour of its bar.
+    """
+    picture = Image.fromarray(image)
+    times = -(-_LEAST_WIDTH // picture.width)
+    if times > 1:
+        picture = picture.resize((picture.width * times, picture.height * times))
+    height = max(_LEAST_TEXT + 2, picture.width // _TEXT)
+    font, line = ImageFont.load_default(height), round(height * 1.6)
+    sheet = Image.new("RGB", (picture.width, picture.height + line * len(rows) + line // 2), _PAPER)
+    sheet.paste(picture)
+    draw = ImageDraw.Draw(sheet)
+    for i, (name, share, number) in enumerate(rows):
+        top = picture.height + line // 4 + i * line
+        _bar(draw, (line // 3, top, sheet.width - line // 3, top + line), share, colour(number))
+        _row(draw, (line // 2, top, sheet.width - line // 2, top + line), (name, share), font)
+    return np.asarray(sheet)
+
+
+def _bar(
+    draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], share: float, fill: Colour
+) -> None:
+    """Draw a bar as long as `share` of the box, in a pale tone of a colour."""
+    left, top, right, bottom = box
+    red, green, blue = (round(0.45 * part + 0.55 * 255) for part in fill)
+    end = left + round((right - left) * share)
+    if end > left:
+        draw.rectangle((left, top + 1, end, bottom - 2), fill=(red, green, blue))
+
+
+def _row(
+    draw: ImageDraw.ImageDraw,
+    box: tuple[int, int, int, int],
+    row: tuple[str, float],
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> None:
+    """Write a name at the left of a box, cut where it is too long, and its share at the right."""
+    left, top, right, bottom = box
+    middle, text = (top + bottom) / 2, f"{row[1]:.1%}"
+    draw.text((right, middle), text, fill=_INK, font=font, anchor="rm")
+    name = row[0]
+    room = right - left - 1.5 * draw.textlength(text, font=font)
+    while len(name) > 1 and draw.textlength(name, font=font) > room:
+        name = name.rstrip("…")[:-1] + "…"
+    draw.text((left, middle), name, fill=_INK, font=font, anchor="lm")
 
 
 def _shown(found: Detections, least: float) -> list[int]:

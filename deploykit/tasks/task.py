@@ -60,6 +60,8 @@ class Scores:
     """Metric name -> how it is shown; others by their name, with the defaults."""
     per_class: Mapping[str, float | None] = field(default_factory=dict)
     """Class name -> the primary metric of that class alone."""
+    notes: tuple[str, ...] = ()
+    """What the numbers leave out or assume, each in one line."""
 
     def __post_init__(self) -> None:
         """Check that there is a primary metric. Raises: OptionError."""
