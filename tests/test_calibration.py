@@ -23,7 +23,7 @@ from deploykit.errors import (
     StaleTableError,
 )
 from deploykit.files import artifacts
-from deploykit.precision import calibration, memory, tables
+from deploykit.precision import calibration, memory, observing, tables
 from deploykit.precision.calibration import CalibrationOptions
 from deploykit.recipes import opened
 from deploykit.values import CalibrationTable, Range
@@ -159,19 +159,25 @@ def test_the_default_is_mse_over_all_images(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("available", "workers"),
-    [("MemAvailable: 0 kB", 1), ("MemAvailable: 3 kB", 2), ("MemAvailable: 9 kB", 4), ("", 4)],
+    ("available", "workers", "fresh"),
+    [
+        ("MemAvailable: 0 kB", 1, 1),
+        ("MemAvailable: 3 kB", 2, 1),
+        ("MemAvailable: 9 kB", 4, 3),
+        ("", 4, 4),
+    ],
 )
 def test_there_are_as_many_workers_as_memory_allows(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, available: str, workers: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, available: str, workers: int, fresh: int
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     meminfo = tmp_path / "meminfo"
     monkeypatch.setattr(memory, "_MACHINE", meminfo)
     monkeypatch.setattr(memory, "_CONTAINER", tmp_path)
-    assert calibration._affordable(1024) == 4, "where nothing says how much there is"
+    assert observing._affordable(1024) == 4, "where nothing says how much there is"
     meminfo.write_text(f"MemTotal: 99999 kB\n{available}\n")
-    assert calibration._affordable(1024) == workers
+    assert observing._affordable(1024, held=1) == workers
+    assert observing._affordable(1024) == fresh
 
 
 def test_the_number_of_workers_changes_nothing(
@@ -179,7 +185,7 @@ def test_the_number_of_workers_changes_nothing(
 ) -> None:
     tables = []
     for workers in (1, 2, 4):
-        monkeypatch.setattr(calibration, "_affordable", lambda _, n=workers: n)
+        monkeypatch.setattr(observing, "_affordable", lambda *_, n=workers, **__: n)
         tables.append(calibrate(model, dataset(9), PREPROCESS, TENSORS))
     assert tables[0] == tables[1] == tables[2]
 

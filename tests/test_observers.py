@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from deploykit.errors import InputError, OptionError
 from deploykit.precision import observers
-from deploykit.precision.observers import LEAST_THRESHOLD, OBSERVERS, Extremes, Histogram
+from deploykit.precision.histograms import BINS, Extremes, Histogram
+from deploykit.precision.observers import LEAST_THRESHOLD, OBSERVERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -179,8 +180,8 @@ def test_the_counts_are_those_of_exact_arithmetic(values: Values, power: int) ->
     values = values * np.float32(2.0**power)
     histogram = seen(values)
     index = np.floor(np.abs(values).astype(np.float64) / histogram.width).astype(np.int64)
-    assert np.array_equal(histogram.counts, np.bincount(index, minlength=observers.BINS))
-    assert not values.any() or histogram.counts[observers.BINS // 2 :].any()
+    assert np.array_equal(histogram.counts, np.bincount(index, minlength=BINS))
+    assert not values.any() or histogram.counts[BINS // 2 :].any()
 
 
 @given(samples, st.integers(0, 2**32 - 1))
@@ -309,7 +310,7 @@ def test_the_range_may_grow_by_any_factor(name: str) -> None:
 def test_the_greatest_float_fits_and_a_power_of_two_opens_the_next_octave() -> None:
     histogram = seen(np.array([np.finfo(np.float32).max], np.float32))
     assert histogram.counts[-1] == 1
-    assert seen(np.array([1.0], np.float32)).counts[observers.BINS // 2] == 1
+    assert seen(np.array([1.0], np.float32)).counts[BINS // 2] == 1
 
 
 def test_a_histogram_takes_in_no_bare_extremes() -> None:

@@ -1,160 +1,30 @@
-"""From a tensor's values, batch by batch, to the magnitude that INT8 should cover.
-
-`Histogram` counts |x| on a linear grid of 32768 bins over [0, 2**e), where 2**e is the smallest
-power of two above the largest |x| so far. When a larger value comes, each 2**k neighbouring bins
-are added into one: a bin's edges are multiples of a power of two, so the counts are exactly those
-of a histogram made with the final range from the start. Hence one pass over the data, constant
-memory, and a result that depends neither on the order nor on the cut into batches nor on merging.
-
-The largest |x| lies in the upper half of the grid, so 16384 bins or more resolve [0, max|x|].
-"""
+"""From what was remembered of a tensor's values to the magnitude that INT8 should cover."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from deploykit.errors import InputError, OptionError, unknown_name
+from deploykit.errors import OptionError, unknown_name
+from deploykit.precision.histograms import BINS, SEARCH_BINS, Extremes, Histogram
 from deploykit.values import INT8_LEVELS, Range
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Any
 
     from numpy.typing import NDArray
 
-    Counts: TypeAlias = "NDArray[np.int64]"
     Real: TypeAlias = "NDArray[np.float64]"
 
 PERCENTILE = 99.99
 """Default of the percentile observer; Wu et al. compare 99.9, 99.99 and 99.999."""
 LEAST_THRESHOLD = INT8_LEVELS * 2.0**-24
 """Gives the smallest scale that is above zero in half precision; dead tensors get it."""
-_BITS = 15
-BINS = 1 << _BITS
-"""Bins of the histogram over [0, 2**e)."""
-_BLOCK = 1 << 16
-"""Values handled at a time: with the scratch arrays they fit in a core's L2 cache."""
-_LEAST_EXPONENT = -100
-"""Keeps 2**(_BITS - e) within float32; far below LEAST_THRESHOLD."""
-_SEARCH_BINS = 2048
-"""Bins over [0, max|x|] among whose edges entropy and mse choose, as TensorRT does."""
 _LEVELS = 128
 """Magnitudes of the INT8 grid, zero included, onto which entropy projects."""
-
-
-class Extremes:
-    """The smallest and the largest value of one tensor."""
-
-    def __init__(self, tensor: str) -> None:
-        """Start empty; `tensor` is named in errors."""
-        self.tensor = tensor
-        self.minimum = math.inf
-        self.maximum = -math.inf
-
-    @property
-    def largest(self) -> float:
-        """Return max|x|. Raises: InputError where no value was observed."""
-        if self.minimum > self.maximum:
-            raise InputError(
-                f"tensor {self.tensor!r} had no values in any image",
-                fix="calibrate with images in which the model finds objects, or keep its layer in "
-                "float",
-            )
-        return max(-self.minimum, self.maximum)
-
-    def observe(self, values: NDArray[np.float32]) -> None:
-        """Take in an array of any shape. Raises: InputError for NaN or infinity."""
-        for block in _blocks(values):
-            self._extend(float(block.min()), float(block.max()))
-
-    def merge(self, other: Extremes) -> None:
-        """Take in what `other` observed."""
-        self.minimum = min(self.minimum, other.minimum)
-        self.maximum = max(self.maximum, other.maximum)
-
-    def _extend(self, low: float, high: float) -> None:
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise InputError(
-                f"tensor {self.tensor!r} takes the value {high if math.isfinite(low) else low}",
-                expected="finite activations",
-                fix="check the model's weights and the preprocessing of the images",
-            )
-        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
-
-
-class Histogram(Extremes):
-    """The extremes, and how often each magnitude occurs."""
-
-    def __init__(self, tensor: str) -> None:
-        """Start empty; `tensor` is named in errors."""
-        super().__init__(tensor)
-        self.exponent = _LEAST_EXPONENT
-        self.counts: Counts = np.zeros(BINS, np.int64)
-        """Bin k counts the values with k <= |x| / width < k + 1."""
-
-    @property
-    def width(self) -> float:
-        """Return the width of a bin, in the tensor's unit."""
-        return math.ldexp(1.0, self.exponent - _BITS)
-
-    def observe(self, values: NDArray[np.float32]) -> None:
-        """Take in an array of any shape. Raises: InputError for NaN or infinity."""
-        length = min(_BLOCK, values.size)
-        scaled, index = np.empty(length, np.float32), np.empty(length, np.int32)
-        for block in _blocks(values):
-            self._extend(float(block.min()), float(block.max()))
-            self._grow(_exponent(self.largest))
-            part = index[: block.size]
-            np.multiply(block, np.float32(1.0 / self.width), out=scaled[: block.size])
-            np.copyto(part, scaled[: block.size], casting="unsafe")  # towards zero
-            found = np.bincount(np.absolute(part, out=part))
-            self.counts[: found.size] += found
-
-    def merge(self, other: Extremes) -> None:
-        """Take in what `other`, a histogram too, observed."""
-        if not isinstance(other, Histogram):
-            raise TypeError(f"a histogram cannot take in {type(other).__name__}")
-        super().merge(other)
-        self._grow(other.exponent)
-        self.counts += _folded(other.counts, self.exponent - other.exponent)
-
-    def rebinned(self) -> Real:
-        """Return the counts in _SEARCH_BINS equal bins over [0, max|x|].
-
-        A bin goes where its centre lies: its edges move by at most 1/16 of the new width.
-        """
-        centres = np.arange(BINS) + 0.5
-        target = (centres * (self.width / self.largest * _SEARCH_BINS)).astype(np.int64)
-        found: Real = np.zeros(_SEARCH_BINS)
-        np.add.at(found, np.minimum(target, _SEARCH_BINS - 1), self.counts)
-        return found
-
-    def _grow(self, exponent: int) -> None:
-        if exponent > self.exponent:
-            self.counts = _folded(self.counts, exponent - self.exponent)
-            self.exponent = exponent
-
-
-def _blocks(values: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    flat = values.reshape(-1)
-    return (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
-
-
-def _exponent(largest: float) -> int:
-    """Return the smallest e with largest < 2**e, but no less than _LEAST_EXPONENT."""
-    return max(_LEAST_EXPONENT, math.frexp(largest)[1]) if largest else _LEAST_EXPONENT
-
-
-def _folded(counts: Counts, shift: int) -> Counts:
-    """Return the counts on the grid whose bins are 2**shift times as wide."""
-    group = 1 << min(shift, _BITS)
-    folded = np.zeros(BINS, np.int64)
-    folded[: BINS // group] = counts.reshape(-1, group).sum(axis=1)
-    return folded
 
 
 def minmax(seen: Extremes) -> float:
@@ -205,7 +75,7 @@ def entropy(seen: Histogram) -> float:
     """
     p = seen.rebinned()
     p[0] = p[1]
-    i = np.arange(_LEVELS, _SEARCH_BINS + 1)
+    i = np.arange(_LEVELS, SEARCH_BINS + 1)
     edges = -(-i[:, None] * np.arange(_LEVELS + 1) // _LEVELS)  # group g: bins edges[g]:edges[g+1]
     inside = _cumulative(p)
     sums = np.diff(inside[edges])
@@ -220,7 +90,7 @@ def entropy(seen: Histogram) -> float:
         divergence = (p_log_p - q_terms) / total - np.log(total) + np.log(kept)
     divergence[~np.isfinite(divergence)] = np.inf
     best = len(i) - 1 - int(np.argmin(divergence[::-1]))
-    return float(i[best]) * seen.largest / _SEARCH_BINS
+    return float(i[best]) * seen.largest / SEARCH_BINS
 
 
 def mse(seen: Histogram) -> float:
@@ -235,14 +105,14 @@ def mse(seen: Histogram) -> float:
     """
     centres = np.arange(BINS) + 0.5  # in bins
     numbers, moments = _cumulative(seen.counts), _cumulative(seen.counts * centres)
-    i = np.arange(1, _SEARCH_BINS + 1)
-    step = i * (seen.largest / seen.width / _SEARCH_BINS / INT8_LEVELS)
+    i = np.arange(1, SEARCH_BINS + 1)
+    step = i * (seen.largest / seen.width / SEARCH_BINS / INT8_LEVELS)
     q = np.arange(INT8_LEVELS + 1)
     edges = np.ceil(step[:, None] * (q - 0.5) - 0.5).clip(0, BINS).astype(np.int64)
     edges = np.concatenate([edges, np.full((len(i), 1), BINS)], axis=1)
     count, total = np.diff(numbers[edges]), np.diff(moments[edges])
     error = step**2 * (count @ q**2.0) - 2 * step * (total @ q.astype(np.float64))
-    return float(i[int(np.argmin(error))]) * seen.largest / _SEARCH_BINS
+    return float(i[int(np.argmin(error))]) * seen.largest / SEARCH_BINS
 
 
 def _cumulative(values: NDArray[Any]) -> Real:

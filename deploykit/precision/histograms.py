@@ -1,0 +1,223 @@
+"""What is remembered of a tensor's values: their extremes, and a histogram of their magnitudes.
+
+`Histogram` counts |x| on a linear grid of 32768 bins over [0, 2**e), where 2**e is the smallest
+power of two above the largest |x| so far. When a larger value comes, each 2**k neighbouring bins
+are added into one: a bin's edges are multiples of a power of two, so the counts are those of a
+histogram made with the final range from the start. The largest |x| lies in the upper half of the
+grid, so 16384 bins or more resolve [0, max|x|].
+
+To count a value costs ten times what it costs to compare it, and most values say little: one in
+sixteen tells how the millions of small ones are distributed, while the few large ones decide where
+to clip. Therefore of arrays with long rows (a row is what one image or one proposal has) only the
+16384 largest magnitudes of all that was seen are counted one by one. The others are counted at
+fixed places, one out of each 4 or 16 neighbours, for as many.
+
+Which values are the largest depends on no order, and a place is one of its row: the counts are the
+same in whatever order and batches the values come, and however they are merged.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from deploykit.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    Counts: TypeAlias = "NDArray[np.int64]"
+    Real: TypeAlias = "NDArray[np.float64]"
+    Values: TypeAlias = "NDArray[np.float32]"
+
+_BITS = 15
+BINS = 1 << _BITS
+"""Bins of the histogram over [0, 2**e)."""
+SEARCH_BINS = 2048
+"""Bins over [0, max|x|] among whose edges entropy and mse choose, as TensorRT does."""
+LARGEST = 1 << 14
+"""Magnitudes that are counted one by one in any case: the largest of all seen."""
+_BLOCK = 1 << 17
+"""Values handled at a time: with the scratch arrays they fit in a core's L2 cache."""
+_GROUP = 8
+"""Values whose extremes are taken together when the largest are looked for."""
+_LEAST_EXPONENT = -100
+"""Keeps 2**(_BITS - e) within float32; far below any threshold."""
+_STRIDES = {1 << 17: 16, 1 << 15: 4}
+"""Row length -> of how many neighbours one is counted, for rows at least as long."""
+
+
+def _places(stride: int) -> NDArray[np.intp]:
+    """Return one place of each `stride` neighbours of a block, in no rhythm with a map's width."""
+    starts = np.arange(0, _BLOCK, stride)
+    places: NDArray[np.intp] = starts + np.random.default_rng(0).integers(0, stride, starts.size)
+    return places
+
+
+_PLACES = {stride: _places(stride) for stride in _STRIDES.values()}
+
+
+class Extremes:
+    """The smallest and the largest value of one tensor."""
+
+    def __init__(self, tensor: str) -> None:
+        """Start empty; `tensor` is named in errors."""
+        self.tensor = tensor
+        self.minimum = math.inf
+        self.maximum = -math.inf
+
+    @property
+    def largest(self) -> float:
+        """Return max|x|. Raises: InputError where no value was observed."""
+        if self.minimum > self.maximum:
+            raise InputError(
+                f"tensor {self.tensor!r} had no values in any image",
+                fix="calibrate with images in which the model finds objects, or keep its layer in "
+                "float",
+            )
+        return max(-self.minimum, self.maximum)
+
+    def observe(self, values: Values) -> None:
+        """Take in an array of any shape. Raises: InputError for NaN or infinity."""
+        for block in _blocks(values):
+            self._extend(float(block.min()), float(block.max()))
+
+    def merge(self, other: Extremes) -> None:
+        """Take in what `other` observed."""
+        self.minimum = min(self.minimum, other.minimum)
+        self.maximum = max(self.maximum, other.maximum)
+
+    def _extend(self, low: float, high: float) -> None:
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise InputError(
+                f"tensor {self.tensor!r} takes the value {high if math.isfinite(low) else low}",
+                expected="finite activations",
+                fix="check the model's weights and the preprocessing of the images",
+            )
+        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+
+
+class Histogram(Extremes):
+    """The extremes, and how often each magnitude occurs."""
+
+    def __init__(self, tensor: str) -> None:
+        """Start empty; `tensor` is named in errors."""
+        super().__init__(tensor)
+        self.exponent = _LEAST_EXPONENT
+        self.top: Counts = np.zeros(BINS, np.int64)
+        """Complete from the bin of the LARGEST-th magnitude up, at least."""
+        self.spread: Counts = np.zeros(BINS, np.int64)
+        """Of the places alone, each for its neighbours."""
+
+    @property
+    def width(self) -> float:
+        """Return the width of a bin, in the tensor's unit."""
+        return math.ldexp(1.0, self.exponent - _BITS)
+
+    @property
+    def counts(self) -> Counts:
+        """Return int64[BINS]: bin k counts the values with k <= |x| / width < k + 1."""
+        reached = self._reached()
+        # The bin that is reached may have been made of one that was counted and one that was not.
+        return np.concatenate([self.spread[: reached + 1], self.top[reached + 1 :]])
+
+    def observe(self, values: Values) -> None:
+        """Take in an array of any shape. Raises: InputError for NaN or infinity."""
+        rows = values.reshape(len(values) if values.ndim else 1, -1) if values.size else values
+        stride = next((of for least, of in _STRIDES.items() if rows[:1].size >= least), 1)
+        if stride == 1:
+            super().observe(values)
+            for found in self._counted(values):
+                self.top[: found.size] += found
+                self.spread[: found.size] += found
+            return
+        least = max(self._reached(), 0) * self.width
+        top, spread = [], []
+        for block in (block for row in rows for block in _blocks(row)):
+            top += self._large(block, least)
+            places = _PLACES[stride]
+            spread.append(block[places[: np.searchsorted(places, block.size)]])
+        for found in self._counted(np.concatenate(top)):
+            self.top[: found.size] += found
+        for found in self._counted(np.concatenate(spread)):
+            self.spread[: found.size] += stride * found
+
+    def merge(self, other: Extremes) -> None:
+        """Take in what `other`, a histogram too, observed."""
+        if not isinstance(other, Histogram):
+            raise TypeError(f"a histogram cannot take in {type(other).__name__}")
+        super().merge(other)
+        self._grow(other.exponent)
+        shift = self.exponent - other.exponent
+        self.top += _folded(other.top, shift)
+        self.spread += _folded(other.spread, shift)
+
+    def rebinned(self) -> Real:
+        """Return the counts in SEARCH_BINS equal bins over [0, max|x|].
+
+        A bin goes where its centre lies: its edges move by at most 1/16 of the new width.
+        """
+        centres = np.arange(BINS) + 0.5
+        target = (centres * (self.width / self.largest * SEARCH_BINS)).astype(np.int64)
+        target = np.minimum(target, SEARCH_BINS - 1)
+        found: Real = np.bincount(target, self.counts, SEARCH_BINS).astype(np.float64)
+        return found
+
+    def _reached(self) -> int:
+        """Return the bin of the LARGEST-th magnitude; -1 where fewer were seen."""
+        above = np.cumsum(self.top[::-1])
+        return BINS - 1 - int(np.searchsorted(above, LARGEST))
+
+    def _large(self, block: Values, least: float) -> list[Values]:
+        """Take in the extremes; return arrays with all values of `least` or more, and with others.
+
+        Of groups of values only those are returned whose extremes reach so far.
+        """
+        even = block.size - block.size % _GROUP
+        groups, rest = block[:even].reshape(_GROUP, -1), block[even:]
+        super().observe(rest)
+        if not even:
+            return [rest]
+        high, low = groups.max(axis=0), groups.min(axis=0)
+        self._extend(float(low.min()), float(high.max()))
+        large = np.flatnonzero((high >= least) | (low <= -least))
+        return [groups[:, large].reshape(-1), rest]
+
+    def _counted(self, values: Values) -> Iterator[Counts]:
+        """Yield the counts of an array whose extremes were taken in, block after block."""
+        if values.size:
+            self._grow(_exponent(self.largest))
+        length = min(_BLOCK, values.size)
+        scaled, index = np.empty(length, np.float32), np.empty(length, np.int32)
+        for block in _blocks(values):
+            part = index[: block.size]
+            np.multiply(block, np.float32(1.0 / self.width), out=scaled[: block.size])
+            np.copyto(part, scaled[: block.size], casting="unsafe")  # towards zero
+            yield np.bincount(np.absolute(part, out=part))
+
+    def _grow(self, exponent: int) -> None:
+        if exponent > self.exponent:
+            shift, self.exponent = exponent - self.exponent, exponent
+            self.top, self.spread = _folded(self.top, shift), _folded(self.spread, shift)
+
+
+def _blocks(values: Values) -> Iterator[Values]:
+    flat = values.reshape(-1)
+    return (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
+
+
+def _exponent(largest: float) -> int:
+    """Return the smallest e with largest < 2**e, but no less than _LEAST_EXPONENT."""
+    return max(_LEAST_EXPONENT, math.frexp(largest)[1]) if largest else _LEAST_EXPONENT
+
+
+def _folded(counts: Counts, shift: int) -> Counts:
+    """Return the counts on the grid whose bins are 2**shift times as wide."""
+    group = 1 << min(shift, _BITS)
+    folded = np.zeros(BINS, np.int64)
+    folded[: BINS // group] = counts.reshape(-1, group).sum(axis=1)
+    return folded

@@ -1,0 +1,185 @@
+"""Run a model over batches of images and remember what values its tensors take.
+
+Images are decoded, run through the model and observed at the same time. Memory holds a batch of
+the observed tensors per worker and does not grow with the number of images.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, TypeAlias, cast
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from deploykit.data import feeding
+from deploykit.errors import ModelError, unknown_name
+from deploykit.precision import memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from deploykit.data.preprocess import Floats
+    from deploykit.data.samples import Batch
+    from deploykit.precision.histograms import Extremes
+
+    Seen: TypeAlias = dict[str, Extremes]
+    Sessions: TypeAlias = Mapping[tuple[int, int] | None, ort.InferenceSession]
+
+_FLOAT32 = "tensor(float)"
+"""float32 in the runtime's words."""
+_MOST_WORKERS = 4
+"""Batches at a time: one core each is faster than all cores on one, but takes memory."""
+_HELD = 3
+"""Times the size of the observed tensors that a worker holds: the runtime's own come with them."""
+
+
+def observe(
+    sessions: Sessions, batches: Iterator[Batch], remember: Callable[[], Seen]
+) -> tuple[Seen, list[str], list[str]]:
+    """Return what was seen in all batches, and the names and the hashes of the images in order.
+
+    Workers run and observe whole batches side by side, each into a memory of its own; merging is
+    exact, so the result depends on neither their number nor their order. How many there can be is
+    a question of memory: where the model does not say how much a batch takes, the first one does.
+    """
+    found: dict[int, tuple[str, str]] = {}
+    spare: SimpleQueue[Seen] = SimpleQueue()
+    running: deque[Future[int]] = deque()
+    workers = 0
+    with ThreadPoolExecutor(_workers(), thread_name_prefix="observer") as pool:
+        for number, batch in enumerate(batches):
+            read = zip(batch.names, batch.pixel_sha256s, strict=True)
+            found |= zip(batch.places, read, strict=True)
+            session = _for(batch, sessions)
+            wanted = workers
+            if number == 0:
+                declared = _declared(session, len(batch.images))
+                wanted = 1 if declared is None else _affordable(declared)
+            elif len(running) == workers:
+                size = running.popleft().result()
+                if number == 1 and declared is None:
+                    wanted = _affordable(size, held=1)
+            while workers < wanted:
+                spare.put(remember())
+                workers += 1
+            running.append(pool.submit(_take_in, session, batch, spare))
+        for future in running:
+            future.result()
+    seen = spare.get()
+    for _ in range(workers - 1):
+        for name, other in spare.get().items():
+            seen[name].merge(other)
+    ordered = [found[place] for place in sorted(found)]
+    return seen, [name for name, _ in ordered], [sha256 for _, sha256 in ordered]
+
+
+def _for(batch: Batch, sessions: Sessions) -> ort.InferenceSession:
+    """Return the session of a batch's size, or the only one, which takes any."""
+    height, width = batch.images.shape[2:]
+    return sessions.get((height, width)) or next(iter(sessions.values()))
+
+
+def _workers() -> int:
+    return min(_MOST_WORKERS, os.cpu_count() or 1)
+
+
+def _declared(session: ort.InferenceSession, batch: int) -> int | None:
+    """Return the bytes of a session's outputs; None where it leaves more than the batch open."""
+    opened = session.get_inputs()[0].shape[0]
+    size = 0
+    for output in session.get_outputs():
+        sizes = [batch if each == opened else each for each in output.shape]
+        if not all(isinstance(each, int) for each in sizes):
+            return None
+        size += math.prod(sizes) * np.float32().nbytes
+    return size
+
+
+def _affordable(size: int, *, held: int = 0) -> int:
+    """Return how many workers there is memory for, when a batch has `size` bytes of tensors.
+
+    held: workers whose memory is in use, and so not among what is available.
+    """
+    available = memory.available()
+    more = _workers() if available is None else available // max(1, size * _HELD)
+    return min(_workers(), max(1, held + more))
+
+
+def _run(session: ort.InferenceSession, batch: Batch, seen: Iterable[str]) -> dict[str, Floats]:
+    names = [spec.name for spec in session.get_inputs()]
+    feeds = cast("dict[str, Floats]", feeding.feeds(names, batch.images, batch.geometries))
+    values = dict(feeds)
+    inner = [name for name in seen if name not in feeds]
+    if inner:
+        try:
+            outputs = session.run(inner, feeds)
+        except Exception as error:  # the errors of the runtime have no common class
+            raise ModelError(
+                f"ONNX Runtime failed on images of shape {batch.images.shape}: {error}"
+            ) from error
+        values |= zip(inner, cast("list[Floats]", outputs), strict=True)
+    return values
+
+
+def _take_in(session: ort.InferenceSession, batch: Batch, spare: SimpleQueue[Seen]) -> int:
+    """Run and observe a batch with a spare memory; return the bytes of what was observed.
+
+    Each array is freed as soon as it is done.
+    """
+    seen = spare.get()
+    try:
+        values = _run(session, batch, seen)
+        size = sum(array.nbytes for array in values.values())
+        while values:
+            name, array = values.popitem()
+            if name in seen:
+                seen[name].observe(array)
+            del array
+        return size
+    finally:
+        spare.put(seen)
+
+
+def _expose(graph: ir.Graph, path: Path, tensors: Iterable[str]) -> None:
+    """Make `tensors` outputs of the graph in memory; an input needs no such thing."""
+    values = {value.name: value for node in graph for value in node.outputs if value.name}
+    inputs = {value.name for value in graph.inputs}
+    for name in tensors:
+        if name in inputs or any(value.name == name for value in graph.outputs):
+            continue
+        if name not in values:
+            near = unknown_name("tensor", name, values).fix
+            raise ModelError(f"{path} computes no tensor {name!r}", fix=near)
+        graph.outputs.append(values[name])
+
+
+def open_session(model: ir.Model, path: Path, tensors: Sequence[str]) -> ort.InferenceSession:
+    """Return a session that computes `tensors`, all of them float32."""
+    _expose(model.graph, path, tensors)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # an error is raised, so it need not be logged too
+    options.intra_op_num_threads = max(1, (os.cpu_count() or 1) // _workers())
+    # A thread that waits for work leaves its core to the observers and the decoders.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    ir.external_data.load_to_model(model)
+    data = ir.to_proto(model).SerializeToString()
+    try:
+        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the errors of the runtime have no common class
+        raise ModelError(f"ONNX Runtime cannot run {path}: {error}") from error
+    types = {output.name: output.type for output in session.get_outputs()}
+    for name in tensors:
+        if types.get(name, _FLOAT32) != _FLOAT32:
+            raise ModelError(
+                f"cannot calibrate {name!r}, a {types[name]}",
+                expected=_FLOAT32,
+                fix="calibrate the float32 model, before its precision is converted",
+            )
+    return session
