@@ -87,7 +87,7 @@ def decode(path: Path) -> Pixels:
         raise DataError(f"cannot read {path}: no such file")
     try:
         with Image.open(path, formats=_formats()) as image:
-            _check_size(image)
+            check_size(image)
             image.load()
             return _pixels(_upright(image))
     except DataError as error:
@@ -96,7 +96,7 @@ def decode(path: Path) -> Pixels:
         raise _unreadable(path, error) from error
 
 
-def _check_size(image: Image.Image) -> None:
+def check_size(image: Image.Image) -> None:
     """Check the size that an image says it has, before it is unpacked. Raises: DataError."""
     if image.width * image.height > PIXELS:
         raise DataError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from deploykit.data import images
@@ -61,3 +61,15 @@ def _files(root: Path) -> Iterator[Path]:
 
 def _unlistable(error: OSError) -> None:
     raise DataError(f"cannot list {error.filename}: {error.strerror}") from error
+
+
+def stem(name: str) -> str:
+    """Return a relative path without its last ending."""
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def stems(root: Path) -> dict[str, str]:
+    """Return the relative path of each image below a folder, by its `stem`. Raises: DataError."""
+    if not root.is_dir():
+        raise DataError(f"no such folder: {root}")
+    return {stem(name): name for name in below(root)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -70,6 +70,8 @@ class Geometry:
     sides: Size | None = None
     """Height and width of the scaled image, in input pixels, where it lies at the top left of the
     input; None: elsewhere, or as large as the input."""
+    canvas: Size | None = field(default=None, compare=False)
+    """Height and width of the input."""
 
     def to_image(self, boxes: Floats) -> Floats:
         """Return xyxy boxes (float32[N, 4]) in original pixels, clipped to the image."""
@@ -260,15 +262,16 @@ class Preprocess:
         height, width = image.shape[:2]
         sides = fit.sides if self.resize == "corner" else None
         if self.mapping == "sides" or self.resize == "stretch":
-            scale_y, scale_x = fit.sides[0] / height, fit.sides[1] / width
-            return Geometry(height, width, scale_x, scale_y, first[1], first[0], sides)
+            scales = fit.sides[1] / width, fit.sides[0] / height
+            return Geometry(height, width, *scales, first[1], first[0], sides, fit.canvas)
         margins = [0.0, 0.0]
         if self.resize != "corner":
             margins = [
                 (room - side * fit.ratio) / 2
                 for room, side in zip(fit.canvas, (height, width), strict=True)
             ]
-        return Geometry(height, width, fit.ratio, fit.ratio, margins[1], margins[0], sides)
+        scales = fit.ratio, fit.ratio
+        return Geometry(height, width, *scales, margins[1], margins[0], sides, fit.canvas)
 
     def to_json(self) -> Json:
         """Return the fields as plain JSON values."""

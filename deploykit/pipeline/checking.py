@@ -157,7 +157,7 @@ def evaluate(
         dataset=data.name,
         dataset_sha256=digest(sample.name for sample in data.samples),
         backend=opened.backend,
-        protocol={"batch_size": batch_size},
+        protocol={"batch_size": batch_size, **scores.protocol},
         per_class=scores.per_class,
         task=tasks.name(chosen),
         primary=scores.primary,

@@ -9,6 +9,7 @@ from deploykit.tasks.classification import Classification
 from deploykit.tasks.detection import Detection
 from deploykit.tasks.instances import Instances
 from deploykit.tasks.keypoints import Keypoints
+from deploykit.tasks.semantic import Semantic
 from deploykit.tasks.task import Display, Metric, Pair, Pairing, Scores, Task
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ SHIPPED: Mapping[str, AnyTask] = {
     "detection": Detection(),
     "instance_segmentation": Instances(),
     "keypoints": Keypoints(),
+    "semantic_segmentation": Semantic(),
 }
 """Name -> task, as recipes and the cards of files name them."""
 

@@ -29,7 +29,7 @@ _TEXT = 30
 _LEAST_TEXT = 11
 _LEAST_WIDTH = 320
 """Pixels of a picture that has a list below it."""
-_PAPER, _INK = (255, 255, 255), (20, 20, 20)
+PAPER, INK = (255, 255, 255), (20, 20, 20)
 LEAST_SCORE = 0.3
 """Objects below it are not drawn: hundreds of guesses would cover the image."""
 
@@ -65,13 +65,10 @@ def listed(image: Pixels, rows: Sequence[tuple[str, float, int]]) -> Pixels:
 
     rows: Each class's name, its share, 0 to 1, and its number, which gives the colour of its bar.
     """
-    picture = Image.fromarray(image)
-    times = -(-_LEAST_WIDTH // picture.width)
-    if times > 1:
-        picture = picture.resize((picture.width * times, picture.height * times))
-    height = max(_LEAST_TEXT + 2, picture.width // _TEXT)
+    picture = enlarged(Image.fromarray(image))
+    height = text_size(picture)
     font, line = ImageFont.load_default(height), round(height * 1.6)
-    sheet = Image.new("RGB", (picture.width, picture.height + line * len(rows) + line // 2), _PAPER)
+    sheet = Image.new("RGB", (picture.width, picture.height + line * len(rows) + line // 2), PAPER)
     sheet.paste(picture)
     draw = ImageDraw.Draw(sheet)
     for i, (name, share, number) in enumerate(rows):
@@ -79,6 +76,31 @@ def listed(image: Pixels, rows: Sequence[tuple[str, float, int]]) -> Pixels:
         _bar(draw, (line // 3, top, sheet.width - line // 3, top + line), share, colour(number))
         _row(draw, (line // 2, top, sheet.width - line // 2, top + line), (name, share), font)
     return np.asarray(sheet)
+
+
+def enlarged(picture: Image.Image) -> Image.Image:
+    """Return a picture that is wide enough for text, a whole number of times as large."""
+    times = -(-_LEAST_WIDTH // picture.width)
+    if times == 1:
+        return picture
+    return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+
+
+def text_size(picture: Image.Image) -> int:
+    """Return the height of text below a picture, in pixels."""
+    return max(_LEAST_TEXT + 2, picture.width // _TEXT)
+
+
+def cut(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    room: float,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> str:
+    """Return as much of a text as fits in so many pixels, with an ellipsis where some is left."""
+    while len(text) > 1 and draw.textlength(text, font=font) > room:
+        text = text.rstrip("…")[:-1] + "…"
+    return text
 
 
 def _bar(
@@ -101,12 +123,9 @@ def _row(
     """Write a name at the left of a box, cut where it is too long, and its share at the right."""
     left, top, right, bottom = box
     middle, text = (top + bottom) / 2, f"{row[1]:.1%}"
-    draw.text((right, middle), text, fill=_INK, font=font, anchor="rm")
-    name = row[0]
-    room = right - left - 1.5 * draw.textlength(text, font=font)
-    while len(name) > 1 and draw.textlength(name, font=font) > room:
-        name = name.rstrip("…")[:-1] + "…"
-    draw.text((left, middle), name, fill=_INK, font=font, anchor="lm")
+    draw.text((right, middle), text, fill=INK, font=font, anchor="rm")
+    name = cut(draw, row[0], right - left - 1.5 * draw.textlength(text, font=font), font)
+    draw.text((left, middle), name, fill=INK, font=font, anchor="lm")
 
 
 def _shown(found: Detections, least: float) -> list[int]:

@@ -62,6 +62,8 @@ class Scores:
     """Class name -> the primary metric of that class alone."""
     notes: tuple[str, ...] = ()
     """What the numbers leave out or assume, each in one line."""
+    protocol: Mapping[str, str] = field(default_factory=dict)
+    """How outputs became what was scored, where there is more than one way."""
 
     def __post_init__(self) -> None:
         """Check that there is a primary metric. Raises: OptionError."""
@@ -133,5 +135,5 @@ class Task(Protocol[R]):
         ...
 
     def draw(self, image: Pixels, result: R, classes: Sequence[str], /) -> Pixels:
-        """Return the image uint8[H, W, 3] with the result drawn on it."""
+        """Return a picture, uint8[h, w, 3]: the image with the result drawn on it or below it."""
         ...

@@ -1,0 +1,99 @@
+"""Class scores on the grid of a network's output, brought to the pixels of the original image.
+
+As mmsegmentation and the SegFormer of transformers do it: the scores are interpolated linearly to
+the size of the original image, corners not aligned, and then the best class of each pixel is taken.
+What lies beside the image in the input is left out first. A network that returns class indices
+instead gives each pixel the nearest one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from deploykit.data.preprocess import Geometry
+
+    Doubles: TypeAlias = NDArray[np.float64]
+    Labels: TypeAlias = NDArray[np.integer[Any]]
+
+LINEAR = "class scores interpolated linearly to the size of the image, then the best class"
+NEAREST = "the nearest of the network's class indices"
+_BLOCK = 1 << 24
+"""Scores in memory at a time."""
+
+
+class _Line(NamedTuple):
+    """Along one axis: between which two samples each pixel lies, and how near the second."""
+
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+    part: NDArray[np.float32]
+
+
+def best(scores: NDArray[Any], place: Geometry) -> Labels:
+    """Return the best class of each pixel of the original image, uint8 or int32[height, width].
+
+    scores: float[classes, h, w], over the whole of the input.
+    """
+    down, across = _axes(scores.shape[1:], place)
+    labels = np.empty((place.height, place.width), np.uint8 if len(scores) <= 256 else np.int32)
+    rows = max(1, _BLOCK // (len(scores) * place.width))
+    for first in range(0, place.height, rows):
+        block = slice(first, first + rows)
+        lines = _mixed(
+            scores[:, down.low[block]], scores[:, down.high[block]], down.part[block, None]
+        )
+        whole = _mixed(lines[..., across.low], lines[..., across.high], across.part)
+        labels[block] = whole.argmax(0)
+    return labels
+
+
+def nearest(labels: NDArray[Any], place: Geometry) -> Labels:
+    """Return the class of each pixel of the original image; labels: [h, w] over the input."""
+    down, across = (
+        np.where(line.part < 0.5, line.low, line.high) for line in _axes(labels.shape, place)
+    )
+    found: Labels = labels[np.ix_(down, across)]
+    return found
+
+
+def _mixed(low: NDArray[Any], high: NDArray[Any], part: NDArray[np.float32]) -> NDArray[Any]:
+    mixed: NDArray[Any] = low + (high - low) * part
+    return mixed
+
+
+def _axes(shape: tuple[int, ...], place: Geometry) -> tuple[_Line, _Line]:
+    height, width = place.canvas or (
+        max(1, round(place.height * place.scale_y + 2 * place.offset_y)),
+        max(1, round(place.width * place.scale_x + 2 * place.offset_x)),
+    )
+    down = _line(shape[0], height, (place.height, place.scale_y, place.offset_y))
+    across = _line(shape[1], width, (place.width, place.scale_x, place.offset_x))
+    return down, across
+
+
+def _line(samples: int, side: int, placed: tuple[int, float, float]) -> _Line:
+    """Return where the pixels of an image lie among the samples of an output along one axis.
+
+    samples: Of the output. side: Of the input, in pixels. placed: Pixels of the image, its scale
+    and where it begins in the input.
+    """
+    pixels, scale, offset = placed
+    ratio = samples / side
+    where = ((np.arange(pixels) + 0.5) * scale + offset) * ratio - 0.5
+    first, last = _inside(samples, offset * ratio, (offset + pixels * scale) * ratio)
+    where = np.clip(where, first, last)
+    low = np.floor(where).astype(np.int64)
+    return _Line(low, np.minimum(low + 1, last), (where - low).astype(np.float32))
+
+
+def _inside(samples: int, start: float, end: float) -> tuple[int, int]:
+    """Return the first and the last sample whose centres lie on the image: at least one."""
+    near = 1e-4  # of a sample: sides are products of rounded scales
+    first = min(max(0, int(np.ceil(start - 0.5 - near))), samples - 1)
+    last = max(min(samples - 1, int(np.floor(end - 0.5 + near))), first)
+    return first, last
