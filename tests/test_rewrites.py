@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from deploykit.backends import onnxruntime
 from deploykit.data.preprocess import Preprocess
 from deploykit.errors import ProofError
 from deploykit.files import onnxfile
@@ -126,7 +127,8 @@ def squares(graph: Graph, tmp_path: Path) -> opened.Opened:
 
 def reached(model: opened.Opened) -> dict[str, float]:
     inputs, _ = onnxfile.interface(model.graph)
-    return float16.reach(model, [acceptance.feeds(model, inputs, batch=2)])
+    seen = float16.reach(model, [acceptance.feeds(model, inputs, batch=2)])
+    return dict(seen.magnitudes)
 
 
 def test_the_largest_magnitude_of_each_tensor_is_found(squares: opened.Opened) -> None:
@@ -166,11 +168,46 @@ def test_what_fp16_has_few_digits_for_stays_fp32(graph: Graph, tmp_path: Path) -
 
 
 def test_an_empty_tensor_reaches_nothing(graph: Graph, tmp_path: Path) -> None:
-    body = "[k] k = Compress<axis=0>(images, none) [r] y = Relu(k)"
+    body = "[k] k = Compress<axis=0>(images, none) [r] y = Abs(k)"
     model = graph(
         f"(float[1,3,8,8] images) => (float[n,3,8,8] y) {{ {body} }}", none=np.array([False])
     )
     assert reached(saved(model, tmp_path / "m.onnx"))["k"] == 0
+
+
+def test_a_tensor_whose_batch_is_no_batch_of_images_may_be_empty(
+    graph: Graph, tmp_path: Path
+) -> None:
+    body = "[c] n = Compress<axis=0>(images, none) [k] k = Sigmoid(n) [r] y = Abs(k)"
+    model = graph(
+        f"(float[N,3,8,8] images) => (float[n,3,8,8] y) {{ {body} }}", none=np.array([False] * 2)
+    )
+    found = reached(saved(model, tmp_path / "m.onnx"))
+    assert (found["k"], found["y"]) == (0, 0)
+
+
+def test_what_a_relu_takes_away_and_what_is_known_is_not_looked_at(
+    graph: Graph, tmp_path: Path
+) -> None:
+    body = (
+        "[n] n = Neg(images) [big] b = Mul(n, k) [r] r = Relu(b) [o] o = Abs(n) [s] s = Sigmoid(r) "
+        "[y] y = Add(s, o)"
+    )
+    model = graph(f"(float[N,3,8,8] images) => (float[N,3,8,8] y) {{ {body} }}", k=np.float32(1e6))
+    subject = saved(model, tmp_path / "m.onnx", Preprocess((8, 8)))
+    inputs, _ = onnxfile.interface(subject.graph)
+    feed = acceptance.feeds(subject, inputs, batch=2)
+    seen = float16.reach(subject, [feed], known=["o"])
+    assert set(seen.magnitudes) == {"images", "n", "r", "s", "y"}
+    assert seen.magnitudes["r"] == 0
+    _, wide = float16.cast(subject, seen.magnitudes)
+    assert "big" in wide, "the constant itself is beyond FP16"
+    assert seen.ran is not None
+    expected = onnxruntime.open_model(subject).run(feed)
+    np.testing.assert_array_equal(seen.ran.run(feed)["y"], expected["y"])
+    assert list(seen.ran.run(feed)) == ["y"]
+    with pytest.raises(ValueError, match="not run on this input"):
+        seen.ran.run(dict(feed))
 
 
 def test_pairs_of_q_and_dq_follow_what_reads_them(graph: Graph) -> None:

@@ -24,11 +24,17 @@ if TYPE_CHECKING:
     from deploykit.backends import Arrays
     from deploykit.pipeline.made import StrPath
     from deploykit.recipes.opened import Opened
-    from deploykit.values import CalibrationTable, LayerPrecision, PrecisionPlan, Progress
+    from deploykit.values import (
+        CalibrationTable,
+        LayerPrecision,
+        PrecisionPlan,
+        Progress,
+        TensorSpec,
+    )
 
 _NAMED = 3
 """Nodes that a note names."""
-_IMAGES = 4
+_IMAGES = 2
 """Calibration images on which the ranges of all tensors are looked at, for FP16."""
 
 
@@ -70,12 +76,16 @@ def quantize(
     quantization.check(subject.graph, placed, options.float_type)
     table = _table(subject, placement.activations(placed), options, progress)
     half = options.float_type is Precision.FP16
-    reached = float16.reach(subject, _seen(subject, options)) if half else {}
+    reached = _reached(subject, options, table) if half else float16.Reached()
     graph, summary = quantization.quantize(
-        subject, table, plan, float_type=options.float_type, reached=reached
+        subject,
+        table,
+        plan,
+        float_type=options.float_type,
+        reached=reached.magnitudes,
     )
     candidate = opened.made(graph, output)
-    acceptance.accept(candidate, subject)
+    acceptance.accept(candidate, subject, reached.ran)
     artifact = written(candidate, subject.origin(), {"verb": "quantize", **summary})
     notes = (*_notes(lint.precision_table(graph), table), *_wide(summary["beyond_fp16"]))
     return described(artifact, candidate, notes, record)
@@ -86,8 +96,8 @@ def cast(model: StrPath, output: StrPath, *, record: StrPath | None = None) -> M
     model, output, record = Path(model), Path(output), path_or_none(record)
     places.check({"the model": model}, output=output, record=record)
     subject = opened.read(model)
-    reached = float16.reach(subject, [_random(subject)])
-    graph, wide = float16.cast(subject, reached)
+    reached = float16.reach(subject, [acceptance.feeds(subject, _inputs(subject), batch=2)])
+    graph, wide = float16.cast(subject, reached.magnitudes)
     candidate = opened.made(graph, output)
     agreements = acceptance.accept(candidate, subject)
     agreements = rewrites.prove_half(candidate, subject) or agreements
@@ -103,23 +113,35 @@ def cast(model: StrPath, output: StrPath, *, record: StrPath | None = None) -> M
     return described(written(candidate, subject.origin(), made_by), candidate, notes, record)
 
 
-def _random(model: Opened) -> Arrays:
-    inputs, _ = onnxfile.interface(model.graph)
-    return acceptance.feeds(model, inputs, batch=2)
+def _reached(model: Opened, options: QuantizeOptions, table: CalibrationTable) -> float16.Reached:
+    """Return what the float model gives on a few images, and how far its tensors reach there.
+
+    Each size of image that none of them has is there too, with random pixels.
+    """
+    given = list(_images(model, options))
+    name = _inputs(model)[0].name
+    seen = {feed[name].shape[2:] for feed in given}
+    for inputs in acceptance.interfaces(model):
+        if not given or inputs[0].shape[2:] not in seen:
+            given.append(acceptance.feeds(model, inputs))
+    return float16.reach(acceptance.opened_filled(model), given, table.ranges)
 
 
-def _seen(model: Opened, options: QuantizeOptions) -> Iterator[Arrays]:
-    """Yield inputs that ranges are judged on: a few of the images, where there are any."""
-    inputs, _ = onnxfile.interface(model.graph)
+def _images(model: Opened, options: QuantizeOptions) -> Iterator[Arrays]:
+    """Yield a few of the images as the model's inputs, where there are any, one by one."""
+    inputs = _inputs(model)
     batch = inputs[0].shape[0]
     if options.source is None or model.card is None or (isinstance(batch, int) and batch != 1):
-        yield _random(model)
         return
     images = samples.batches(
         sources.dataset(options.source), model.card.preprocess, 1, limit=_IMAGES, skipped=[]
     )
     for each in images:
         yield feeding.feeds([spec.name for spec in inputs], each.images, each.geometries)
+
+
+def _inputs(model: Opened) -> tuple[TensorSpec, ...]:
+    return onnxfile.interface(model.graph)[0]
 
 
 def _plan(model: Opened, options: QuantizeOptions) -> PrecisionPlan:

@@ -15,8 +15,9 @@ import onnx_ir as ir
 
 from deploykit import ops
 from deploykit.backends import onnxruntime
-from deploykit.backends.sizes import Sizes
 from deploykit.errors import DeployError, ModelError, ProofError
+from deploykit.files import onnxfile
+from deploykit.graph import canvases
 from deploykit.proof import random_inputs, structure, verification
 from deploykit.recipes import opened
 from deploykit.tasks.agreement import PaddedRows
@@ -24,6 +25,7 @@ from deploykit.tasks.matching import KEYS, Selection
 
 if TYPE_CHECKING:
     from deploykit.backends import Arrays, Session
+    from deploykit.backends.recorded import Recorded
     from deploykit.data.preprocess import Preprocess
     from deploykit.ops.plugin import Plugin, Suppression
     from deploykit.recipes.opened import Opened
@@ -54,10 +56,15 @@ def open_filled(subject: Opened) -> tuple[Session, Selection]:
 
     A detector's score threshold is `NO_THRESHOLD`, in a copy of the model. Raises: ModelError.
     """
+    model = opened_filled(subject)
+    chosen = Selection() if model is subject else selection(model.graph)
+    return onnxruntime.open_model(model), chosen
+
+
+def opened_filled(subject: Opened) -> Opened:
+    """Return a detector as a file without its score threshold; another model as it is."""
     model = filled(subject.graph)
-    if model is subject.graph:
-        return onnxruntime.open_model(subject), Selection()
-    return onnxruntime.open_model(opened.made(model, subject.path)), selection(model)
+    return subject if model is subject.graph else opened.made(model, subject.path)
 
 
 def filled(graph: ir.Model) -> ir.Model:
@@ -88,12 +95,13 @@ def preprocess(model: Opened) -> Preprocess | None:
         return None
 
 
-def interfaces(session: Session) -> list[tuple[TensorSpec, ...]]:
-    """Return the inputs of a session, once for each size of image that it takes."""
-    if not isinstance(session, Sizes):
-        return [session.inputs]
-    first, *others = session.inputs
-    return [(replace(first, shape=(*first.shape[:2], *size)), *others) for size in session.sizes]
+def interfaces(model: Opened) -> list[tuple[TensorSpec, ...]]:
+    """Return the inputs of a model, once for each size of image that it takes."""
+    (first, *others), _ = onnxfile.interface(model.graph)
+    sizes = canvases.sizes(model.graph)
+    if len(sizes) < 2:
+        return [(first, *others)]
+    return [(replace(first, shape=(*first.shape[:2], *size)), *others) for size in sizes]
 
 
 def _last_suppression(model: ir.Model) -> tuple[ir.Node, Plugin, Suppression] | None:
@@ -113,8 +121,12 @@ def _last_suppression(model: ir.Model) -> tuple[ir.Node, Plugin, Suppression] | 
     return node, plugin, plugin.suppression
 
 
-def accept(candidate: Opened, reference: Opened) -> tuple[Agreement, ...]:
-    """Return how each output of `candidate` compares with `reference` on one random input.
+def accept(
+    candidate: Opened, reference: Opened, ran: Recorded | None = None
+) -> tuple[Agreement, ...]:
+    """Return how each output of `candidate` compares with `reference` on the same inputs.
+
+    ran: what `opened_filled(reference)` gave on some inputs; by default both run on a random one.
 
     ONNX Runtime computes FP16 nodes in FP32 where its CPU kernels lack FP16, so this shows neither
     every overflow nor the full rounding of an FP16 engine: see `rewrites.prove_half`.
@@ -131,7 +143,7 @@ def accept(candidate: Opened, reference: Opened) -> tuple[Agreement, ...]:
             expected="a valid model",
             fix="report the model it was made from",
         ) from error
-    agreements = _compare(candidate, reference)
+    agreements = _compare(candidate, reference, ran)
     for agreement in agreements:
         if not math.isfinite(agreement.max_abs):
             raise ProofError(
@@ -143,9 +155,13 @@ def accept(candidate: Opened, reference: Opened) -> tuple[Agreement, ...]:
     return agreements
 
 
-def _compare(candidate: Opened, reference: Opened) -> tuple[Agreement, ...]:
-    theirs, chosen = open_filled(reference)
-    given = [feeds(reference, inputs) for inputs in interfaces(theirs)]
+def _compare(candidate: Opened, reference: Opened, ran: Recorded | None) -> tuple[Agreement, ...]:
+    theirs: Session
+    if ran is not None:
+        theirs, chosen, given = ran, selection(filled(reference.graph)), list(ran.feeds)
+    else:
+        theirs, chosen = open_filled(reference)
+        given = [feeds(reference, inputs) for inputs in interfaces(reference)]
     try:
         ours, _ = open_filled(candidate)
         return verification.verify(
