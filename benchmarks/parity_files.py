@@ -126,8 +126,7 @@ def exported(checkpoint: Path, preprocess: Preprocess) -> Session:
 def ours(session: Session, preprocess: Preprocess, path: Path) -> Detections:
     """Return what our pipeline finds in a file."""
     values, place = preprocess(images.decode(path))
-    names = [spec.name for spec in session.inputs]
-    outputs: Any = session.run(feeding.feeds(names, values[None], [place]))
+    outputs: Any = session.run(feeding.feeds(session.inputs, values[None], [place]))
     (found,) = decoding.objects(outputs, [place])
     return found
 

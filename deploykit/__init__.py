@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         bench,
         build,
         cast,
+        describe,
         evaluate,
         export,
         fuse,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         verify,
     )
     from deploykit.precision.calibration import CalibrationOptions
+    from deploykit.recipes.describing import Description
     from deploykit.recipes.identity import Facts, Found
     from deploykit.recipes.recipe import KeepFloat, Protocol, Recipe, Variant
     from deploykit.tasks.annotations import ImageAnnotations
@@ -67,6 +69,7 @@ _HOME = {
     "DataError": "errors",
     "Dataset": "data.sources",
     "DeployError": "errors",
+    "Description": "recipes.describing",
     "Detections": "tasks.detections",
     "Display": "tasks.task",
     "Facts": "recipes.identity",
@@ -110,6 +113,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "DeployError",
+    "Description",
     "Detections",
     "Display",
     "EvalOptions",
@@ -144,6 +148,7 @@ __all__ = [
     "bench",
     "build",
     "cast",
+    "describe",
     "doctor",
     "evaluate",
     "export",

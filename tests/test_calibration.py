@@ -302,8 +302,16 @@ def test_a_fixed_batch_must_be_the_one_that_is_run(tmp_path: Path) -> None:
     assert "batch size of 2" in caught.value.fix
     options = CalibrationOptions("minmax", batch_size=2)
     assert calibrate(path, dataset(4), PREPROCESS, ["relu"], options=options).samples
-    with pytest.raises(ModelError, match=r"failed on images of shape \(1, 3, 16, 16\)"):
-        calibrate(path, dataset(3), PREPROCESS, ["relu"], options=options)
+
+
+@pytest.mark.parametrize("images", [1, 3, 5])
+def test_a_fixed_batch_that_images_do_not_fill_repeats_them(tmp_path: Path, images: int) -> None:
+    fixed = calibrate(saved(network(batch=4), tmp_path), dataset(images), PREPROCESS, ["relu"])
+    alone = calibrate(saved(network(batch=1), tmp_path), dataset(images), PREPROCESS, ["relu"])
+    assert fixed.samples == alone.samples
+    found, expected = fixed.ranges["relu"], alone.ranges["relu"]
+    assert (found.minimum, found.maximum) == (expected.minimum, expected.maximum)
+    assert found.threshold == pytest.approx(expected.threshold, rel=0.05), "by weight alone"
 
 
 def test_a_graph_that_the_runtime_refuses_is_a_model_error(tmp_path: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ import pytest
 
 from deploykit import cli
 from deploykit.cli import options, parsing, printing
+from deploykit.cli.about import About
 from deploykit.errors import OptionError
 from deploykit.measuring.environment import Row
 from deploykit.values import BenchRecord, Precision
@@ -120,9 +121,9 @@ def test_a_warning_of_bench_is_said_once_with_all_that_it_concerns() -> None:
     made = BenchRecord("a.onnx", "0", "onnxruntime", "device", 1, (0.01,) * 9)
     slow = ("the governor is powersave", "other work on the machine")
     records = [
-        replace(made, warnings=slow),
-        replace(made, batch_size=8, warnings=slow[:1]),
-        replace(made, model="b.onnx", warnings=slow[:1]),
+        dataclasses.replace(made, warnings=slow),
+        dataclasses.replace(made, batch_size=8, warnings=slow[:1]),
+        dataclasses.replace(made, model="b.onnx", warnings=slow[:1]),
     ]
     assert printing.measurements(records).splitlines()[-2:] == [
         "warning: a.onnx, b.onnx: the governor is powersave",
@@ -175,8 +176,9 @@ def test_every_command_explains_every_option(
     text = shown(capsys, name, flag)
     assert "--json" in text
     parameters = inspect.signature(cli.COMMANDS[name]).parameters
+    shared = len(dataclasses.fields(About)) - 1 if "about" in parameters else 0
     entries = re.findall(r"^  (-\S.*?|[A-Z]+)(?:\n {10,}| {2,})(\S.*)$", text, re.MULTILINE)
-    assert len(entries) == len(parameters) + 1  # and --help
+    assert len(entries) == len(parameters) + shared + 1  # and --help
     assert all(len(explained) > 5 for _, explained in entries)
 
 

@@ -88,6 +88,10 @@ def test_the_shapes_are_those_of_the_images_upright(tmp_path: Path) -> None:
     assert fitting.shapes(data) == ((20, 30), (30, 20))
 
 
+IMAGES = TensorSpec("images", "float32", ("batch", 3, 8, 16))
+SIZES = TensorSpec(IMAGE_SIZES, "float32", ("batch", 2))
+
+
 def test_of_a_large_set_some_images_tell() -> None:
     image = np.zeros((4, 6, 3), np.uint8)
     data = Dataset("many", [Sample(str(i), lambda: image) for i in range(5000)])
@@ -99,15 +103,15 @@ def test_a_model_is_fed_where_each_image_ends() -> None:
     images, places = zip(
         *(preprocess(np.zeros((*shape, 3), np.uint8)) for shape in [(8, 8), (4, 16)]), strict=True
     )
-    feeds = feeding.feeds(("images", IMAGE_SIZES), np.stack(images), places)
+    feeds = feeding.feeds((IMAGES, SIZES), np.stack(images), places)
     assert feeds[IMAGE_SIZES].tolist() == [[8, 8], [4, 16]]
-    assert set(feeding.feeds(("images",), np.stack(images), places)) == {"images"}
+    assert set(feeding.feeds((IMAGES,), np.stack(images), places)) == {"images"}
 
 
 @pytest.mark.parametrize("resize", ["letterbox", "stretch", "crop"])
 def test_where_padding_is_a_part_of_the_image_it_ends_with_the_canvas(resize: Any) -> None:
     image, place = Preprocess((8, 16), resize=resize)(np.zeros((8, 8, 3), np.uint8))
-    feeds = feeding.feeds(("images", IMAGE_SIZES), image[None], [place])
+    feeds = feeding.feeds((IMAGES, SIZES), image[None], [place])
     assert feeds[IMAGE_SIZES].tolist() == [[8, 16]]
 
 

@@ -11,7 +11,7 @@ import pytest
 import deploykit
 from deploykit import backends, cli
 from deploykit.data import sources
-from deploykit.errors import InputError, ModelError, OptionError
+from deploykit.errors import InputError, OptionError
 from deploykit.measuring import records
 from deploykit.ops.plugin import OPS
 from deploykit.pipeline import open_model
@@ -150,7 +150,7 @@ def test_a_file_without_a_card_says_what_is_missing(model: Path, tmp_path: Path)
     del bare.metadata_props[:]
     onnx.save(bare, tmp_path / "bare.onnx")
     opened = open_model(tmp_path / "bare.onnx")
-    with pytest.raises(ModelError, match="how its images are prepared"):
+    with pytest.raises(OptionError, match="how its images are prepared"):
         opened.contract()
     with pytest.raises(OptionError, match="runs engines"):
         open_model(model, backend="tensorrt_rtx")

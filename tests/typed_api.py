@@ -45,6 +45,8 @@ def verbs(weights: str, folder: Path) -> None:
 def checks(model: Path) -> None:
     agreements = deploykit.verify(model, "weights.pth", deploykit.VerifyOptions(count=2))
     assert_type(agreements, tuple[Agreement, ...])
+    about = deploykit.Description(task="detection", preprocess="yolo", input_size=(64, 64))
+    assert_type(deploykit.describe(model, "described.onnx", about), Made)
     found = deploykit.evaluate(model, deploykit.EvalOptions("coco:val", limit=500))
     assert_type(found, AccuracyRecord)
     plan = deploykit.BenchPlan(deploykit.BenchOptions(duration_seconds=1), batch_sizes=(1, 8))

@@ -109,7 +109,7 @@ def build(
     seconds = time.perf_counter() - started
     before, after = len(model.graph.graph), len(optimised.graph)
     log = f"ONNX Runtime {ort.__version__}: {before} nodes became {after}\n"
-    return Built(_specs(session.get_inputs()), _specs(session.get_outputs()), found, seconds, log)
+    return Built(specs(session.get_inputs()), specs(session.get_outputs()), found, seconds, log)
 
 
 def _refuse(options: BuildOptions) -> None:
@@ -148,10 +148,7 @@ def open_model(model: Opened, *, threads: int = 0) -> contract.Session:
 
 
 def inspect(path: Path) -> tuple[LayerPrecision, ...]:
-    """Return the precision of each layer of an ONNX file as it stands.
-
-    Raises: ModelError.
-    """
+    """Return the precision of each layer of an ONNX file as it stands. Raises: ModelError."""
     return layers(opened.read(path))
 
 
@@ -189,8 +186,8 @@ class Session:
     def __init__(self, session: ort.InferenceSession, *, loops: bool = False) -> None:
         """Take the runtime's session; loops: it may never end."""
         self._session, self._loops = session, loops
-        self.inputs = _specs(session.get_inputs())
-        self.outputs = _specs(session.get_outputs())
+        self.inputs = specs(session.get_inputs())
+        self.outputs = specs(session.get_outputs())
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[np.generic]]:
         """Return output name -> array. Raises: ModelError for wrong feeds, BackendError."""
@@ -241,7 +238,8 @@ def _failed(error: Exception) -> BackendError:
     return BackendError(f"ONNX Runtime failed: {error}")
 
 
-def _specs(nodes: Any) -> tuple[TensorSpec, ...]:  # noqa: ANN401 - the package ships no types
+def specs(nodes: Any) -> tuple[TensorSpec, ...]:  # noqa: ANN401 - the package ships no types
+    """Return the runtime's inputs or outputs as everywhere else here."""
     return tuple(
         TensorSpec(
             node.name,

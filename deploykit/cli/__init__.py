@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from deploykit import __version__
-from deploykit.cli import checking, making, parsing, printing
+from deploykit.cli import checking, describing, making, parsing, printing
 from deploykit.cli.guarding import CLOSED, INTERRUPTED, guarded, open_streams, tidying
 from deploykit.errors import OptionError, unknown_name
 
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["CLOSED", "COMMANDS", "INTERRUPTED", "main"]
 
-COMMANDS: Mapping[str, Callable[..., None]] = {**making.COMMANDS, **checking.COMMANDS}
+COMMANDS: Mapping[str, Callable[..., None]] = {
+    **making.COMMANDS,
+    **describing.COMMANDS,
+    **checking.COMMANDS,
+}
 _ROAD = """\
 usage: deploykit COMMAND ...
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from deploykit.cli import options, printing, progress
+from deploykit.cli.about import NOT_SAID, About
 from deploykit.cli.making import AsJson, BatchSize, Op, Recipe, Record
 from deploykit.cli.parsing import Argument, Option
 from deploykit.errors import ProofError
@@ -107,6 +108,7 @@ def evaluate(
     limit: Annotated[int | None, Option(help="Images to use. Default: all.")] = None,
     batch_size: BatchSize = None,
     threads: Threads = 0,
+    about: About = NOT_SAID,
     record: Record = None,
     op: Op = None,
     plugins: Library = None,
@@ -121,7 +123,8 @@ def evaluate(
     """
     from deploykit import pipeline  # noqa: PLC0415
 
-    wanted = pipeline.EvalOptions(source, recipe, backend, limit, batch_size, threads)
+    said = about.description()
+    wanted = pipeline.EvalOptions(source, recipe, backend, limit, batch_size, threads, said)
     with options.named(op, plugins):
         found = pipeline.evaluate(model, wanted, record=record, progress=progress.bar)
     printing.emit(found.to_json(), printing.accuracy(found), as_json=as_json)
@@ -146,6 +149,7 @@ def bench(
     ] = None,
     recipe: Recipe = None,
     threads: Threads = 0,
+    about: About = NOT_SAID,
     record: Record = None,
     op: Op = None,
     plugins: Library = None,
@@ -169,9 +173,8 @@ def bench(
         cuda_graph=cuda_graph,
         threads=threads,
     )
-    wanted = pipeline.BenchPlan(
-        base, options.integers("--batch-sizes", batch_sizes), backend, end_to_end, recipe, inputs
-    )
+    sizes, said = options.integers("--batch-sizes", batch_sizes), about.description()
+    wanted = pipeline.BenchPlan(base, sizes, backend, end_to_end, recipe, inputs, said)
     with options.named(op, plugins):
         found = pipeline.bench(models, wanted, record=record, progress=progress.bar)
     data = {"records": [r.to_json() for r in found]}

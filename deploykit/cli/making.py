@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from deploykit.cli import options, printing, progress
+from deploykit.cli.about import NOT_SAID, About
 from deploykit.cli.parsing import Argument, Option
 
 if TYPE_CHECKING:
@@ -30,11 +31,21 @@ Record = Annotated[
 FloatType = Annotated[str, Option(help="fp16 or fp32: what is not INT8 runs in.")]
 
 
+CalibDir = Annotated[Path | None, Option(help="Folder of images, nested.")]
+CalibSource = Annotated[
+    str | None, Option(help="SOURCE:LOCATION, such as coco:DIR, in place of --calib-dir.")
+]
 CalibMethod = Annotated[str | None, Option(help="mse (default), minmax, percentile or entropy.")]
 CalibSize = Annotated[int | None, Option(help="Images to use, evenly spread.  [default: 512]")]
 Percentile = Annotated[
     float | None, Option(help="Of |x|, for --calib-method percentile.  [default: 99.99]")
 ]
+Table = Annotated[
+    Path | None,
+    Option(help="Calibration table: read if it exists and is what is asked for, else written."),
+]
+Plan = Annotated[Path | None, Option(help="JSON: which layers stay in float, and why.")]
+SkipUnreadable = Annotated[bool, Option(help="Count unreadable images instead of stopping.")]
 _IMAGES = 512
 """To calibrate on, where nobody says how many."""
 
@@ -133,23 +144,17 @@ def quantize(
     model: Model,
     output: Output,
     *,
-    calib_dir: Annotated[Path | None, Option(help="Folder of images, nested.")] = None,
-    calib_source: Annotated[
-        str | None, Option(help="SOURCE:LOCATION, such as coco:DIR, in place of --calib-dir.")
-    ] = None,
+    calib_dir: CalibDir = None,
+    calib_source: CalibSource = None,
     calib_method: CalibMethod = None,
     calib_size: CalibSize = None,
     calib_batch_size: BatchSize = None,
     percentile: Percentile = None,
-    table: Annotated[
-        Path | None,
-        Option(help="Calibration table: read if it exists and is what is asked for, else written."),
-    ] = None,
-    plan: Annotated[Path | None, Option(help="JSON: which layers stay in float, and why.")] = None,
+    table: Table = None,
+    plan: Plan = None,
     float_type: FloatType = "fp16",
-    skip_unreadable: Annotated[
-        bool, Option(help="Count unreadable images instead of stopping.")
-    ] = False,
+    about: About = NOT_SAID,
+    skip_unreadable: SkipUnreadable = False,
     record: Record = None,
     op: Op = None,
     as_json: AsJson = False,
@@ -160,6 +165,7 @@ def quantize(
         deploykit quantize model.onnx --calib-dir photos -o model.int8.onnx
         deploykit quantize model.onnx --calib-source coco:val --calib-size 256 -o model.int8.onnx
         deploykit quantize model.onnx --calib-dir photos --plan plan.json -o model.int8.onnx
+        deploykit quantize foreign.onnx --preprocess imagenet --calib-dir photos -o int8.onnx
     """
     from deploykit import pipeline  # noqa: PLC0415
     from deploykit.precision.calibration import CalibrationOptions  # noqa: PLC0415
@@ -177,6 +183,7 @@ def quantize(
         table=table,
         plan=plan,
         float_type=options.float_type(float_type),
+        about=about.description(),
     )
     with options.named(op):
         made = pipeline.quantize(model, output, wanted, record=record, progress=progress.bar)

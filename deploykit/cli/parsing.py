@@ -6,6 +6,7 @@ The standard library's parser is all that it needs, so `--help` answers before a
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import shutil
 import textwrap
@@ -71,7 +72,17 @@ def parse(name: str, command: Callable[..., None], words: Sequence[str]) -> dict
         if word.startswith("--") and word.partition("=")[0] not in names:
             raise unknown_name("option", word, names)
     read = built.parse_args if "--" in words else built.parse_intermixed_args
-    return vars(read(list(words)))
+    found = vars(read(list(words)))
+    for parameter, group in _groups(command).items():
+        taken = {each.name: found.pop(each.name) for each in dataclasses.fields(group)}
+        found[parameter] = group(**taken)
+    return found
+
+
+def _groups(command: Callable[..., None]) -> dict[str, type[Any]]:
+    """Return parameter -> the dataclass whose fields are options that several commands share."""
+    hints = get_type_hints(command, include_extras=True)
+    return {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}  # type: ignore[misc]  # types
 
 
 def page(name: str, command: Callable[..., None]) -> str:
@@ -111,10 +122,17 @@ def _parser(name: str, command: Callable[..., None]) -> tuple[_Parser, list[str]
         for said in (hint, *get_args(hint)):  # Python 3.10 makes what defaults to None optional
             if get_origin(said) is Annotated:
                 names += _add(built, parameter, said, defaults.get(parameter, _REQUIRED))
+    for group in _groups(command).values():
+        part = built.add_argument_group(summary(group))
+        hints = get_type_hints(group, include_extras=True)
+        for each in dataclasses.fields(group):
+            names += _add(part, each.name, hints[each.name], each.default)
     return built, names
 
 
-def _add(built: _Parser, parameter: str, hint: object, default: object) -> list[str]:
+def _add(
+    built: argparse._ActionsContainer, parameter: str, hint: object, default: object
+) -> list[str]:
     """Add what one parameter says to a parser, and return the option's names."""
     kind, what = get_args(hint)
     kind, many = _element(kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -16,23 +17,73 @@ if TYPE_CHECKING:
 
     Arrays: TypeAlias = Mapping[str, NDArray[np.generic]]
 
+RANK, CHANNELS = 4, (1, 3)
+"""Dimensions of an input of images, and how many channels these may have."""
 IMAGE_SIZES = "image_sizes"
 """Name of an input of float32[batch, 2]: height and width, in input pixels, of the image that lies
 at the top left of each canvas. Boxes end there, as they do in the detectors' own pipelines."""
 
 
 def feeds(
-    names: Sequence[str], images: Floats, geometries: Sequence[Geometry]
+    inputs: Sequence[TensorSpec], images: Floats, geometries: Sequence[Geometry]
 ) -> dict[str, NDArray[np.generic]]:
-    """Return input name -> values for images float32[B, 3, H, W] that lie in their canvases so.
+    """Return input name -> values for images float32[B, C, H, W] that lie in their canvases so.
 
-    names: of the model's inputs, that of the images first.
+    inputs: of the model, that of the images first. A fixed batch is filled up by repeating the
+    images in turn.
     """
-    found: dict[str, NDArray[np.generic]] = {names[0]: images}
-    if IMAGE_SIZES in names:
+    first, fixed = inputs[0], batch(inputs[0])
+    few = isinstance(fixed, int) and len(images) < fixed
+    turn = np.arange(fixed if few else len(images)) % max(1, len(images))
+    found = {first.name: formed(images[turn] if few else images, first)}
+    if any(spec.name == IMAGE_SIZES for spec in inputs):
         canvas = (int(images.shape[2]), int(images.shape[3]))
-        found[IMAGE_SIZES] = sizes(place.sides or canvas for place in geometries)
+        found[IMAGE_SIZES] = sizes(geometries[i].sides or canvas for i in turn)
     return found
+
+
+def batch(spec: TensorSpec) -> int | str:
+    """Return how many images an input takes at once; a text: any number."""
+    return spec.shape[0] if len(spec.shape) == RANK else 1
+
+
+def formed(images: Floats, spec: TensorSpec) -> NDArray[np.generic]:
+    """Return images float32[B, C, H, W] in the layout and the element type of an input.
+
+    Integers get the nearest whole levels that they hold; an input of three dimensions takes the
+    only image.
+    """
+    laid: NDArray[np.generic] = images
+    if is_nhwc(spec):
+        laid = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+    elif len(spec.shape) == RANK - 1:
+        laid = images[0]
+    dtype = np.dtype(spec.dtype)
+    if np.issubdtype(dtype, np.integer):
+        limits = np.iinfo(dtype)
+        laid = np.rint(laid).clip(limits.min, limits.max)
+    return laid.astype(dtype, copy=False)
+
+
+def is_nhwc(spec: TensorSpec) -> bool:
+    """Return whether an input takes the channels of an image last."""
+    shape = spec.shape
+    return len(shape) == RANK and shape[3] in CHANNELS and shape[1] not in CHANNELS
+
+
+def nchw(spec: TensorSpec) -> TensorSpec:
+    """Return an input of images as it would be with its batch and channels first."""
+    shape = spec.shape
+    if len(shape) == RANK - 1:
+        return replace(spec, shape=(1, *shape))
+    order = (0, 3, 1, 2) if is_nhwc(spec) else (0, 1, 2, 3)
+    return replace(spec, shape=tuple(shape[i] for i in order))
+
+
+def image_size(spec: TensorSpec) -> tuple[int | str, int | str]:
+    """Return the height and the width of an input of images; a text is an open one."""
+    _, _, height, width = nchw(spec).shape
+    return height, width
 
 
 def sizes(each: Iterable[Size]) -> Floats:
@@ -44,7 +95,12 @@ def sizes(each: Iterable[Size]) -> Floats:
 def takes_images(inputs: Sequence[TensorSpec]) -> bool:
     """Return whether all inputs are made from images: they come first, then maybe their sizes."""
     others = {spec.name for spec in inputs[1:]}
-    return bool(inputs) and len(inputs[0].shape) == 4 and others <= {IMAGE_SIZES}
+    return bool(inputs) and _is_image(inputs[0]) and others <= {IMAGE_SIZES}
+
+
+def _is_image(spec: TensorSpec) -> bool:
+    """Return whether an input can hold images: some at once, or one with its channels first."""
+    return len(spec.shape) == RANK or (len(spec.shape) == RANK - 1 and spec.shape[0] in CHANNELS)
 
 
 def completed(inputs: Sequence[TensorSpec], given: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from deploykit.data.resizing import Interpolation, Resampler, resized
+from deploykit.data.resizing import Interpolation, Resampler, grey, resized
 from deploykit.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ PROPOSALS = "proposals"
 boxes without area."""
 
 Resize: TypeAlias = Literal["letterbox", "corner", "stretch", "crop"]
-Channels: TypeAlias = Literal["RGB", "BGR"]
+Channels: TypeAlias = Literal["RGB", "BGR", "GREY"]
+"""GREY: one channel, the luminance of ITU-R 601 in whole levels, as Pillow and cv2 have it."""
 Rounding: TypeAlias = Literal["down", "even", "half-up"]
 """Of the scaled sides: to the whole number below, to the nearest (a half to the even one), to the
 nearest (a half to the one above)."""
@@ -131,18 +132,24 @@ class Preprocess:
     mapping: Mapping = "sides"
 
     def __call__(self, image: Pixels) -> tuple[Floats, Geometry]:
-        """Return the input float32[3, H, W] and where the image lies in it.
+        """Return the input float32[planes, H, W] and where the image lies in it.
 
         Raises: DataError for an image without pixels.
         """
         if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise DataError(f"an image of shape {image.shape}", expected="uint8[H, W, 3], H, W > 0")
         fit = self.fit(image.shape[0], image.shape[1])
-        top, left = self._first(fit)
+        first = self._first(fit)
+        shown = grey(image) if self.channels == "GREY" else image
         scaled = resized(
-            image, fit.sides, self.resampler, ratio=fit.ratio, interpolation=self.interpolation
+            shown, fit.sides, self.resampler, ratio=fit.ratio, interpolation=self.interpolation
         )
-        return self._normalised(scaled, fit, (top, left)), self._geometry(image, fit, (top, left))
+        return self._normalised(scaled, fit, first), self._geometry(image, fit, first)
+
+    @property
+    def planes(self) -> int:
+        """Return the number of channels of the input."""
+        return 1 if self.channels == "GREY" else 3
 
     def at_scale(self, short: int, long: int) -> Preprocess:
         """Return one with these limits where a canvas holds every image within them, else itself.
@@ -256,7 +263,7 @@ class Preprocess:
         part = chw[:, there[0], there[1]]
         np.multiply(inside, gain[:, None, None], out=part)
         np.subtract(part, shift[:, None, None], out=part)
-        return chw
+        return chw[: self.planes]
 
     def _geometry(self, image: Pixels, fit: Fit, first: Size) -> Geometry:
         height, width = image.shape[:2]

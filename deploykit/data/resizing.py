@@ -20,7 +20,16 @@ cv2-linear: INTER_LINEAR of bytes, without antialiasing, rounded. cv2-area: INTE
 image shrinks, else cv2-linear. cv2-float: INTER_LINEAR of floats by a factor (`fx`, `fy`)."""
 Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
 
+_LUMINANCE = (0.299, 0.587, 0.114)
+"""Of red, green and blue. Source: ITU-R BT.601."""
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def grey(image: Pixels) -> Pixels:
+    """Return the luminance of an image, uint8[H, W, 3], in each of its three channels."""
+    levels = image.astype(np.float32) @ np.array(_LUMINANCE, np.float32)
+    found: Pixels = np.repeat(np.rint(levels).astype(np.uint8)[..., None], 3, axis=2)
+    return found
 
 
 def resized(

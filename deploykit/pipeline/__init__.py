@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from deploykit.pipeline.benching import BenchPlan, bench
     from deploykit.pipeline.building import build
     from deploykit.pipeline.checking import EvalOptions, VerifyOptions, evaluate, verify
+    from deploykit.pipeline.describing import describe
     from deploykit.pipeline.exporting import ExportOptions, export
     from deploykit.pipeline.fusing import fuse
     from deploykit.pipeline.inspecting import Inspection, inspect, report
@@ -28,6 +29,7 @@ __all__ = [
     "bench",
     "build",
     "cast",
+    "describe",
     "evaluate",
     "export",
     "fuse",
@@ -50,6 +52,7 @@ _HOME = {
     "bench": "benching",
     "build": "building",
     "cast": "quantizing",
+    "describe": "describing",
     "evaluate": "checking",
     "export": "exporting",
     "fuse": "fusing",

@@ -17,6 +17,7 @@ from deploykit.pipeline import places
 from deploykit.pipeline.made import path_or_none
 from deploykit.pipeline.opening import PYTORCH, open_model
 from deploykit.proof import random_inputs
+from deploykit.recipes.describing import NOTHING
 from deploykit.tasks import matching
 from deploykit.values import digest, silent
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from deploykit.data.sources import Dataset
     from deploykit.pipeline.made import StrPath
     from deploykit.pipeline.opening import Model
+    from deploykit.recipes.describing import Description
     from deploykit.values import BenchRecord, Progress
 
 _BENCH_IMAGES = 64
@@ -50,6 +52,8 @@ class BenchPlan:
     """By name or as a file, over what a model's card says."""
     inputs: str | Dataset | None = None
     """Data set of the images that the model alone is fed with; None: random numbers."""
+    about: Description = NOTHING
+    """What the files do not say themselves."""
 
     @property
     def images(self) -> str | Dataset | None:
@@ -72,7 +76,13 @@ def bench(
     models = [Path(path) for path in paths]
     places.check({f"model {i}": p for i, p in enumerate(models, start=1)}, record=record)
     opened = [
-        open_model(path, backend=plan.backend, recipe=plan.recipe, threads=plan.options.threads)
+        open_model(
+            path,
+            backend=plan.backend,
+            recipe=plan.recipe,
+            threads=plan.options.threads,
+            about=plan.about,
+        )
         for path in models
     ]
     data = None if plan.images is None else sources.dataset(plan.images)
@@ -89,6 +99,7 @@ def bench(
             instruments=Instruments(environment.describe, progress),
             inputs=_described(data, len(images)),
         )
+        measured = replace(measured, warnings=(*model.notes, *measured.warnings))
         if data is None and not isinstance(work, EndToEnd):
             measured = _warned(measured, model, work)
         if record is not None:

@@ -11,7 +11,7 @@ from deploykit import backends, ops
 from deploykit.files import artifacts, bundles
 from deploykit.graph import canvases
 from deploykit.measuring import records
-from deploykit.pipeline import places
+from deploykit.pipeline import intake, places
 from deploykit.pipeline.made import Made, path_or_none, recorded
 from deploykit.recipes import opened
 from deploykit.values import silent
@@ -55,7 +55,7 @@ def build(  # noqa: PLR0913 - a verb's options, and the backend they are for
         beside={"the log of -o": log, "--timing-cache": options.timing_cache},
     )
     chosen = backends.load(backend)
-    subject = opened.read(model)
+    subject = intake.read(model)
     if say is not None and backend != _IN_PROCESS:
         for note in _needs(_planned(options.plugins, ops.counts(subject.graph))):
             say(note)

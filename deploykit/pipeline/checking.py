@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit import tasks
-from deploykit.data import samples, sources
+from deploykit.data import feeding, samples, sources
 from deploykit.measuring import records
 from deploykit.measuring.records import AccuracyRecord
 from deploykit.pipeline import places
 from deploykit.pipeline.made import path_or_none
 from deploykit.pipeline.opening import kind, open_model
 from deploykit.proof import random_inputs, verification
+from deploykit.recipes.describing import NOTHING
 from deploykit.tasks import SHIPPED, evaluation
 from deploykit.tasks.agreement import OfKinds, PaddedRows
 from deploykit.tasks.evaluation import Contract
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from deploykit.data.sources import Dataset
     from deploykit.pipeline.made import StrPath
     from deploykit.pipeline.opening import Model
+    from deploykit.recipes.describing import Description
     from deploykit.tasks import AnyTask, Pairing
     from deploykit.values import Agreement, Progress
 
@@ -115,6 +117,8 @@ class EvalOptions:
     batch_size: int | None = None
     """Images per forward pass; None: see `samples.batch_size`."""
     threads: int = 0
+    about: Description = NOTHING
+    """What the file does not say itself."""
 
 
 def evaluate(
@@ -134,11 +138,8 @@ def evaluate(
     path, record = Path(path), path_or_none(record)
     places.check({"the model": path}, record=record)
     data = sources.dataset(options.source)
-    opened = open_model(
-        path, backend=options.backend, recipe=options.recipe, threads=options.threads
-    )
-    opened.check_images()
-    batch = opened.session.inputs[0].shape[0]
+    opened = _opened(path, options)
+    batch = feeding.batch(opened.session.inputs[0])
     batch_size = samples.batch_size(options.batch_size, batch, opened.contract().preprocess.size)
     chosen = opened.task(task)
     scores, images, shrunk = evaluation.evaluate(
@@ -161,12 +162,25 @@ def evaluate(
         per_class=scores.per_class,
         task=tasks.name(chosen),
         primary=scores.primary,
-        warnings=(*scores.notes, *_shrunk(shrunk, images)),
+        warnings=(*opened.notes, *scores.notes, *_shrunk(shrunk, images)),
         display={name: shown for name, shown in scores.display.items() if name in scores.metrics},
     )
     if record is not None:
         records.append(record, found)
     return found
+
+
+def _opened(path: Path, options: EvalOptions) -> Model:
+    """Return a model that takes images. Raises: as `open_model`; ModelError."""
+    opened = open_model(
+        path,
+        backend=options.backend,
+        recipe=options.recipe,
+        threads=options.threads,
+        about=options.about,
+    )
+    opened.check_images()
+    return opened
 
 
 def _shrunk(count: int, images: int) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from deploykit import ops
 from deploykit.errors import ProofError
 from deploykit.graph import canvases, fusion
 from deploykit.graph.passes import DEFAULT, Pass
-from deploykit.pipeline import places
+from deploykit.pipeline import intake, places
 from deploykit.pipeline.made import Made, described, path_or_none, written
 from deploykit.proof import proving, rewrites
 from deploykit.recipes import opened
@@ -43,7 +43,7 @@ def fuse(
     """
     model, output, record = Path(model), Path(output), path_or_none(record)
     places.check({"the model": model}, output=output, record=record)
-    subject = opened.read(model)
+    subject = intake.read(model)
     reports = []
 
     def rewrite(one: ir.Model) -> ir.Model:
@@ -65,7 +65,7 @@ def fuse(
         "nodes": [report.nodes_before, report.nodes_after],
         "max_relative_error": max(agreement.relative for agreement in agreements),
     }
-    notes = (f"{report.nodes_before} nodes became {report.nodes_after}",)
+    notes = (*subject.notes, f"{report.nodes_before} nodes became {report.nodes_after}")
     artifact = written(candidate, subject.origin(), made_by)
     return described(artifact, candidate, notes, record)
 

@@ -10,7 +10,7 @@ from deploykit import backends, reporting
 from deploykit.backends import onnxruntime
 from deploykit.files import bundles
 from deploykit.measuring import records
-from deploykit.pipeline import opening, places
+from deploykit.pipeline import intake, opening, places
 from deploykit.precision import lint
 from deploykit.recipes import opened
 
@@ -70,7 +70,7 @@ def inspect(path: StrPath) -> Inspection:
     found, data = opening.read(path)
     if found == "engine":
         return Inspection(path, _engine_layers(path))
-    model = opened.parsed(data, path)
+    model = intake.taken(opened.parsed(data, path))
     if opening.optimised(model) is not None:
         return Inspection(path, onnxruntime.layers(model))
     return Inspection(path, lint.precision_table(model.graph), lint.lint(model.graph))

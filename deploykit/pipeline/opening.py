@@ -13,7 +13,10 @@ from deploykit.backends.sizes import Sizes
 from deploykit.data import feeding
 from deploykit.errors import DeployError, InputError, ModelError, OptionError
 from deploykit.files import artifacts, bundles, contents, onnxfile
-from deploykit.recipes import metadata, opened
+from deploykit.pipeline import intake
+from deploykit.recipes import describing, metadata, opened
+from deploykit.recipes.describing import NOTHING, UNKNOWN, unsaid
+from deploykit.recipes.guessing import Facts
 from deploykit.recipes.metadata import ModelCard
 from deploykit.recipes.recipe import RECIPES
 from deploykit.tasks import masks
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from deploykit.data.preprocess import Floats, Geometry
     from deploykit.data.samples import Batch
     from deploykit.pipeline.made import StrPath
+    from deploykit.recipes.describing import Description
     from deploykit.recipes.opened import Opened
     from deploykit.tasks import AnyTask
     from deploykit.values import Artifact
@@ -45,13 +49,14 @@ class Model:
     card: ModelCard | None
     recipe: str | None = None
     """That the user named: a card's own word runs none but ours."""
+    notes: tuple[str, ...] = ()
+    """What was done to its graph, and guessed about it, for the user."""
 
     def contract(self) -> ModelCard:
-        """Return the card. Raises: ModelError where the file has none."""
+        """Return the card. Raises: OptionError where neither file nor user says what is in it."""
         if self.card is None:
-            raise ModelError(
-                f"{self.path} does not say how its images are prepared or its outputs read",
-                expected="an ONNX file from `deploykit export`, or an engine built from one",
+            raise unsaid(
+                f"{self.path} does not say how its images are prepared or its outputs read"
             )
         return self.card
 
@@ -66,6 +71,11 @@ class Model:
             return _as_made(tasks.find(given), self.card)
         card = self.contract()
         metadata.check_recipe(card)
+        if card.task == UNKNOWN:
+            raise OptionError(
+                f"{self.path} does not say what it is for",
+                expected="--task " + ", ".join(tasks.SHIPPED),
+            )
         if card.task not in tasks.SHIPPED:
             raise OptionError(
                 f"{self.path} is made for the task {card.task!r}, which deploykit does not ship",
@@ -86,13 +96,19 @@ class Model:
             )
 
     def feeds(self, images: Floats, geometries: Sequence[Geometry]) -> Arrays:
-        """Return what the model is fed for images float32[B, 3, H, W]. Raises: ModelError."""
+        """Return what the model is fed for images float32[B, C, H, W]. Raises: ModelError."""
         self.check_images()
-        return feeding.feeds([spec.name for spec in self.session.inputs], images, geometries)
+        return feeding.feeds(self.session.inputs, images, geometries)
 
     def forward(self, batch: Batch) -> dict[str, Floats]:
-        """Return the outputs for a batch of a data set. Raises: ModelError."""
+        """Return the outputs for a batch of a data set, without those of what filled it up.
+
+        Raises: ModelError.
+        """
         outputs = self.session.run(self.feeds(batch.images, batch.geometries))
+        count, fixed = len(batch.images), feeding.batch(self.session.inputs[0])
+        if isinstance(fixed, int) and fixed > count:
+            outputs = {n: v[:count] if len(v) == fixed else v for n, v in outputs.items()}
         return {name: value.astype("float32", copy=False) for name, value in outputs.items()}
 
 
@@ -109,18 +125,19 @@ def _as_made(task: AnyTask, card: ModelCard | None) -> AnyTask:
     return replace(task, pasting=cast(masks.Pasting, said.value))
 
 
-def open_model(
+def open_model(  # noqa: PLR0913 - five things that only some kinds of file take
     path: StrPath,
     *,
     backend: str | None = None,
     recipe: str | None = None,
     input_size: tuple[int, int] | None = None,
     threads: int = 0,
+    about: Description = NOTHING,
 ) -> Model:
     """Return the model in `path`; its content, and an engine's sidecar, say what runs it.
 
     `recipe`: by name or as a file, over what the model's card says. `input_size` (H, W) is for
-    checkpoints, which do not say it.
+    checkpoints, which do not say it. `about`: what the user says of a file that does not say it.
 
     Raises: InputError, OptionError, BackendError.
     """
@@ -130,10 +147,17 @@ def open_model(
         case "checkpoint":
             return _open_checkpoint(path, recipe, input_size)
         case "engine":
-            model = _open_engine(path, backend, threads)
+            model = _described(_open_engine(path, backend, threads), about)
         case _:
-            model = _open_onnx(opened.parsed(data, path), backend, threads)
+            model = _open_onnx(intake.taken(opened.parsed(data, path), about), backend, threads)
     return replace(model, recipe=recipe)
+
+
+def _described(engine: Model, about: Description) -> Model:
+    """Return an engine with the card that its sidecar and the user make. Raises: OptionError."""
+    facts = Facts(engine.session.inputs, engine.session.outputs)
+    found = describing.described(facts, about, engine.card)
+    return engine if found is None else replace(engine, card=found.card, notes=found.notes)
 
 
 def read(path: Path) -> tuple[contents.Kind, bytes]:
@@ -185,7 +209,7 @@ def _open_onnx(model: Opened, backend: str | None, threads: int) -> Model:
     built = optimised(model)
     session = onnxruntime.open_model(model, threads=threads)
     card = model.card or _card(built or {})
-    return Model(model.path, model.sha256, ONNXRUNTIME, session, card)
+    return Model(model.path, model.sha256, ONNXRUNTIME, session, card, notes=model.notes)
 
 
 def _open_engine(path: Path, backend: str | None, threads: int) -> Model:

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit.data import feeding, samples, sources
-from deploykit.errors import ModelError, OptionError
+from deploykit.errors import OptionError
 from deploykit.files import onnxfile
 from deploykit.measuring import records
-from deploykit.pipeline import places
+from deploykit.pipeline import intake, places
 from deploykit.pipeline.made import Made, described, path_or_none, written
 from deploykit.precision import calibration, float16, lint, placement, quantization, tables
 from deploykit.precision.calibration import CalibrationOptions
 from deploykit.proof import acceptance, rewrites
-from deploykit.recipes import opened
+from deploykit.recipes import describing, opened
+from deploykit.recipes.describing import NOTHING
 from deploykit.values import Precision, silent
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from deploykit.backends import Arrays
     from deploykit.pipeline.made import StrPath
+    from deploykit.recipes.describing import Description
     from deploykit.recipes.opened import Opened
     from deploykit.values import (
         CalibrationTable,
@@ -53,6 +55,8 @@ class QuantizeOptions:
     plan: Path | None = None
     """JSON {"layers": {node: precision}, "reasons": {node: text}}, over the recipe's own."""
     float_type: Precision = Precision.FP16
+    about: Description = NOTHING
+    """What the file does not say itself."""
 
 
 def quantize(
@@ -70,7 +74,7 @@ def quantize(
     model, output, record = Path(model), Path(output), path_or_none(record)
     reads = {"the model": model, "--plan": options.plan}
     places.check(reads, output=output, record=record, beside={"--table": options.table})
-    subject = opened.read(model)
+    subject = intake.read(model, options.about)
     plan = _plan(subject, options)
     placed = placement.place(subject.graph, plan)
     quantization.check(subject.graph, placed, options.float_type)
@@ -87,7 +91,11 @@ def quantize(
     candidate = opened.made(graph, output)
     acceptance.accept(candidate, subject, reached.ran)
     artifact = written(candidate, subject.origin(), {"verb": "quantize", **summary})
-    notes = (*_notes(lint.precision_table(graph), table), *_wide(summary["beyond_fp16"]))
+    notes = (
+        *subject.notes,
+        *_notes(lint.precision_table(graph), table),
+        *_wide(summary["beyond_fp16"]),
+    )
     return described(artifact, candidate, notes, record)
 
 
@@ -95,7 +103,7 @@ def cast(model: StrPath, output: StrPath, *, record: StrPath | None = None) -> M
     """Return the FP16 version of an ONNX file. Raises: InputError, OutputError, ProofError."""
     model, output, record = Path(model), Path(output), path_or_none(record)
     places.check({"the model": model}, output=output, record=record)
-    subject = opened.read(model)
+    subject = intake.read(model)
     reached = float16.reach(subject, [acceptance.feeds(subject, _inputs(subject), batch=2)])
     graph, wide = float16.cast(subject, reached.magnitudes)
     candidate = opened.made(graph, output)
@@ -109,7 +117,8 @@ def cast(model: StrPath, output: StrPath, *, record: StrPath | None = None) -> M
     }
     layers = lint.precision_table(graph)
     share = records.shares(layers).get(Precision.FP16.value, 0.0)
-    notes = (f"{share:.1%} of the multiply-accumulates in FP16", *records.remarks(layers))
+    said = f"{share:.1%} of the multiply-accumulates in FP16"
+    notes = (*subject.notes, said, *records.remarks(layers))
     return described(written(candidate, subject.origin(), made_by), candidate, notes, record)
 
 
@@ -137,7 +146,7 @@ def _images(model: Opened, options: QuantizeOptions) -> Iterator[Arrays]:
         sources.dataset(options.source), model.card.preprocess, 1, limit=_IMAGES, skipped=[]
     )
     for each in images:
-        yield feeding.feeds([spec.name for spec in inputs], each.images, each.geometries)
+        yield feeding.feeds(inputs, each.images, each.geometries)
 
 
 def _inputs(model: Opened) -> tuple[TensorSpec, ...]:
@@ -160,10 +169,7 @@ def _table(
     if options.source is None:
         raise OptionError("no images to calibrate on", fix="name a data set, or an existing table")
     if model.card is None:
-        raise ModelError(
-            f"{model.path} does not say how its images are prepared",
-            expected="an ONNX file from `deploykit export`",
-        )
+        raise describing.unsaid(f"{model.path} does not say how its images are prepared")
     table = calibration.calibrate(
         model,
         sources.dataset(options.source),

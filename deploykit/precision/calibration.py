@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from deploykit.values import Progress
 
 
+_TAKEN = ("float32", "uint8")
+"""Element types of an input of images."""
+
+
 @dataclass(frozen=True)
 class CalibrationOptions:
     """How a model is calibrated."""
@@ -51,7 +55,7 @@ def calibrate(  # noqa: PLR0913 - model, images, tensors, and two independent op
 ) -> CalibrationTable:
     """Return the range of each of `tensors` over the images of `dataset`.
 
-    The model has one input, float32[N, 3, H, W], which may be among the tensors. Files left out
+    The model has one input of images, see `feeding.formed`, which may be among the tensors. Files left out
     because they could not be read are in the table's `skipped`.
 
     Raises: ModelError for a model with another interface or without one of the tensors; DataError
@@ -102,14 +106,15 @@ def label(options: CalibrationOptions) -> str:
 def _batch_size(model: ir.Model, preprocess: Preprocess, asked: int | None) -> int:
     """Return the images per run. Raises: ModelError, OptionError where the model takes others."""
     inputs, _ = onnxfile.interface(model)
-    wanted = TensorSpec("images", "float32", ("batch", 3, *preprocess.size))
-    if not feeding.takes_images(inputs) or not _fits(inputs[0], wanted):
+    wanted = TensorSpec("images", "float32", ("batch", preprocess.planes, *preprocess.size))
+    images = feeding.takes_images(inputs) and inputs[0].dtype in _TAKEN
+    if not images or not _fits(feeding.nchw(inputs[0]), wanted):
         raise ModelError(
             f"the model's inputs are {'; '.join(map(str, inputs)) or 'none'}",
             expected=f"{wanted} alone, as the preprocessing makes it",
             fix="calibrate an image model, with the preprocessing that it was trained with",
         )
-    fixed = inputs[0].shape[0]
+    fixed = feeding.batch(inputs[0])
     batch_size = samples.batch_size(asked, fixed, preprocess.size)
     if isinstance(fixed, int) and fixed != batch_size:
         raise OptionError(
@@ -120,10 +125,6 @@ def _batch_size(model: ir.Model, preprocess: Preprocess, asked: int | None) -> i
 
 
 def _fits(found: TensorSpec, wanted: TensorSpec) -> bool:
-    """Return whether type and sizes agree, apart from the batch; a named size takes any value."""
-    sizes = zip(found.shape[1:], wanted.shape[1:], strict=False)
-    return (
-        found.dtype == wanted.dtype
-        and len(found.shape) == len(wanted.shape)
-        and all(isinstance(has, str) or has == want for has, want in sizes)
-    )
+    """Return whether the sizes agree, apart from the batch; a named size takes any value."""
+    sizes = zip(found.shape[1:], wanted.shape[1:], strict=True)
+    return all(isinstance(has, str) or has == want for has, want in sizes)

@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from deploykit.backends import onnxruntime
 from deploykit.data import feeding
 from deploykit.errors import ModelError, unknown_name
 from deploykit.precision import memory
@@ -113,8 +114,8 @@ def _affordable(size: int, *, held: int = 0) -> int:
 
 
 def _run(session: ort.InferenceSession, batch: Batch, seen: Iterable[str]) -> dict[str, Floats]:
-    names = [spec.name for spec in session.get_inputs()]
-    feeds = cast("dict[str, Floats]", feeding.feeds(names, batch.images, batch.geometries))
+    specs = onnxruntime.specs(session.get_inputs())
+    feeds = cast("dict[str, Floats]", feeding.feeds(specs, batch.images, batch.geometries))
     values = dict(feeds)
     inner = [name for name in seen if name not in feeds]
     if inner:

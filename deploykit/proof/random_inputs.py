@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from deploykit.data import feeding
 from deploykit.data.feeding import IMAGE_SIZES
 from deploykit.data.preprocess import PROPOSALS
 from deploykit.errors import ModelError
@@ -45,12 +46,13 @@ def feeds(
     sizes of images that end within the input, every other one with it.
     The same seed gives the same values on every machine. Raises: ModelError as `images`.
     """
-    size = next((spec.shape[2:] for spec in inputs if len(spec.shape) == 4), ())
+    size = next((feeding.image_size(spec) for spec in inputs if len(spec.shape) == 4), ())
     found = {}
     for i, spec in enumerate(inputs):
         found[spec.name] = _maker(spec, size)(spec, seed + i, batch)
-        if preprocess is not None and spec.dtype == "float32" and _is_image(spec):
-            found[spec.name] = _prepared(found[spec.name].astype(np.float32), preprocess)
+        if preprocess is not None and spec.dtype == "float32" and _is_image(spec, preprocess):
+            pixels = found[spec.name].astype(np.float32)
+            found[spec.name] = _prepared(pixels, preprocess, last=feeding.is_nhwc(spec))
     return found
 
 
@@ -72,14 +74,18 @@ def _sizes(spec: TensorSpec, seed: int, count: int, *, size: Sequence[int | str]
     return sizes
 
 
-def _is_image(spec: TensorSpec) -> bool:
-    return len(spec.shape) == 4 and spec.shape[1] == 3
+def _is_image(spec: TensorSpec, preprocess: Preprocess) -> bool:
+    return len(spec.shape) == 4 and feeding.nchw(spec).shape[1] == preprocess.planes
 
 
-def _prepared(values: NDArray[np.float32], preprocess: Preprocess) -> Array:
-    """Return float32[batch, 3, H, W] of 0 to 1 as whole pixels of 0 to 255, prepared."""
+def _prepared(values: NDArray[np.float32], preprocess: Preprocess, *, last: bool) -> Array:
+    """Return float32 images of 0 to 1 as whole pixels of 0 to 255, prepared.
+
+    last: their channels are the last dimension, not the second.
+    """
+    planes = preprocess.planes
     mean, std = (
-        np.array(numbers, np.float32).reshape(3, 1, 1)
+        np.array(numbers[:planes], np.float32).reshape((-1,) if last else (-1, 1, 1))
         for numbers in (preprocess.mean, preprocess.std)
     )
     pixels = np.rint(values * np.float32(255))

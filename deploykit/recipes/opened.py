@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,11 +26,13 @@ class Opened:
     path: Path
     """Where it was read from, or will be written to."""
     sha256: str
-    """Of `data`."""
+    """Of the file's content."""
     data: bytes = field(repr=False)
     """The model as a file holds it; weights beside the file are not among them."""
     graph: ir.Model = field(repr=False)
     """Parsed from `data`. Shared by everyone who has this value: clone it before a change."""
+    notes: tuple[str, ...] = ()
+    """What was done to the graph of the file, and guessed about it, for the user."""
 
     @cached_property
     def card(self) -> ModelCard | None:
@@ -44,6 +46,14 @@ class Opened:
     def copy(self) -> ir.Model:
         """Return a graph of one's own; the weights are shared."""
         return onnxfile.copied(self.graph)
+
+    def altered(self, graph: ir.Model, notes: tuple[str, ...]) -> Opened:
+        """Return the same file with `graph` in place of its own; `notes` say what differs.
+
+        Raises: OutputError where it is too large for one file.
+        """
+        data = onnxfile.to_bytes(graph, self.path)
+        return replace(self, data=data, graph=graph, notes=(*self.notes, *notes))
 
     def write(self) -> None:
         """Write it to `path`, atomically. Raises: OutputError."""

@@ -17,6 +17,7 @@ from deploykit.networks import outputs
 from deploykit.tasks import evaluation
 from deploykit.tasks.annotations import ImageAnnotations
 from deploykit.tasks.evaluation import Contract
+from deploykit.values import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -182,12 +183,13 @@ def scores(network: nn.Module, recipe: Recipe, variant: str, data: Dataset, name
     """
     preprocess = recipe.variant(variant).preprocess
     contract = Contract(preprocess, names, tasks.find(recipe.task))
-    takes = ["images", *(spec.name for spec in recipe.extra_inputs(preprocess))]
+    pictures = TensorSpec("images", "float32", ("batch", 3, *preprocess.size))
+    takes = (pictures, *recipe.extra_inputs(preprocess))
 
     @torch.inference_mode()
     def forward(batch: Batch) -> dict[str, Floats]:
         feeds = feeding.feeds(takes, batch.images, batch.geometries)
-        found = network(*(torch.from_numpy(feeds[name]) for name in takes))
+        found = network(*(torch.from_numpy(feeds[spec.name]) for spec in takes))
         return {k: v.numpy() for k, v in outputs.named(recipe, found)}
 
     scores, images, _ = evaluation.evaluate(forward, data, contract, batch_size=16)

@@ -1,0 +1,100 @@
+"""An ONNX file as every verb takes it: its inputs closed, and a card by what file and user say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deploykit.errors import InputError, ModelError
+from deploykit.files import contents, onnxfile
+from deploykit.graph import interface
+from deploykit.graph.interface import Wanted
+from deploykit.recipes import describing, metadata, opened
+from deploykit.recipes.describing import NOTHING
+from deploykit.recipes.guessing import Facts, guess
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+    from deploykit.recipes.describing import Description
+    from deploykit.recipes.metadata import ModelCard
+    from deploykit.recipes.opened import Opened
+
+_LARGEST = 1 << 28
+"""Bytes of an .npy file that becomes a constant."""
+
+
+def read(path: Path, said: Description = NOTHING) -> Opened:
+    """Return the ONNX model in a file, ready for any stage. Raises: ModelError, OptionError."""
+    return taken(opened.read(path), said)
+
+
+def taken(model: Opened, said: Description = NOTHING) -> Opened:
+    """Return a model ready for any stage: the same where nothing had to be done.
+
+    What was done and guessed is in its `notes`. Raises: ModelError, OptionError.
+    """
+    graph = model.copy()
+    known, found = None, None
+    try:
+        known = model.card
+        found = describing.described(facts(graph, said), said, known)
+    except ModelError:  # of a damaged card, which who needs it reads again
+        if said:
+            raise
+    notes = interface.closed(graph, _wanted(graph, said, None if found is None else found.card))
+    if found is not None and found.card != known:
+        metadata.write(graph.metadata_props, found.card)
+    elif not notes:
+        return model
+    return model.altered(graph, (*(found.notes if found else ()), *notes))
+
+
+def facts(graph: ir.Model, said: Description = NOTHING) -> Facts:
+    """Return what a graph shows; inputs that become constants are none."""
+    inputs, outputs = onnxfile.interface(graph)
+    left = tuple(spec for spec in inputs if spec.name not in said.inputs)
+    return Facts(left, outputs, graph.metadata_props)
+
+
+def _wanted(graph: ir.Model, said: Description, card: ModelCard | None) -> Wanted:
+    seen = facts(graph, said)
+    size = card.preprocess.size if card else said.input_size
+    planes = card.preprocess.planes if card else guess(seen).planes or 3
+    nhwc = describing.layout_of(said, seen) == "nhwc"
+    return Wanted(size, planes, nhwc=nhwc, constants=_values(said.inputs))
+
+
+def _values(given: Mapping[str, Path | float]) -> dict[str, NDArray[Any]]:
+    """Return the values of inputs that become constants. Raises: InputError."""
+    return {
+        name: _array(value) if isinstance(value, Path) else _number(value)
+        for name, value in given.items()
+    }
+
+
+def _number(value: float) -> NDArray[Any]:
+    whole = float(value).is_integer()
+    return np.array(int(value)) if whole else np.array(value)
+
+
+def _array(path: Path) -> NDArray[Any]:
+    """Return the array in an .npy file; nothing in it is run. Raises: InputError."""
+
+    def check(size: int) -> None:
+        if size > _LARGEST:
+            raise InputError(f"{path} has {size} bytes", expected=f"at most {_LARGEST}")
+
+    contents.read(path, InputError, "an .npy file", check=check)
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f"{path} is no .npy file of numbers: {error}") from error
+    if not isinstance(found, np.ndarray):
+        raise InputError(f"{path} holds several arrays", expected="an .npy file of one")
+    return found

@@ -1,0 +1,222 @@
+"""What a user says of a model file that does not say it itself, and the card that comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+from deploykit import tasks
+from deploykit.data import feeding
+from deploykit.data.preprocess import Channels, Resize
+from deploykit.data.presets import PRESETS
+from deploykit.data.resizing import Interpolation
+from deploykit.errors import OptionError, unknown_name
+from deploykit.recipes.guessing import Guess, guess
+from deploykit.recipes.metadata import ModelCard
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from deploykit.data.preprocess import Preprocess, Size
+    from deploykit.recipes.guessing import Facts
+
+Layout: TypeAlias = Literal["nchw", "nhwc"]
+Three: TypeAlias = tuple[float, float, float]
+UNKNOWN = "unknown"
+"""The task of a card where nobody says it: enough to calibrate."""
+_LEVELS = 255
+_SIDE = 1 << 15
+"""Of an input, in pixels, at most."""
+_NEEDS_PREPROCESS = ("task", "mean", "std", "scale", "resize", "interpolation", "channels")
+"""Parts of a description that say nothing where nobody says how images are prepared."""
+_CHOICES: Mapping[str, tuple[object, ...]] = {
+    "preprocess": tuple(PRESETS),
+    "resize": get_args(Resize),
+    "interpolation": get_args(Interpolation),
+    "channels": get_args(Channels),
+    "layout": get_args(Layout),
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a model is for and how it is fed; None: as its file says, or as can be told from it."""
+
+    task: str | None = None
+    """One of `tasks.SHIPPED`, by its name."""
+    preprocess: str | None = None
+    """One of `data.presets.PRESETS`, by its name; what follows changes parts of it."""
+    mean: Three | None = None
+    """Of pixels times `scale`."""
+    std: Three | None = None
+    scale: float | None = None
+    """Factor of pixels of 0 to 255."""
+    resize: Resize | None = None
+    interpolation: Interpolation | None = None
+    channels: Channels | None = None
+    layout: Layout | None = None
+    """Of the input of images; where its shape tells, it need not be said."""
+    input_size: Size | None = None
+    """Height and width, where the file leaves them open."""
+    class_names: tuple[str, ...] | None = None
+    inputs: Mapping[str, Path | float] = field(default_factory=dict)
+    """Inputs beside the images -> their value: a number, or an .npy file; they become constants."""
+
+    def __post_init__(self) -> None:
+        """Check the words among the values. Raises: OptionError."""
+        for name, known in _CHOICES.items():
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                raise unknown_name(f"--{name}", str(value), map(str, known))
+        if self.task is not None:
+            tasks.find(self.task)
+        if self.input_size is not None and not all(0 < side <= _SIDE for side in self.input_size):
+            height, width = self.input_size
+            raise OptionError(f"--input-size {height}x{width}", expected=f"sides of 1 to {_SIDE}")
+
+    def __bool__(self) -> bool:
+        """Return whether anything is said."""
+        return any(getattr(self, each.name) for each in fields(self))
+
+
+NOTHING = Description()
+
+
+@dataclass(frozen=True)
+class Described:
+    """A card, and where its parts come from."""
+
+    card: ModelCard
+    notes: tuple[str, ...] = ()
+    """What was guessed, for the user."""
+
+
+def described(facts: Facts, said: Description, known: ModelCard | None) -> Described | None:
+    """Return the card of a model by what its file, its user and its metadata say, in this order.
+
+    known: the card that the file has. None: nobody says how images are prepared.
+
+    Raises: OptionError where the parts do not fit together, or the options lack one.
+    """
+    if known is not None and not said:
+        return Described(known)
+    guessed = guess(facts)
+    preset = said.preprocess or (None if known else guessed.preprocess)
+    if known is None and preset is None:
+        if any(getattr(said, name) is not None for name in _NEEDS_PREPROCESS):
+            raise unsaid()
+        return None
+    size = _size(said, known, guessed)
+    base = known.preprocess if known and preset is None else PRESETS[str(preset)].sized(size)
+    prepared = _prepared(base, said, guessed, preset)
+    names, named = _names(said, known, guessed)
+    task, judged = _task(said, known, guessed)
+    card = ModelCard("", "", task, prepared, names, "")
+    if known is not None:
+        card = replace(known, task=task, preprocess=prepared, class_names=names)
+    assumed = [] if said.preprocess or known else [f"images prepared as {preset}"]
+    parts = [*assumed, *named, *judged]
+    notes = (f"guessed from {guessed.by}: {', '.join(parts)}",) if parts else ()
+    return Described(card, notes)
+
+
+def unsaid(what: str = "the options do not say how images are prepared") -> OptionError:
+    """Return the error for a model of which nobody says how its images are prepared."""
+    return OptionError(
+        what,
+        expected="--preprocess " + ", ".join(PRESETS),
+        fix="; ".join(f"{name}: {preset.says}" for name, preset in PRESETS.items()),
+    )
+
+
+def _size(said: Description, known: ModelCard | None, guessed: Guess) -> Size:
+    """Return the height and width of the input. Raises: OptionError."""
+    found = said.input_size or (known.preprocess.size if known else guessed.size)
+    if found is None:
+        raise OptionError(
+            "the model leaves the height and the width of its images open",
+            expected="--input-size HxW, such as --input-size 640x640",
+        )
+    return found
+
+
+def _prepared(
+    base: Preprocess, said: Description, guessed: Guess, preset: str | None
+) -> Preprocess:
+    """Return `base` with what the user says. Raises: OptionError."""
+    if said.input_size is not None and said.input_size != base.size:
+        base = base.sized(said.input_size)
+    given = {
+        name: value
+        for name in ("mean", "std", "scale", "resize", "interpolation", "channels")
+        if (value := getattr(said, name)) is not None
+    }
+    if "channels" not in given and preset is not None and guessed.planes == 1:
+        given["channels"] = "GREY"
+    if "interpolation" in given:
+        given["resampler"] = "pillow"
+    made = replace(base, **given)
+    colours = preset is not None and PRESETS[preset].colours
+    if made.channels == "GREY" and colours and not (said.mean and said.std):
+        raise OptionError(
+            f"--preprocess {preset} for grey images: its means are of three colours",
+            expected="--mean and --std of one number, or --preprocess unit",
+        )
+    if max(map(abs, made.mean)) > _LEVELS * made.scale:
+        raise OptionError(
+            f"a mean of {max(made.mean, key=abs):g} for pixels of 0 to {_LEVELS * made.scale:g}",
+            expected="a mean of scaled pixels",
+            fix="state the scale too: --scale 1 where means and deviations are of 0 to 255",
+        )
+    if min(made.std) <= 0 or made.scale <= 0:
+        raise OptionError("a deviation or a scale of 0 or less", expected="positive numbers")
+    return made
+
+
+def _names(
+    said: Description, known: ModelCard | None, guessed: Guess
+) -> tuple[tuple[str, ...], list[str]]:
+    """Return the names of the classes, and what is guessed of them. Raises: OptionError."""
+    if said.class_names is not None:
+        if guessed.classes not in (None, len(said.class_names)):
+            raise OptionError(
+                f"{len(said.class_names)} class names for a model of {guessed.classes} classes",
+                fix="give one name per class, in the order of training",
+            )
+        return said.class_names, []
+    if known is not None:
+        return known.class_names, []
+    if guessed.class_names:
+        return guessed.class_names, [f"{len(guessed.class_names)} class names"]
+    if guessed.classes:
+        last = f" to class{guessed.classes - 1}" if guessed.classes > 1 else ""
+        names = tuple(f"class{i}" for i in range(guessed.classes))
+        return names, [f"classes called class0{last}"]
+    return (), []
+
+
+def _task(said: Description, known: ModelCard | None, guessed: Guess) -> tuple[str, list[str]]:
+    if said.task is not None:
+        return said.task, []
+    if known is not None:
+        return known.task, []
+    if guessed.task in tasks.SHIPPED:
+        return str(guessed.task), [f"the task {guessed.task}"]
+    return UNKNOWN, []
+
+
+def layout_of(said: Description, facts: Facts) -> Layout:
+    """Return the layout of the images: as their input's shape tells, else as the user says.
+
+    Raises: OptionError where the two differ.
+    """
+    spec = next((each for each in facts.inputs if len(each.shape) == feeding.RANK), None)
+    told: Layout | None = None
+    if spec is not None and feeding.is_nhwc(spec):
+        told = "nhwc"
+    elif spec is not None and spec.shape[1] in feeding.CHANNELS:
+        told = "nchw"
+    if said.layout is not None and told not in (None, said.layout):
+        raise OptionError(f"--layout {said.layout} for the input {spec}", expected=str(told))
+    return said.layout or told or "nchw"

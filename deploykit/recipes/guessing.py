@@ -1,0 +1,131 @@
+"""What a model file that nobody described shows of itself: shapes, and metadata of its exporter.
+
+Metadata is data: it is parsed by its form, within bounds, and never run. What is guessed is told to
+the user, and what is not certain is offered, not taken.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from deploykit.data import feeding
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from deploykit.data.preprocess import Size
+    from deploykit.values import TensorSpec
+
+_LONGEST, _MOST = 1 << 20, 1 << 16
+"""Letters of a table of names, and entries of it, that are read."""
+_NAME = re.compile(r"""\s*(\d{1,6})\s*:\s*(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")\s*(,|\Z)""")
+_PAIR = re.compile(r"\s*\[\s*(\d{1,5})\s*,\s*(\d{1,5})\s*\]\s*")
+_TASKS = {
+    "detect": "detection",
+    "segment": "instance_segmentation",
+    "pose": "keypoints",
+    "classify": "classification",
+}
+"""Task in Ultralytics' words -> in ours."""
+_SIDE = 1 << 15
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a file shows without being run."""
+
+    inputs: tuple[TensorSpec, ...]
+    """Those that are not weights."""
+    outputs: tuple[TensorSpec, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What can be told from facts; None: nothing."""
+
+    by: str = "the file's inputs and outputs"
+    size: Size | None = None
+    planes: int | None = None
+    task: str | None = None
+    preprocess: str | None = None
+    """A preset, only where the file names its exporter."""
+    classes: int | None = None
+    class_names: tuple[str, ...] = ()
+
+
+def guess(facts: Facts) -> Guess:
+    """Return what can be told from facts."""
+    size, planes = _image(facts)
+    task, classes = _head(facts)
+    said = facts.metadata
+    if "names" in said and "stride" in said and said.get("task") in _TASKS:
+        names = names_of(said["names"])
+        task = _TASKS[said["task"]]
+        return Guess(
+            "the metadata of Ultralytics",
+            size or _pair(said.get("imgsz", "")),
+            planes,
+            task,
+            None if task == "classification" else "yolo",
+            len(names) or None,
+            names,
+        )
+    return Guess(size=size, planes=planes, task=task, classes=classes)
+
+
+def _image(facts: Facts) -> tuple[Size | None, int | None]:
+    """Return the size (H, W) and the channels of the first input that holds images."""
+    for spec in facts.inputs:
+        if feeding.takes_images((spec,)):
+            _, planes, height, width = feeding.nchw(spec).shape
+            known = _known(height) and _known(width)
+            return (
+                (int(height), int(width)) if known else None,
+                planes if isinstance(planes, int) and planes in feeding.CHANNELS else None,
+            )
+    return None, None
+
+
+def _known(dim: int | str) -> bool:
+    return isinstance(dim, int) and dim > 0
+
+
+def _head(facts: Facts) -> tuple[str | None, int | None]:
+    """Return the task and the number of classes that the only output has the form of."""
+    if len(facts.outputs) != 1:
+        return None, None
+    shape = facts.outputs[0].shape
+    last = shape[-1] if shape else None
+    if len(shape) == 2 and isinstance(last, int) and last > 1:
+        return "classification", last
+    return None, None
+
+
+def _pair(text: str) -> Size | None:
+    """Return `[640, 640]` as a size."""
+    match = _PAIR.fullmatch(text) if len(text) < 50 else None
+    found = (int(match[1]), int(match[2])) if match else (0, 0)
+    return found if all(0 < side <= _SIDE for side in found) else None
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """Return the names in `{0: 'person', 1: "can't"}`, in the order of their numbers.
+
+    Nothing where the text is anything else; none of it is run.
+    """
+    inner = text.strip()
+    if len(inner) > _LONGEST or not (inner.startswith("{") and inner.endswith("}")):
+        return ()
+    found: dict[int, str] = {}
+    inner, place = inner[1:-1].strip(), 0
+    while place < len(inner):
+        match = _NAME.match(inner, place)
+        if match is None or int(match[1]) in found or len(found) >= _MOST:
+            return ()
+        name = match[2] if match[2] is not None else match[3]
+        found[int(match[1])] = re.sub(r"\\(.)", r"\1", name)
+        place = match.end()
+    return tuple(found[i] for i in range(len(found))) if set(found) == {*range(len(found))} else ()
