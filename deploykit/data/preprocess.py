@@ -132,10 +132,7 @@ class Preprocess:
     mapping: Mapping = "sides"
 
     def __call__(self, image: Pixels) -> tuple[Floats, Geometry]:
-        """Return the input float32[planes, H, W] and where the image lies in it.
-
-        Raises: DataError for an image without pixels.
-        """
+        """Return the input float32[planes, H, W] and where the image lies. Raises: DataError."""
         if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise DataError(f"an image of shape {image.shape}", expected="uint8[H, W, 3], H, W > 0")
         fit = self.fit(image.shape[0], image.shape[1])

@@ -55,8 +55,8 @@ def calibrate(  # noqa: PLR0913 - model, images, tensors, and two independent op
 ) -> CalibrationTable:
     """Return the range of each of `tensors` over the images of `dataset`.
 
-    The model has one input of images, see `feeding.formed`, which may be among the tensors. Files left out
-    because they could not be read are in the table's `skipped`.
+    The model has one input of images, see `feeding.formed`, which may be among the tensors. Files
+    left out because they could not be read are in the table's `skipped`.
 
     Raises: ModelError for a model with another interface or without one of the tensors; DataError
         for images; OptionError for the options; InputError naming a tensor with NaN or infinity.
