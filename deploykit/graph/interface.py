@@ -30,6 +30,8 @@ class Wanted:
 
     size: Size | None = None
     """Height and width of images, where the graph leaves them open."""
+    stated: bool = False
+    """Whether the user stated it: then a fixed one that differs is refused."""
     planes: int = 3
     nhwc: bool = False
     constants: Mapping[str, NDArray[Any]] = field(default_factory=dict)
@@ -140,6 +142,8 @@ def _sized(model: ir.Model, images: ir.Value, wanted: Wanted) -> tuple[str, ...]
     old = list(images.shape) if images.shape is not None else [_BATCH, *[None] * 3]
     dims = [old[0], *(new if not isinstance(has, int) else has for has, new in _pairs(old, sizes))]
     if any(has != new for has, new in _pairs(dims, sizes)):
+        if not wanted.stated:
+            return ()
         shape = ", ".join(map(str, old))
         raise OptionError(
             f"images of {height}x{width} and {wanted.planes} channels for the input "

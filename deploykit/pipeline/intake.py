@@ -67,7 +67,8 @@ def _wanted(graph: ir.Model, said: Description, card: ModelCard | None) -> Wante
     size = card.preprocess.size if card else said.input_size
     planes = card.preprocess.planes if card else guess(seen).planes or 3
     nhwc = describing.layout_of(said, seen) == "nhwc"
-    return Wanted(size, planes, nhwc=nhwc, constants=_values(said.inputs))
+    stated, constants = said.input_size is not None, _values(said.inputs)
+    return Wanted(size, stated, planes, nhwc=nhwc, constants=constants)
 
 
 def _values(given: Mapping[str, Path | float]) -> dict[str, NDArray[Any]]:
