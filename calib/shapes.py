@@ -8,21 +8,19 @@ from (split, seed, index) alone, so a data set is a range of indices, as long as
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 import re
 from dataclasses import dataclass, fields
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from PIL import Image
 
-from deploykit.data import drawing
+from deploykit.data import drawing, photographs
 from deploykit.data.drawing import Materials, Shape
 from deploykit.data.sources import Dataset, Sample, Source
-from deploykit.errors import DataError, OptionError, unknown_name
+from deploykit.errors import OptionError, unknown_name
 from deploykit.tasks.annotations import ImageAnnotations
 
 if TYPE_CHECKING:
@@ -33,6 +31,8 @@ if TYPE_CHECKING:
     from deploykit.values import Json
 
 Split: TypeAlias = Literal["train", "val"]
+Truth: TypeAlias = Literal["objects", "map", "class"]
+"""What is known of an image: its objects, the class of each pixel, or of its only shape."""
 
 CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
 _BAR = "bar"
@@ -54,6 +54,13 @@ _REFERENCE_SIZE = 320
 _SIDES = (22.0, 160.0)
 _SQUEEZE = 0.75
 _MOST_SHAPES = 8
+_LEAST_SIDE = 14.0
+"""Pixels of the only shape in an image: a smaller one has no form."""
+_PLACES: dict[Truth, tuple[float, float]] = {
+    **dict.fromkeys(("objects", "map"), (0.05, 0.95)),
+    "class": (0.25, 0.75),
+}
+"""Where shapes have their centres, in shares of the image."""
 _LEANING = 0.35
 """Share of shapes placed on or beside an earlier one."""
 _BARRED = 0.3
@@ -70,10 +77,12 @@ class Spec:
     count: int = 500
     size: int = _REFERENCE_SIZE
     split: Split = "val"
+    truth: Truth = "objects"
 
     def __str__(self) -> str:
         """Return the text that `parse` reads."""
-        return ",".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
+        said = [f for f in fields(self) if f.name != "truth" or self.truth != "objects"]
+        return ",".join(f"{field.name}={getattr(self, field.name)}" for field in said)
 
 
 _LIMITS = {"seed": (0, 2**31 - 1), "count": (1, 1_000_000), "size": (64, 2048)}
@@ -111,26 +120,37 @@ class _Scene:
                 found.append(Instance(CLASSES.index(kind), box, inside))
         return found
 
+    def label_map(self) -> NDArray[np.uint8]:
+        """Return the class of each pixel, from 1; 0 where no shape but a bar is on top."""
+        labels = np.zeros((self.height, self.width), np.uint8)
+        masks = drawing.visible(self.shapes, self.height, self.width)
+        for kind, shape, mask in zip(self.kinds, self.shapes, masks, strict=True):
+            x1, y1, x2, y2 = shape.region
+            number = 1 + CLASSES.index(kind) if kind in CLASSES else 0
+            labels[y1:y2, x1:x2][mask] = number
+        return labels
+
 
 def parse(text: str) -> Spec:
     """Return the spec that `text` (`key=value,...`) describes. Raises: OptionError."""
     pairs = [part.partition("=") for part in text.split(",")] if text.strip() else []
     values: dict[str, str] = {}
     for key, _, value in ((k.strip(), e, v.strip()) for k, e, v in pairs):
-        if key != "split" and key not in _LIMITS:
-            raise unknown_name("option of shapes", key, ["split", *_LIMITS])
+        if key not in _CHOICES and key not in _LIMITS:
+            raise unknown_name("option of shapes", key, [*_CHOICES, *_LIMITS])
         if key in values:
             raise OptionError(f"shapes: {key} is given twice", fix=f"keep one {key}=...")
         values[key] = value
-    name = values.pop("split", Spec.split)
-    split = next((known for known in _splits() if known == name), None)
-    if split is None:
-        raise unknown_name("split of shapes", name, _splits())
-    return Spec(**{key: _number(key, value) for key, value in values.items()}, split=split)
+    for key, known in _CHOICES.items():
+        if key in values and values[key] not in known:
+            raise unknown_name(f"{key} of shapes", values[key], known)
+    made: dict[str, Any] = {
+        key: value if key in _CHOICES else _number(key, value) for key, value in values.items()
+    }
+    return Spec(**made)
 
 
-def _splits() -> tuple[Split, ...]:
-    return get_args(Split)
+_CHOICES: dict[str, tuple[str, ...]] = {"split": get_args(Split), "truth": get_args(Truth)}
 
 
 def _number(key: str, value: str) -> int:
@@ -155,9 +175,17 @@ def render(spec: Spec, index: int) -> tuple[Pixels, list[Instance]]:
     return pixels, scene.instances()
 
 
-def truth(spec: Spec, index: int) -> ImageAnnotations:
-    """Return the objects of image `index`; masks are uncompressed run lengths."""
+def truth(spec: Spec, index: int) -> ImageAnnotations | NDArray[np.uint8] | int:
+    """Return what is known of image `index`, as the spec says.
+
+    Its objects, with masks as uncompressed run lengths; the id of its only shape's class; or that
+    of each pixel, uint8[H, W], 0 for the background.
+    """
     scene = _scene(spec, index)
+    if spec.truth == "class":
+        return 1 + CLASSES.index(next(kind for kind in scene.kinds if kind in CLASSES))
+    if spec.truth == "map":
+        return scene.label_map()
     annotations = tuple(_annotation(scene, instance) for instance in scene.instances())
     return ImageAnnotations(index + 1, annotations, (scene.height, scene.width))
 
@@ -178,7 +206,7 @@ def _annotation(scene: _Scene, instance: Instance) -> Json:
 
 
 def _generator(spec: Spec, index: int, *, purpose: int) -> np.random.Generator:
-    entropy = [spec.seed, _splits().index(spec.split), index, purpose]
+    entropy = [spec.seed, _CHOICES["split"].index(spec.split), index, purpose]
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
 
 
@@ -188,10 +216,11 @@ def _scene(spec: Spec, index: int) -> _Scene:
     scene = _Scene(height, width, [], [])
     unit = spec.size / _REFERENCE_SIZE
     centres: list[Points] = []
-    for _ in range(1 + int(rng.random() * _MOST_SHAPES)):
+    for _ in range(1 if spec.truth == "class" else 1 + int(rng.random() * _MOST_SHAPES)):
         kind = drawing.choice(rng, CLASSES)
         side = unit * _SIDES[0] * (_SIDES[1] / _SIDES[0]) ** rng.random()
-        centre = rng.uniform(0.05, 0.95, 2) * (width, height)
+        side = max(side, _LEAST_SIDE) if spec.truth == "class" else side
+        centre = rng.uniform(*_PLACES[spec.truth], 2) * (width, height)
         if centres and rng.random() < _LEANING:
             near = drawing.choice(rng, centres) + rng.uniform(-0.7, 0.7, 2) * side
             centre = np.clip(near, 0, (width, height))
@@ -214,34 +243,17 @@ def _placed(
     first, second = (drawing.rotation(rng.uniform(0.0, math.tau)) for _ in range(2))
     squeeze = np.diag([1.0, rng.uniform(_SQUEEZE, 1.0)])
     matrix = second @ squeeze @ first * (side / 2)
-    outlines = tuple(points @ matrix.T + centre for points in _outlines()[kind])
+    outlines = tuple(points @ matrix.T + centre for points in drawing.outlines()[kind])
     return drawing.rasterised(outlines, scene.height, scene.width)
-
-
-@functools.cache
-def _outlines() -> dict[str, tuple[Points, ...]]:
-    """Return per kind the polygons (float64[N, 2], within the unit circle): outside, hole."""
-    arm, long = 0.3, 0.95
-    quarter = np.array([[long, arm], [arm, arm], [arm, long]])
-    turns = [drawing.rotation(turn * math.pi / 2) for turn in range(4)]
-    return {
-        "circle": (drawing.polygon(48, 1.0),),
-        "square": (drawing.polygon(4, 1.0),),
-        "triangle": (drawing.polygon(3, 1.0),),
-        "star": (drawing.polygon(10, 1.0, 0.42),),
-        "cross": (np.concatenate([quarter @ turn.T for turn in turns]),),
-        "ring": (drawing.polygon(48, 1.0), drawing.polygon(48, 0.58)),
-        _BAR: (np.array([[-1, -0.015], [1, -0.015], [1, 0.015], [-1, 0.015]]),),
-    }
 
 
 @functools.cache
 def _materials(split: Split) -> Materials:
     """Return the photographs of a split and its half of each texture. Raises: DataError."""
-    photos = tuple(_shipped(name).convert("RGB") for name in _PHOTOS[split])
+    photos = tuple(photographs.shipped(name).convert("RGB") for name in _PHOTOS[split])
     for photo in photos:
         photo.thumbnail((_LONGEST_PHOTO, _LONGEST_PHOTO))
-    halves = [_half(_shipped(name), split) for name in _TEXTURES]
+    halves = [_half(photographs.shipped(name), split) for name in _TEXTURES]
     return Materials(
         photos=photos,
         grounds=tuple(Image.fromarray(half).convert("RGB") for half in halves),
@@ -253,24 +265,6 @@ def _half(texture: Image.Image, split: Split) -> NDArray[np.uint8]:
     pixels = np.asarray(texture.convert("L"))
     middle = pixels.shape[1] // 2
     return pixels[:, :middle] if split == "train" else pixels[:, middle:]
-
-
-def _shipped(name: str) -> Image.Image:
-    spec = importlib.util.find_spec("skimage")
-    if spec is None or spec.origin is None:
-        raise DataError(
-            "the shapes data set needs the photographs of scikit-image, which is not installed",
-            fix="`pip install scikit-image`",
-        )
-    path = Path(spec.origin).parent / "data" / name
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except OSError as error:
-        raise DataError(
-            f"cannot read {path}: {error}", fix="install scikit-image again: it ships this file"
-        ) from error
 
 
 def _name(spec: Spec, index: int) -> str:
@@ -288,7 +282,10 @@ def _open(location: str) -> Dataset:
         Sample(_name(spec, i), partial(_read, spec, i), partial(truth, spec, i))
         for i in range(spec.count)
     ]
-    return Dataset(f"shapes:{spec}", samples, dict(enumerate(CLASSES, start=1)))
+    known = dict(enumerate(CLASSES, start=1))
+    if spec.truth == "map":
+        known = {0: "background", **known}
+    return Dataset(f"shapes:{spec}", samples, known)
 
 
 source = Source("shapes", "generated shapes on photographs, with boxes and masks", _open)

@@ -60,7 +60,9 @@ VARIANTS = {
     "b3": _B3,
     "b3g2": replace(_B3, groups=2),
     "b3g4": replace(_B3, groups=4),
+    "pico": Architecture((2, 2, 3, 1), (24, 48, 96, 192)),
 }
+"""`pico` is this project's own, for small images."""
 STEM_LIMIT = 64
 """Most channels of the stem."""
 
@@ -170,11 +172,15 @@ KEEP_FLOAT = (
         "about a thousandth of the work",
     ),
 )
+PICO = Preprocess((96, 96), "letterbox", mean=IMAGENET_MEAN, std=IMAGENET_STD)
 MARKS = ("rbr_", "conv_kxk.", "reparam")
 recipe = Recipe(
     name="repvgg",
     task="classification",
-    variants=dict.fromkeys(VARIANTS, Variant(PREPROCESS, KEEP_FLOAT, features=("stage4",))),
+    variants={
+        name: Variant(PICO if name == "pico" else PREPROCESS, KEEP_FLOAT, features=("stage4",))
+        for name in VARIANTS
+    },
     build=build,
     identify=identify,
     outputs=(Output("logits", "logits"),),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ def test_a_spec_prints_as_the_text_it_is_parsed_from(
     [
         ("sed=1", "did you mean seed"),
         ("split=test", "unknown split of shapes 'test'"),
+        ("truth=masks", "unknown truth of shapes 'masks'"),
         ("count=0", "an integer from 1 to 1000000"),
         ("count=1e3", "count='1e3'"),
         ("size=32", "from 64 to 2048"),
@@ -179,10 +181,34 @@ def test_shapes_grow_with_the_image() -> None:
     assert 10 < large / small < 22
 
 
+def test_a_label_map_has_the_class_of_every_pixel(shapes: Any) -> None:
+    maps = sources.dataset("shapes:count=6,size=160,truth=map")
+    assert maps.name == "shapes:seed=1,count=6,size=160,split=val,truth=map"
+    assert maps.categories == {0: "background", **dict(enumerate(shapes.CLASSES, start=1))}
+    for index, sample in enumerate(maps.samples):
+        assert sample.truth is not None
+        found: Any = sample.truth()
+        assert found.shape == sample.read().shape[:2]
+        _, instances = shapes.render(shapes.parse("count=6,size=160"), index)
+        for item in instances:
+            x1, y1, x2, y2 = item.box
+            assert (found[y1:y2, x1:x2][item.mask] == item.category + 1).all()
+
+
+def test_with_a_class_as_truth_an_image_holds_one_shape_of_it(shapes: Any) -> None:
+    classes = sources.dataset("shapes:count=40,size=96,truth=class")
+    found = [sample.truth() for sample in classes.samples if sample.truth]
+    assert set(found) == set(range(1, 7))
+    for index, number in enumerate(found):
+        scene = shapes._scene(shapes.parse("size=96,truth=class"), index)
+        assert [k for k in scene.kinds if k != "bar"] == [shapes.CLASSES[int(str(number)) - 1]]
+        assert (scene.label_map() == number).sum() > 40
+
+
 def test_without_scikit_image_the_extra_is_named(
     shapes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shapes.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     shapes._materials.cache_clear()
     with pytest.raises(DataError, match="pip install scikit-image"):
         sources.dataset("shapes:")
@@ -194,7 +220,7 @@ def test_a_scikit_image_without_its_pictures_is_an_error(
     class Spec:
         origin = str(tmp_path / "__init__.py")
 
-    monkeypatch.setattr(shapes.importlib.util, "find_spec", lambda _: Spec)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: Spec)
     shapes._materials.cache_clear()
     with pytest.raises(DataError, match=r"chelsea\.png.*\n?to fix: install scikit-image again"):
         sources.dataset("shapes:")

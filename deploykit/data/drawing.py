@@ -6,6 +6,7 @@ from the generator that is passed in, always in the same order.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
@@ -86,6 +87,23 @@ def polygon(corners: int, *radii: float) -> Points:
     angles = np.arange(corners) * (math.tau / corners)
     distance = np.resize(radii, corners)
     return np.stack([np.cos(angles) * distance, np.sin(angles) * distance], axis=1)
+
+
+@functools.cache
+def outlines() -> dict[str, tuple[Points, ...]]:
+    """Return per kind the polygons (float64[N, 2], within the unit circle): outside, hole."""
+    arm, long = 0.3, 0.95
+    quarter = np.array([[long, arm], [arm, arm], [arm, long]])
+    turns = [rotation(turn * math.pi / 2) for turn in range(4)]
+    return {
+        "circle": (polygon(48, 1.0),),
+        "square": (polygon(4, 1.0),),
+        "triangle": (polygon(3, 1.0),),
+        "star": (polygon(10, 1.0, 0.42),),
+        "cross": (np.concatenate([quarter @ turn.T for turn in turns]),),
+        "ring": (polygon(48, 1.0), polygon(48, 0.58)),
+        "bar": (np.array([[-1, -0.015], [1, -0.015], [1, 0.015], [-1, 0.015]]),),
+    }
 
 
 def _area(points: Points) -> float:

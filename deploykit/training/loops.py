@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from deploykit.tasks.evaluation import Contract
 from deploykit.values import TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -62,8 +64,7 @@ def load(data: Dataset, preprocess: Preprocess, *, masks: bool = False) -> tuple
     of 8. Raises: DataError for a set without truth.
     """
     order = {number: k for k, number in enumerate(sorted(data.categories))}
-    # The levels of the pixels themselves; what the network gets is normalised batch by batch.
-    placed = replace(preprocess, scale=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
+    placed = levels(preprocess)
     images = torch.empty((len(data.samples), 3, *preprocess.size), dtype=torch.uint8)
     objects = []
     for k, sample in enumerate(data.samples):
@@ -73,6 +74,22 @@ def load(data: Dataset, preprocess: Preprocess, *, masks: bool = False) -> tuple
         bits = _masks(found, placed) if masks else None
         objects.append(Objects(_classes(found, order), _boxes(found, place), bits))
     return images, objects
+
+
+def levels(preprocess: Preprocess) -> Preprocess:
+    """Return one that leaves the levels of pixels, 0 to 255, as they are.
+
+    A training loop changes them at random, and normalises batch by batch.
+    """
+    return replace(preprocess, scale=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
+def normalised(images: Tensor, preprocess: Preprocess) -> Tensor:
+    """Return float32[B, 3, H, W] of shares of white, 0 to 1, as `preprocess` normalises them."""
+    mean, std = (
+        torch.tensor(values).reshape(3, 1, 1) for values in (preprocess.mean, preprocess.std)
+    )
+    return (images * (255 * preprocess.scale) - mean) / std
 
 
 def _annotations(data: Dataset, sample: Sample) -> Sequence[Json]:
@@ -155,6 +172,60 @@ def rate(step: int, steps: int, *, warmup: int, final: float) -> float:
         return (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast a network learns."""
+
+    epochs: int
+    steps: int
+    """Of each epoch."""
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warmup: int = 200
+    """Steps in which the rate rises."""
+    final: float = 0.01
+    """Of the learning rate, at the end."""
+    decay: float = 0.998
+    """Of the averaged weights, each step."""
+
+
+def fit(
+    network: nn.Module,
+    batches: Callable[[], Iterator[tuple[Tensor, Tensor]]],
+    loss: Callable[[Any, Tensor], Tensor],
+    schedule: Schedule,
+) -> nn.Module:
+    """Return the network with its weights averaged over the training.
+
+    batches: Gives the images and the truth of one epoch. loss: Of what the network returns.
+    """
+    average = copy.deepcopy(network).eval()
+    network.train()
+    learner = optimizer(network, schedule.learning_rate, schedule.weight_decay)
+    total, step, started = schedule.epochs * schedule.steps, 0, time.perf_counter()
+    for epoch in range(schedule.epochs):
+        losses = []
+        for images, truth in batches():
+            for group in learner.param_groups:
+                share = rate(step, total, warmup=schedule.warmup, final=schedule.final)
+                group["lr"] = schedule.learning_rate * share
+            value = loss(network(images), truth)
+            learner.zero_grad(set_to_none=True)
+            value.backward()  # type: ignore[no-untyped-call]  # torch leaves it bare
+            nn.utils.clip_grad_norm_(network.parameters(), _GRADIENT_LIMIT)
+            learner.step()
+            follow(average, network, min(schedule.decay, (1 + step) / (10 + step)))
+            losses.append(float(value.detach()))
+            step += 1
+        taken = time.perf_counter() - started
+        mean = sum(losses) / max(len(losses), 1)
+        print(f"epoch {epoch + 1}/{schedule.epochs} {mean:.4f} {taken:.0f} s", flush=True)  # noqa: T201 - what a long training says
+    return average
+
+
+_GRADIENT_LIMIT = 5.0
 
 
 @torch.no_grad()

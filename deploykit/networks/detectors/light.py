@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torchvision.models import resnet
 from torchvision.models.detection import MaskRCNN, anchor_utils, backbone_utils, faster_rcnn
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 WIDTHS = (32, 64, 128, 256)
 """Channels of the four stages: half of ResNet-18's."""
@@ -20,13 +23,13 @@ CANDIDATES, PROPOSALS, DETECTIONS = 500, 200, 50
 """Anchors per level that enter the proposals' NMS; proposals and objects per image."""
 
 
-def half_resnet18() -> nn.Module:
-    """Return ResNet-18 with half its channels, batch norms trained, weights random."""
+def narrow_resnet18(widths: Sequence[int]) -> nn.Module:
+    """Return ResNet-18 with fewer channels, batch norms trained, weights random."""
     body: Any = resnet.resnet18()
-    body.inplanes = WIDTHS[0]
-    body.conv1 = nn.Conv2d(3, WIDTHS[0], 7, stride=2, padding=3, bias=False)
-    body.bn1 = nn.BatchNorm2d(WIDTHS[0])
-    for stage, width in enumerate(WIDTHS, start=1):
+    body.inplanes = widths[0]
+    body.conv1 = nn.Conv2d(3, widths[0], 7, stride=2, padding=3, bias=False)
+    body.bn1 = nn.BatchNorm2d(widths[0])
+    for stage, width in enumerate(widths, start=1):
         layer = body._make_layer(resnet.BasicBlock, width, 2, stride=1 if stage == 1 else 2)  # noqa: SLF001 - the constructor fixes the widths
         setattr(body, f"layer{stage}", layer)
     for module in body.modules():
@@ -40,7 +43,7 @@ def light_mask_rcnn(classes: int) -> MaskRCNN:
     """Return the network for `classes` kinds of object, background not counted."""
     levels = {f"layer{stage}": str(stage - 1) for stage in range(1, 5)}
     backbone = backbone_utils.BackboneWithFPN(
-        half_resnet18(), levels, list(WIDTHS), PYRAMID, norm_layer=nn.BatchNorm2d
+        narrow_resnet18(WIDTHS), levels, list(WIDTHS), PYRAMID, norm_layer=nn.BatchNorm2d
     )
     return MaskRCNN(
         backbone,
