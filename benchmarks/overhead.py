@@ -228,12 +228,12 @@ def photographs(count: int) -> None:
 
 def profile() -> None:
     """Write the shapes that the command builds the example for, and name the parser's library."""
-    from deploykit.backends import _profiles, tensorrt_rtx
+    from deploykit.backends import _builder_process, _profiles
     from deploykit.files import onnxfile
 
     inputs, _ = onnxfile.interface(onnxfile.read_model(Path("masks.onnx")))
     Path("shapes.json").write_text(json.dumps(_profiles.profiles(inputs, {})[0]), encoding="utf-8")
-    library = tensorrt_rtx._library()  # noqa: SLF001 - what the command itself gives the parser
+    library = _builder_process.runtime_library("tensorrt_rtx")
     if library is not None:
         Path("libraries").mkdir(exist_ok=True)
         Path("libraries", "libtensorrt_rtx.so").symlink_to(library)

@@ -7,8 +7,10 @@ import ctypes
 import gc
 import importlib
 import importlib.util
+import io
 import json
 import re
+import sys
 from enum import IntEnum
 from pathlib import Path
 from types import SimpleNamespace
@@ -396,10 +398,12 @@ def test_the_builder_s_process_answers_with_the_outcome_or_the_error(
     native = Native()
     monkeypatch.setattr(importlib, "import_module", lambda _: native)
     text = json.dumps(vars(request(tmp_path)))
-    assert "inspection" in _builder.main(text)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    assert "inspection" in _builder.main("tensorrt")
     assert "[I] builder made" in capsys.readouterr().err
     native.plan = None
-    failed = _builder.main(text)["error"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    failed = _builder.main("tensorrt")["error"]
     assert failed["kind"] == "BackendError"
     assert failed["found"] == "tensorrt could not build m.onnx"
 

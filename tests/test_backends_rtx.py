@@ -13,6 +13,7 @@ import onnx
 import onnx.parser
 import pytest
 
+from deploykit import backends
 from deploykit.backends import BuildOptions, _builder_process, _plan_text, tensorrt_rtx
 from deploykit.backends._trt import Request
 from deploykit.errors import (
@@ -341,13 +342,13 @@ def test_a_builder_that_dies_or_cannot_write_is_one_error_and_leaves_nothing(
 def test_the_builder_finds_the_library_under_the_name_that_the_parser_opens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    library = tensorrt_rtx._library()
+    library = _builder_process.runtime_library("tensorrt_rtx")
     assert library is not None
     assert library.name.startswith("libtensorrt_rtx.so.")
     script = 'readlink "${LD_LIBRARY_PATH%%:*}/libtensorrt_rtx.so" >&2; exit 3'
     monkeypatch.setattr(sys, "executable", stand_in(tmp_path, script))
     with pytest.raises(BackendError, match=re.escape(str(library))):
-        _builder_process.build(Request("tensorrt_rtx", "m.onnx"), library=library)
+        _builder_process.build(Request("tensorrt_rtx", "m.onnx"))
 
 
 @needs_builder
@@ -372,6 +373,38 @@ def test_ctrl_c_ends_the_builder_and_leaves_nothing(
     assert not [path for path in tmp_path.iterdir() if "engine" in path.name]
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+@needs_builder
+def test_a_builder_that_was_started_ahead_is_the_one_that_builds(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = toy(classify=False).save(tmp_path / "toy.onnx")
+    with backends.ahead("tensorrt_rtx"), backends.ahead("tensorrt_rtx"):
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+        build(model, "86")
+        with pytest.raises(BackendError, match="cannot start the builder"):
+            build(model, "86")  # it is used up
+
+
+@needs_builder
+def test_a_builder_that_is_not_needed_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = f"echo $$ > {tmp_path}/pid; exec sleep 60"
+    monkeypatch.setattr(sys, "executable", stand_in(tmp_path, script))
+    with backends.ahead("tensorrt_rtx"):
+        while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
+            time.sleep(0.01)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "no_such_backend"])
+def test_nothing_is_started_for_a_backend_without_a_builder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    with backends.ahead(name):
+        pass
 
 
 def test_a_builder_that_cannot_be_started_is_one_error(

@@ -1,8 +1,8 @@
-"""The builder's program: `python -m deploykit.backends._builder PARENT PIPE`.
+"""The builder's program: `python -m deploykit.backends._builder PARENT PIPE MODULE`.
 
-It reads a request as JSON from stdin, writes the outcome as JSON to stdout and the native log to
-stderr. It ends with its parent; so the first thing it does is to follow that, and everything that
-takes long to import is imported afterwards.
+It imports TensorRT's module, reads a request as JSON from stdin, writes the outcome as JSON to
+stdout and the native log to stderr. It ends with its parent; so the first thing it does is to
+follow that, and everything that takes long to import is imported afterwards.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def _await_end(pipe: int) -> None:
     os._exit(1)
 
 
-def main(text: str) -> dict[str, Any]:
-    """Return the outcome of the request in `text`, as the parent reads it."""
+def main(module: str) -> dict[str, Any]:
+    """Return the outcome of the request on stdin, as the parent reads it."""
     from deploykit.files import lateness  # noqa: PLC0415 - what is imported below is slow
 
     lateness.begin()
@@ -51,16 +51,16 @@ def main(text: str) -> dict[str, Any]:
     from deploykit.backends import _trt  # noqa: PLC0415 - likewise
     from deploykit.errors import BackendError, DeployError  # noqa: PLC0415 - likewise
 
-    fields = json.loads(text)
-    request = _trt.Request(
-        **fields | {k: tuple(fields[k]) for k in ("sms", "ops", "builder_flags")}
-    )
     try:
-        trt = importlib.import_module(request.module)
+        trt = importlib.import_module(module)
+        fields = json.loads(sys.stdin.read())
+        request = _trt.Request(
+            **fields | {k: tuple(fields[k]) for k in ("sms", "ops", "builder_flags")}
+        )
         with ops.known(*request.ops):
             return {"inspection": _trt.build(trt, request, _say)}
     except ImportError as error:
-        return _failure(BackendError(f"{request.module} cannot be imported: {error}"))
+        return _failure(BackendError(f"{module} cannot be imported: {error}"))
     except DeployError as error:
         return _failure(error)
 
@@ -87,7 +87,7 @@ def run() -> None:
     follow(parent, pipe)
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answer:
         os.dup2(2, 1)
-        answer.write(json.dumps(main(sys.stdin.read())))
+        answer.write(json.dumps(main(sys.argv[3])))
 
 
 if __name__ == "__main__":

@@ -6,13 +6,15 @@ signal, and everywhere a pipe tells it, of which this process holds the other en
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ from deploykit.errors import BackendError, DeployError
 from deploykit.files import temporaries
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from deploykit.backends._trt import Request
 
@@ -40,43 +42,89 @@ _FIXES = (
 )
 
 
-def build(request: Request, *, library: Path | None = None) -> tuple[str | None, str]:
-    """Return the inspector's JSON (None where there is none) and the native log.
+@dataclass
+class _Waiting:
+    """A builder that has started and waits for its request."""
 
-    library: the runtime library that the parser opens under its name without a version.
+    module: str
+    folder: Path
+    process: subprocess.Popen[str]
+
+
+_waiting: list[_Waiting] = []
+"""The one that was started ahead, if any."""
+
+
+@contextlib.contextmanager
+def ahead(module: str) -> Iterator[None]:
+    """Start a builder that imports `module` while the caller reads the model.
+
+    The next `build` for the module takes it; unused it ends with the block. In a block inside
+    another nothing is started. Raises: BackendError.
+    """
+    if _waiting:
+        yield
+        return
+    with _started(module) as builder:
+        _waiting.append(builder)
+        try:
+            yield
+        finally:
+            _waiting.clear()
+
+
+def build(request: Request) -> tuple[str | None, str]:
+    """Return the inspector's JSON (None where there is none) and the native log.
 
     Raises: BackendError with the last lines of the log, or what the builder raised.
     """
+    with contextlib.ExitStack() as stack:
+        if _waiting and _waiting[0].module == request.module:
+            builder = _waiting.pop()
+        else:
+            builder = stack.enter_context(_started(request.module))
+        answer, log = builder.process.communicate(json.dumps(asdict(request)))
+        code = builder.process.returncode
+    return _outcome(code, answer, log, Path(request.model).name)
+
+
+def runtime_library(module: str) -> Path | None:
+    """Return the runtime library that the parser opens under its name without a version.
+
+    The wheel of TensorRT-RTX ships it under a versioned name only.
+    """
+    if module != "tensorrt_rtx":
+        return None
+    spec = importlib.util.find_spec("tensorrt_rtx_libs")
+    folders = (spec.submodule_search_locations if spec else None) or []
+    found = [path for folder in folders for path in Path(folder).glob("libtensorrt_rtx.so.*")]
+    return min(found, default=None)
+
+
+@contextlib.contextmanager
+def _started(module: str) -> Iterator[_Waiting]:
+    """Yield a running builder; it has ended afterwards, also after Ctrl-C. Raises: BackendError."""
+    told, held = os.pipe()
+    library = runtime_library(module)
     with temporaries.folder() as folder:
         if library is not None:
             (folder / library.name.partition(".so")[0]).with_suffix(".so").symlink_to(library)
-        done = _ask(json.dumps(asdict(request)), str(folder))
-    return _outcome(done, Path(request.model).name)
+        try:
+            with _process(module, str(folder), told) as process:
+                try:
+                    yield _Waiting(module, folder, process)
+                finally:
+                    process.kill()
+                    process.wait()
+        finally:
+            os.close(held)
 
 
-def _ask(request: str, folder: str) -> subprocess.CompletedProcess[str]:
-    """Return what the builder's process answers; Ctrl-C ends it too, and waits for its end."""
-    told, held = os.pipe()
-    command = [sys.executable, "-m", _PROGRAM, str(os.getpid()), str(told)]
-    try:
-        process = _started(command, folder, told)
-        with process:
-            try:
-                answer, log = process.communicate(request)
-            except BaseException:
-                process.kill()
-                process.wait()
-                raise
-    finally:
-        os.close(held)
-    return subprocess.CompletedProcess(command, process.returncode, answer, log)
-
-
-def _started(command: list[str], folder: str, told: int) -> subprocess.Popen[str]:
+def _process(module: str, folder: str, told: int) -> subprocess.Popen[str]:
     """Return the running builder, which has the end `told` of the pipe. Raises: BackendError."""
     try:
         return subprocess.Popen(  # noqa: S603 - our own module in our own interpreter
-            command,
+            [sys.executable, "-m", _PROGRAM, str(os.getpid()), str(told), module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -102,18 +150,18 @@ def _environment(folder: str, inherited: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _outcome(done: subprocess.CompletedProcess[str], model: str) -> tuple[str | None, str]:
+def _outcome(code: int, answer: str, log: str, model: str) -> tuple[str | None, str]:
     try:
-        said: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {}
+        said: dict[str, Any] = json.loads(answer) if code == 0 else {}
     except ValueError:
         said = {}
     if "inspection" in said:
-        return said["inspection"], done.stderr
-    last = _last_lines(done.stderr)
+        return said["inspection"], log
+    last = _last_lines(log)
     if "error" in said:
         raise _rebuilt(said["error"], last)
     raise BackendError(
-        f"the builder {_ending(done.returncode)} while it built {model}\n{last}".rstrip(),
+        f"the builder {_ending(code)} while it built {model}\n{last}".rstrip(),
         fix=_advice(last) or "the last lines of its log, above, say how far it came",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -32,8 +33,6 @@ class Builder:
     title: str
     kernels: Callable[[Path, str | None], Sequence[EngineLayer]]
     """(engine file, the inspector's JSON) -> its layers; none where they cannot be read."""
-    library: Path | None = None
-    """The runtime library that the parser opens under a name without its version."""
     progress: Progress = silent
 
 
@@ -54,13 +53,16 @@ def build(
             request, output=str(temporary.resolve()), shapes=shapes, workspace=options.workspace
         )
         next(steps)
-        try:
-            inspection, log = _builder_process.build(asked, library=builder.library)
-        except OutputError as error:  # the builder only knows the temporary name
-            named = error.found.replace(asked.output, str(output))
-            raise OutputError(named, expected=error.expected, fix=error.fix) from error
+        with ThreadPoolExecutor(1) as pool:
+            counting = pool.submit(_layers.counted, made.graph)  # while another process builds
+            try:
+                inspection, log = _builder_process.build(asked)
+            except OutputError as error:  # the builder only knows the temporary name
+                named = error.found.replace(asked.output, str(output))
+                raise OutputError(named, expected=error.expected, fix=error.fix) from error
         next(steps)
-        found = _layers.read_back(builder.kernels(temporary, inspection), made.graph, made.own)
+        kernels = builder.kernels(temporary, inspection)
+        found = _layers.read_back(kernels, made.graph, made.own, works=counting.result())
         unproven = _layers.prove(found, builder.title)
     for _ in steps:
         pass

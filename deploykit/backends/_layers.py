@@ -88,7 +88,11 @@ def from_file(layers: Iterable[EngineLayer]) -> tuple[LayerPrecision, ...]:
 
 
 def read_back(
-    layers: Sequence[EngineLayer], model: ir.Model, own: Mapping[str, str] | None = None
+    layers: Sequence[EngineLayer],
+    model: ir.Model,
+    own: Mapping[str, str] | None = None,
+    *,
+    works: Sequence[Work] | None = None,
 ) -> ReadBack:
     """Return the precision of `model`'s nodes, and of the kernels beside them.
 
@@ -96,10 +100,10 @@ def read_back(
     is `unknown`. A kernel that only prepares or rescales for a node says nothing about it, though
     it bears its name.
 
-    own: names of nodes as built -> as they are shown.
+    own: names of nodes as built -> as they are shown. works: `counted(model)`, where it is known.
     """
     shown = own or {}
-    works = counted(model)
+    works = counted(model) if works is None else works
     names = {work.name for work in works}
     claims = _claims(layers, names)
     nodes, asked = [], []

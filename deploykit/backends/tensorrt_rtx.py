@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit.backends import (
@@ -24,6 +22,8 @@ from deploykit.errors import BackendError, InputError, OptionError
 from deploykit.values import silent
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import onnx_ir as ir
 
     from deploykit.backends.contract import BuildOptions, Built, Session
@@ -67,7 +67,6 @@ def build(
     builder = Builder(
         "TensorRT-RTX",
         lambda engine, _: _plan_text.kernels(engine.read_bytes()),
-        library=_library(),
         progress=progress,
     )
     with _preparing.prepared(graph, model.path, options.plugins) as made:
@@ -172,11 +171,3 @@ def _own() -> tuple[str, ...]:
             fix="for example --sm 86; SM75 is the T4, 86 the A10, 89 the L4",
         )
     return (_cuda.compute_capability(),)
-
-
-def _library() -> Path | None:
-    """Return the runtime library of the wheel, which it ships under a versioned name only."""
-    spec = importlib.util.find_spec("tensorrt_rtx_libs")
-    folders = (spec.submodule_search_locations if spec else None) or []
-    found = [path for folder in folders for path in Path(folder).glob("libtensorrt_rtx.so.*")]
-    return min(found, default=None)

@@ -258,7 +258,7 @@ def build(
         deploykit build model.fp16.onnx --sm T4 -o model.engine
         deploykit build model.int8.onnx --backend tensorrt -o model.engine
     """
-    from deploykit import pipeline  # noqa: PLC0415
+    from deploykit import backends  # noqa: PLC0415
     from deploykit.backends import BuildOptions, targets  # noqa: PLC0415
 
     wanted = BuildOptions(
@@ -268,15 +268,11 @@ def build(
         timing_cache=timing_cache,
         plugins=plugins,
     )
-    with options.named(op):
+    with backends.ahead(backend), options.named(op):
+        from deploykit import pipeline  # noqa: PLC0415 - while the builder starts
+
         made = pipeline.build(
-            model,
-            output,
-            backend,
-            wanted,
-            record=record,
-            progress=progress.bar,
-            say=printing.note,
+            model, output, backend, wanted, record=record, progress=progress.bar, say=printing.note
         )
     printing.artifact(made.artifact, as_json=as_json, notes=made.notes, extra=made.to_json())
 

@@ -55,11 +55,12 @@ def build(  # noqa: PLR0913 - a verb's options, and the backend they are for
         beside={"the log of -o": log, "--timing-cache": options.timing_cache},
     )
     chosen = backends.load(backend)
-    subject = intake.read(model)
-    if say is not None and backend != _IN_PROCESS:
-        for note in _needs(_planned(options.plugins, ops.counts(subject.graph))):
-            say(note)
-    built = _built(chosen, subject, output, options, progress)
+    with backends.ahead(backend):
+        subject = intake.read(model)
+        if say is not None and backend != _IN_PROCESS:
+            for note in _needs(_planned(options.plugins, ops.counts(subject.graph))):
+                say(note)
+        built = _built(chosen, subject, output, options, progress)
     artifacts.write_text(log, built.log)
     target = " ".join([backend, *(f"SM{sm}" for sm in options.sms)])
     artifact = artifacts.describe(
