@@ -51,14 +51,15 @@ _LONGEST_PHOTO = 768
 
 _REFERENCE_SIZE = 320
 """At this size the shapes' sides lie within _SIDES, in pixels; they grow with it."""
-_SIDES = (22.0, 160.0)
+_SIDES: dict[Truth, tuple[float, float]] = {
+    **dict.fromkeys(("objects", "map"), (22.0, 160.0)),
+    "class": (110.0, 260.0),
+}
 _SQUEEZE = 0.75
 _MOST_SHAPES = 8
-_LEAST_SIDE = 14.0
-"""Pixels of the only shape in an image: a smaller one has no form."""
 _PLACES: dict[Truth, tuple[float, float]] = {
     **dict.fromkeys(("objects", "map"), (0.05, 0.95)),
-    "class": (0.25, 0.75),
+    "class": (0.35, 0.65),
 }
 """Where shapes have their centres, in shares of the image."""
 _LEANING = 0.35
@@ -218,8 +219,8 @@ def _scene(spec: Spec, index: int) -> _Scene:
     centres: list[Points] = []
     for _ in range(1 if spec.truth == "class" else 1 + int(rng.random() * _MOST_SHAPES)):
         kind = drawing.choice(rng, CLASSES)
-        side = unit * _SIDES[0] * (_SIDES[1] / _SIDES[0]) ** rng.random()
-        side = max(side, _LEAST_SIDE) if spec.truth == "class" else side
+        least, most = _SIDES[spec.truth]
+        side = unit * least * (most / least) ** rng.random()
         centre = rng.uniform(*_PLACES[spec.truth], 2) * (width, height)
         if centres and rng.random() < _LEANING:
             near = drawing.choice(rng, centres) + rng.uniform(-0.7, 0.7, 2) * side

@@ -7,7 +7,7 @@ import pytest
 
 from deploykit.tasks import painting
 from deploykit.tasks.detection import Detection
-from deploykit.tasks.detections import Detections
+from deploykit.tasks.detections import LEAST_SCORE, Detections
 from deploykit.tasks.instances import Instances
 from deploykit.tasks.keypoints import Keypoints
 
@@ -36,7 +36,7 @@ def test_boxes_at_and_beyond_the_border_are_drawn(box: list[float]) -> None:
 
 
 def test_doubtful_objects_are_left_out() -> None:
-    assert (Detection().draw(GREY, found(painting.LEAST_SCORE / 2), ["a", "b"]) == 128).all()
+    assert (Detection().draw(GREY, found(LEAST_SCORE / 2), ["a", "b"]) == 128).all()
 
 
 def test_a_mask_tints_its_pixels_alone() -> None:

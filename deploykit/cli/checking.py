@@ -103,6 +103,10 @@ def evaluate(
     model: Model,
     *,
     source: SourceSpec,
+    against: Annotated[
+        Path | None,
+        Option(help="Another model, such as the FP32 one: what it finds is taken for the truth."),
+    ] = None,
     recipe: Recipe = None,
     backend: BackendName = None,
     limit: Annotated[int | None, Option(help="Images to use. Default: all.")] = None,
@@ -114,17 +118,23 @@ def evaluate(
     plugins: Library = None,
     as_json: AsJson = False,
 ) -> None:
-    """How well a checkpoint, an ONNX file or an engine does its task: AP, top-1 ...
+    """How well a checkpoint, an ONNX file or an engine does its task: AP, top-1, mIoU ...
+
+    With --against no labels are needed: the other model's best class, label map, or objects with a
+    score of 0.3 or more are the truth.
 
     Examples:
         deploykit eval repvgg.onnx --source imagefolder:val
         deploykit eval model.int8.onnx --source coco:val2017 --record records.jsonl
         deploykit eval weights.pth --source coco:val2017 --limit 500
+        deploykit eval model.int8.onnx --against model.onnx --source folder:photos
     """
     from deploykit import pipeline  # noqa: PLC0415
 
     said = about.description()
-    wanted = pipeline.EvalOptions(source, recipe, backend, limit, batch_size, threads, said)
+    wanted = pipeline.EvalOptions(
+        source, recipe, backend, limit, batch_size, threads, said, against
+    )
     with options.named(op, plugins):
         found = pipeline.evaluate(model, wanted, record=record, progress=progress.bar)
     printing.emit(found.to_json(), printing.accuracy(found), as_json=as_json)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from deploykit import tasks
 from deploykit.data import feeding, samples, sources
 from deploykit.measuring import records
 from deploykit.measuring.records import AccuracyRecord
-from deploykit.pipeline import places
+from deploykit.pipeline import places, teaching
 from deploykit.pipeline.made import path_or_none
 from deploykit.pipeline.opening import kind, open_model
 from deploykit.proof import random_inputs, verification
@@ -119,6 +119,9 @@ class EvalOptions:
     threads: int = 0
     about: Description = NOTHING
     """What the file does not say itself."""
+    against: StrPath | None = None
+    """Another model, such as the float one: what it finds is the truth, and the source needs
+    none."""
 
 
 def evaluate(
@@ -136,12 +139,17 @@ def evaluate(
     Raises: InputError, OutputError, BackendError.
     """
     path, record = Path(path), path_or_none(record)
-    places.check({"the model": path}, record=record)
+    against = path_or_none(options.against)
+    places.check({"the model": path, "--against": against}, record=record)
     data = sources.dataset(options.source)
     opened = _opened(path, options)
     batch = feeding.batch(opened.session.inputs[0])
     batch_size = samples.batch_size(options.batch_size, batch, opened.contract().preprocess.size)
-    chosen = opened.task(task)
+    chosen, told = opened.task(task), dict[str, str]()
+    if against is not None:
+        teacher = _opened(against, replace(options, backend=None))
+        data = teaching.told_by(teacher, data, task)
+        told = {"against": teacher.path.name, "against_sha256": teacher.sha256}
     scores, images, shrunk = evaluation.evaluate(
         opened.forward,
         data,
@@ -156,9 +164,9 @@ def evaluate(
         metrics=scores.metrics,
         images=images,
         dataset=data.name,
-        dataset_sha256=digest(sample.name for sample in data.samples),
+        dataset_sha256=digest([*(s.name for s in data.samples), *told.values()]),
         backend=opened.backend,
-        protocol={"batch_size": batch_size, **scores.protocol},
+        protocol={"batch_size": batch_size, **told, **scores.protocol},
         per_class=scores.per_class,
         task=tasks.name(chosen),
         primary=scores.primary,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from deploykit.data.preprocess import Floats, Geometry, Pixels
     from deploykit.tasks.task import Arrays
+    from deploykit.values import Json
 
     Indices: TypeAlias = NDArray[np.int64]
 
@@ -43,6 +44,29 @@ class Ranking:
     """float32[K]: the share of each, 0 to 1; of all classes together 1."""
     of: int
     """Classes among which they are the best."""
+
+    def as_truth(self, number: int, size: tuple[int, int], /) -> int:
+        """Return the best class."""
+        del number, size
+        return int(self.classes[0])
+
+    def unlike(self, other: Ranking, /) -> Ranking:
+        """Return it where the best class is another, else one of no classes."""
+        if len(self.classes) and len(other.classes) and self.classes[0] != other.classes[0]:
+            return self
+        return replace(self, classes=self.classes[:0], scores=self.scores[:0])
+
+    def said(self, classes: Sequence[str], /) -> str:
+        """Return the best class and its share."""
+        names = categories.unique(classes)
+        return f"{names[self.classes[0]]} {self.scores[0]:.1%}" if len(self.classes) else ""
+
+    def to_json(self, classes: Sequence[str], size: tuple[int, int], /) -> Json:
+        """Return the best classes, each with its name, index and share."""
+        del size
+        rows = zip(self.classes.tolist(), self.scores.tolist(), strict=True)
+        found = [{"class": classes[i], "index": i, "score": share} for i, share in rows]
+        return {"classes": found}
 
 
 Read: TypeAlias = "Callable[[Mapping[str, Any]], NDArray[Any]]"

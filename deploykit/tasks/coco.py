@@ -239,11 +239,10 @@ def _require() -> tuple[Any, Any]:
 
 def _segments(found: Detections, size: Size) -> tuple[Json, ...]:
     """Return the compressed run lengths of each object's mask in an image of `size`."""
-    if found.masks is None:
-        return ()
-    frames = found.boxes if found.frames is None else found.frames
-    counts = masks.run_lengths(found.masks, frames, *size, pasting=found.pasting)
-    return tuple(masks.compressed({"size": list(size), "counts": c}, size) for c in counts)
+    return tuple(
+        masks.compressed({"size": list(size), "counts": counts}, size)
+        for counts in found.run_lengths(size)
+    )
 
 
 _PLAIN = ("category_id", "bbox", "area", "iscrowd")

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from deploykit.tasks import masks
+from deploykit.tasks.detections import LEAST_SCORE, class_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,8 +31,6 @@ _LEAST_TEXT = 11
 _LEAST_WIDTH = 320
 """Pixels of a picture that has a list below it."""
 PAPER, INK = (255, 255, 255), (20, 20, 20)
-LEAST_SCORE = 0.3
-"""Objects below it are not drawn: hundreds of guesses would cover the image."""
 
 
 def colour(number: int) -> Colour:
@@ -53,7 +52,7 @@ def objects(
     for i in _shown(found, least):
         number, box = int(found.classes[i]), found.boxes[i].tolist()
         draw.rectangle(box, outline=colour(number), width=width)
-        label = f"{_name(classes, number)} {found.scores[i]:.2f}"
+        label = f"{class_name(classes, number)} {found.scores[i]:.2f}"
         _label(draw, box, label, colour(number), font)
         if found.keypoints is not None:
             _points(draw, found.keypoints[i, :, :2].tolist(), colour(number), 2 * width)
@@ -150,10 +149,6 @@ def _tinted(image: Pixels, found: Detections, least: float) -> Pixels:
         tint = np.array(colour(int(found.classes[i])))
         part[inside] = np.round(part[inside] * (1 - _MIXED) + tint * _MIXED)
     return pixels
-
-
-def _name(classes: Sequence[str], number: int) -> str:
-    return classes[number] if 0 <= number < len(classes) else f"class {number}"
 
 
 def _label(

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from deploykit.tasks import painting
+from deploykit.tasks.detections import class_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,25 +28,26 @@ _NAMED = 12
 
 
 def tinted(image: Pixels, labels: NDArray[Any], names: Sequence[str]) -> Pixels:
-    """Return the image, enlarged where it is small, in the colours of its classes, named below."""
+    """Return the image, enlarged where it is small, in the colours of its classes, named below.
+
+    labels: Of each pixel; below 0 it has none.
+    """
     numbers, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
     colours = np.array([painting.colour(int(n)) for n in numbers], np.float64)
-    plain = np.array([_name(names, int(n)).lower().strip("_ ") in _PLAIN for n in numbers])
+    plain = np.array(
+        [n < 0 or class_name(names, int(n)).lower().strip("_ ") in _PLAIN for n in numbers]
+    )
     mixed = np.where(plain, 0.0, _MIXED)[places].reshape(*labels.shape, 1)
     over = colours[places].reshape(*labels.shape, 3)
     pixels = np.round(image * (1 - mixed) + over * mixed).astype(np.uint8)
     pixels[_edges(labels)] = 255
     order = np.argsort(-counts, kind="stable")
     shown = [
-        (int(numbers[i]), _name(names, int(numbers[i])))
+        (int(numbers[i]), class_name(names, int(numbers[i])))
         for i in order
         if not plain[i] and counts[i] >= _SEEN * labels.size
     ]
     return _with_legend(pixels, shown[:_NAMED])
-
-
-def _name(names: Sequence[str], number: int) -> str:
-    return names[number] if 0 <= number < len(names) else f"class {number}"
 
 
 def _edges(labels: NDArray[Any]) -> NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 
     from deploykit.data.preprocess import Floats, Geometry, Pixels
     from deploykit.tasks.task import Arrays
+    from deploykit.values import Json
 
     Labels: TypeAlias = NDArray[np.integer[Any]]
 
+_SAID = 3
+"""Classes that a few words name."""
 IGNORED = 255
 """Id of pixels that do not count, as well as every id below 0; a category's own id counts."""
 MAIN = "out"
@@ -44,6 +47,42 @@ class LabelMap:
     """How the network's outputs became these pixels."""
     of: int | None = None
     """Classes among which each was chosen; None: the network chose, and does not say."""
+
+    def as_truth(self, number: int, size: tuple[int, int], /) -> NDArray[np.int32]:
+        """Return the map itself."""
+        del number, size
+        return self.labels.astype(np.int32)
+
+    def unlike(self, other: LabelMap, /) -> LabelMap:
+        """Return a map of the pixels that have another class, -1 elsewhere."""
+        differ = np.where(self.labels != other.labels, self.labels.astype(np.int32), -1)
+        return replace(self, labels=differ)
+
+    def said(self, classes: Sequence[str], /) -> str:
+        """Return the largest classes and their shares of the image."""
+        shares = self._shares()
+        best = sorted(shares, key=lambda i: -shares[i])[:_SAID]
+        names = categories.unique(classes)
+        return ", ".join(f"{names[i]} {shares[i]:.1%}" for i in best)
+
+    def to_json(self, classes: Sequence[str], size: tuple[int, int], /) -> Json:
+        """Return the share of each class, and the map as runs along its rows: label and length."""
+        flat = self.labels.ravel()
+        ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]) + 1, flat.size)
+        shares = self._shares()
+        return {
+            "classes": [
+                {"class": classes[i], "index": i, "share": share} for i, share in shares.items()
+            ],
+            "size": list(size),
+            "labels": flat[ends - 1].tolist(),
+            "lengths": np.diff(ends, prepend=0).tolist(),
+        }
+
+    def _shares(self) -> dict[int, float]:
+        numbers, counts = np.unique(self.labels[self.labels >= 0], return_counts=True)
+        rows = zip(numbers.tolist(), counts.tolist(), strict=True)
+        return {number: count / self.labels.size for number, count in rows}
 
 
 Read: TypeAlias = "Callable[[Mapping[str, Any]], NDArray[Any]]"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from deploykit.errors import OptionError
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.data.preprocess import Floats, Geometry, Pixels
-    from deploykit.values import Agreement
+    from deploykit.values import Agreement, Json
 
     Array: TypeAlias = NDArray[np.generic]
     Arrays: TypeAlias = Mapping[str, Array]
@@ -23,6 +23,31 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 """What a task finds in one image: objects, a class, a label map."""
 R_contra = TypeVar("R_contra", contravariant=True)
+
+
+@runtime_checkable
+class Result(Protocol):
+    """What the verbs ask of what a task finds in one image; a plain number or array serves too.
+
+    Without these members it cannot be the truth for another model, and two of them are not
+    compared.
+    """
+
+    def as_truth(self, number: int, size: Size, /) -> object:
+        """Return it as the truth about image `number`, of H and W pixels, for the task's metric."""
+        ...
+
+    def unlike(self, other: Any, /) -> Any:  # noqa: ANN401 - of the class itself
+        """Return the part of it that another model's result for the same image does not have."""
+        ...
+
+    def said(self, classes: Sequence[str], /) -> str:
+        """Return it in a few words; empty where there is nothing."""
+        ...
+
+    def to_json(self, classes: Sequence[str], size: Size, /) -> Json:
+        """Return it as plain JSON values; size: H and W of the image."""
+        ...
 
 
 @dataclass(frozen=True)
