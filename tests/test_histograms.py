@@ -54,7 +54,7 @@ def error(values: Values, limit: float) -> float:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("length", [150_001, 40_003])
+@pytest.mark.parametrize("length", [150_001, 20_003])
 def test_the_largest_values_are_counted_one_by_one(shape: str, length: int) -> None:
     values = maps(shape, length=length)
     found, expected = by_places(values), every_one(values).counts
@@ -129,8 +129,8 @@ def test_no_value_that_is_not_finite_is_passed_over(place: int, bad: float) -> N
 
 
 def test_places_are_spread_evenly_and_in_no_rhythm() -> None:
-    for stride, places in histograms._PLACES.items():
-        assert np.array_equal(places // stride, np.arange(len(places)))
-        for width in (stride, 20, 40, 80, 112, 13 * stride):
-            share = np.bincount(places % width, minlength=width) / len(places)
-            assert share.max() < 2 / width
+    places, stride = histograms._PLACES, histograms._STRIDE
+    assert np.array_equal(places // stride, np.arange(len(places)))
+    for width in (stride, 20, 40, 80, 112, 13 * stride):
+        share = np.bincount(places % width, minlength=width) / len(places)
+        assert share.max() < 2 / width

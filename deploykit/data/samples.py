@@ -70,16 +70,18 @@ def choose(samples: Sequence[Sample], limit: int | None) -> Sequence[Sample]:
     return [samples[i * len(samples) // limit] for i in range(limit)]
 
 
-def batch_size(wanted: int | None, given: int | str, size: tuple[int, int]) -> int:
+def batch_size(
+    wanted: int | None, given: int | str, size: tuple[int, int], *, pixels: int = PIXELS
+) -> int:
     """Return the images per forward pass: `wanted`, or what suits a model where that is None.
 
     given: the batch of the model's input; a number is kept to. size: the images' H and W: memory
-    for activations grows with the pixels, and on a CPU more than PIXELS at once gain no time.
+    for activations grows with the pixels, and on a CPU more than `pixels` at once gain no time.
     """
     if wanted is not None:
         _check(wanted)
         return wanted
-    return given if isinstance(given, int) else max(1, min(MOST, PIXELS // (size[0] * size[1])))
+    return given if isinstance(given, int) else max(1, min(MOST, pixels // (size[0] * size[1])))
 
 
 def batches(  # noqa: PLR0913 - three nouns and three independent switches

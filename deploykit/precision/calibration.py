@@ -27,6 +27,11 @@ _TAKEN = ("float32", "uint8")
 """Element types of an input of images."""
 
 
+_PIXELS = 1 << 17
+"""Of the images of a batch: what workers side by side observe is then small, and observed sooner
+after it was computed."""
+
+
 @dataclass(frozen=True)
 class CalibrationOptions:
     """How a model is calibrated."""
@@ -115,7 +120,7 @@ def _batch_size(model: ir.Model, preprocess: Preprocess, asked: int | None) -> i
             fix="calibrate an image model, with the preprocessing that it was trained with",
         )
     fixed = feeding.batch(inputs[0])
-    batch_size = samples.batch_size(asked, fixed, preprocess.size)
+    batch_size = samples.batch_size(asked, fixed, preprocess.size, pixels=_PIXELS)
     if isinstance(fixed, int) and fixed != batch_size:
         raise OptionError(
             f"a batch size of {batch_size} for the input {inputs[0]}",

@@ -10,7 +10,7 @@ To count a value costs ten times what it costs to compare it, and most values sa
 sixteen tells how the millions of small ones are distributed, while the few large ones decide where
 to clip. Therefore of arrays with long rows (a row is what one image or one proposal has) only the
 16384 largest magnitudes of all that was seen are counted one by one. The others are counted at
-fixed places, one out of each 4 or 16 neighbours, for as many.
+fixed places, one out of each 16 neighbours, for as many.
 
 Which values are the largest depends on no order, and a place is one of its row: the counts are the
 same in whatever order and batches the values come, and however they are merged.
@@ -47,18 +47,20 @@ _GROUP = 8
 """Values whose extremes are taken together when the largest are looked for."""
 _LEAST_EXPONENT = -100
 """Keeps 2**(_BITS - e) within float32; far below any threshold."""
-_STRIDES = {1 << 17: 16, 1 << 15: 4}
-"""Row length -> of how many neighbours one is counted, for rows at least as long."""
+_STRIDE = 16
+"""Of so many neighbours one is counted."""
+_LONG = 1 << 14
+"""Values of a row from which on that is done."""
 
 
-def _places(stride: int) -> NDArray[np.intp]:
-    """Return one place of each `stride` neighbours of a block, in no rhythm with a map's width."""
-    starts = np.arange(0, _BLOCK, stride)
-    places: NDArray[np.intp] = starts + np.random.default_rng(0).integers(0, stride, starts.size)
+def _places() -> NDArray[np.intp]:
+    """Return one place of each _STRIDE neighbours of a block, in no rhythm with a map's width."""
+    starts = np.arange(0, _BLOCK, _STRIDE)
+    places: NDArray[np.intp] = starts + np.random.default_rng(0).integers(0, _STRIDE, starts.size)
     return places
 
 
-_PLACES = {stride: _places(stride) for stride in _STRIDES.values()}
+_PLACES = _places()
 
 
 class Extremes:
@@ -128,23 +130,30 @@ class Histogram(Extremes):
     def observe(self, values: Values) -> None:
         """Take in an array of any shape. Raises: InputError for NaN or infinity."""
         rows = values.reshape(len(values) if values.ndim else 1, -1) if values.size else values
-        stride = next((of for least, of in _STRIDES.items() if rows[:1].size >= least), 1)
-        if stride == 1:
-            super().observe(values)
-            for found in self._counted(values):
-                self.top[: found.size] += found
-                self.spread[: found.size] += found
-            return
+        if rows[:1].size < _LONG:
+            self._observe_all(values)
+        elif self._reached() >= 0 or len(rows) == 1:
+            self._observe_some(rows)
+        else:  # the first row says what is large among the others
+            self._observe_some(rows[:1])
+            self._observe_some(rows[1:])
+
+    def _observe_all(self, values: Values) -> None:
+        super().observe(values)
+        for found in self._counted(values):
+            self.top[: found.size] += found
+            self.spread[: found.size] += found
+
+    def _observe_some(self, rows: Values) -> None:
         least = max(self._reached(), 0) * self.width
         top, spread = [], []
         for block in (block for row in rows for block in _blocks(row)):
             top += self._large(block, least)
-            places = _PLACES[stride]
-            spread.append(block[places[: np.searchsorted(places, block.size)]])
+            spread.append(block[_PLACES[: np.searchsorted(_PLACES, block.size)]])
         for found in self._counted(np.concatenate(top)):
             self.top[: found.size] += found
         for found in self._counted(np.concatenate(spread)):
-            self.spread[: found.size] += stride * found
+            self.spread[: found.size] += _STRIDE * found
 
     def merge(self, other: Extremes) -> None:
         """Take in what `other`, a histogram too, observed."""
@@ -184,6 +193,8 @@ class Histogram(Extremes):
             return [rest]
         high, low = groups.max(axis=0), groups.min(axis=0)
         self._extend(float(low.min()), float(high.max()))
+        if not least:
+            return [block]
         large = np.flatnonzero((high >= least) | (low <= -least))
         return [groups[:, large].reshape(-1), rest]
 

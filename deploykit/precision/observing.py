@@ -114,19 +114,26 @@ def _affordable(size: int, *, held: int = 0) -> int:
 
 
 def _run(session: ort.InferenceSession, batch: Batch, seen: Iterable[str]) -> dict[str, Floats]:
+    """Return the values of the tensors `seen`, in the runtime's own memory."""
     specs = onnxruntime.specs(session.get_inputs())
     feeds = cast("dict[str, Floats]", feeding.feeds(specs, batch.images, batch.geometries))
-    values = dict(feeds)
+    values = {name: array for name, array in feeds.items() if name in seen}
     inner = [name for name in seen if name not in feeds]
-    if inner:
-        try:
-            outputs = session.run(inner, feeds)
-        except Exception as error:  # the errors of the runtime have no common class
-            raise ModelError(
-                f"ONNX Runtime failed on images of shape {batch.images.shape}: {error}"
-            ) from error
-        values |= zip(inner, cast("list[Floats]", outputs), strict=True)
-    return values
+    if not inner:
+        return values
+    bound = session.io_binding()
+    for name, array in feeds.items():
+        bound.bind_cpu_input(name, np.ascontiguousarray(array))
+    for name in inner:
+        bound.bind_output(name)
+    try:
+        session.run_with_iobinding(bound)
+    except Exception as error:  # the errors of the runtime have no common class
+        raise ModelError(
+            f"ONNX Runtime failed on images of shape {batch.images.shape}: {error}"
+        ) from error
+    outputs = cast("Iterable[Floats]", map(np.from_dlpack, bound.get_outputs()))
+    return values | dict(zip(inner, outputs, strict=True))
 
 
 def _take_in(session: ort.InferenceSession, batch: Batch, spare: SimpleQueue[Seen]) -> int:
@@ -140,8 +147,7 @@ def _take_in(session: ort.InferenceSession, batch: Batch, spare: SimpleQueue[See
         size = sum(array.nbytes for array in values.values())
         while values:
             name, array = values.popitem()
-            if name in seen:
-                seen[name].observe(array)
+            seen[name].observe(array)
             del array
         return size
     finally:
