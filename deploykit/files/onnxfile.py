@@ -180,6 +180,17 @@ def write_model(model: ir.Model, path: Path) -> None:
         temporary.write_bytes(data)
 
 
+def with_outputs(data: bytes, names: Sequence[str]) -> bytes:
+    """Return the content of a model's file with further tensors of the graph as its outputs.
+
+    Joined messages are one message to protobuf, in which repeated fields follow each other: the
+    weights are neither parsed nor written again.
+    """
+    outputs = [onnx.ValueInfoProto(name=name) for name in names]
+    more: bytes = onnx.ModelProto(graph=onnx.GraphProto(output=outputs)).SerializeToString()
+    return data + more if names else data
+
+
 def to_bytes(model: ir.Model, path: Path) -> bytes:
     """Return the content of the file `path` that holds `model` with all its weights.
 

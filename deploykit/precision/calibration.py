@@ -10,10 +10,11 @@ from deploykit.errors import ModelError, OptionError
 from deploykit.files import onnxfile
 from deploykit.graph import canvases
 from deploykit.precision import observers, observing
+from deploykit.recipes import opened
 from deploykit.values import CalibrationTable, TensorSpec, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import onnx_ir as ir
 
@@ -71,8 +72,7 @@ def calibrate(  # noqa: PLR0913 - model, images, tensors, and two independent op
     skipped: list[str] = []
     samples.choose(dataset.samples, options.size)  # raises before the model is read
     samples.batch_size(options.batch_size, 1, preprocess.size)  # likewise
-    graph = model.copy()
-    batch_size = _batch_size(graph, preprocess, options.batch_size)
+    batch_size = _batch_size(model.graph, preprocess, options.batch_size)
     batches = samples.batches(
         dataset,
         preprocess,
@@ -82,11 +82,7 @@ def calibrate(  # noqa: PLR0913 - model, images, tensors, and two independent op
         progress=progress,
     )
     wanted = tuple(dict.fromkeys(tensors))
-    parts = canvases.split(graph)
-    sessions = {
-        size: observing.open_session(part, model.path, wanted) for size, part in parts.items()
-    }
-    del graph, parts  # the sessions have their own copies of the weights
+    sessions = {size: observing.open_session(part, wanted) for size, part in _parts(model)}
     seen, names, pixel_sha256s = observing.observe(
         sessions, batches, lambda: {name: observer.remember(name) for name in wanted}
     )
@@ -100,6 +96,15 @@ def calibrate(  # noqa: PLR0913 - model, images, tensors, and two independent op
         source=dataset.name,
         size=options.size,
     )
+
+
+def _parts(model: Opened) -> Iterator[tuple[tuple[int, int] | None, Opened]]:
+    """Yield a model for each size of image, one after the other; the only one has no size."""
+    if len(canvases.sizes(model.graph)) < 2:
+        yield None, model
+        return
+    for size, graph in canvases.split(model.copy()).items():
+        yield size, opened.made(graph, model.path)
 
 
 def label(options: CalibrationOptions) -> str:

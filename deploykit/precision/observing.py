@@ -14,27 +14,29 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 import numpy as np
-import onnx_ir as ir
 import onnxruntime as ort
 
 from deploykit.backends import onnxruntime
 from deploykit.data import feeding
 from deploykit.errors import ModelError, unknown_name
+from deploykit.files import onnxfile
 from deploykit.precision import memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from deploykit.data.preprocess import Floats
     from deploykit.data.samples import Batch
     from deploykit.precision.histograms import Extremes
+    from deploykit.recipes.opened import Opened
 
     Seen: TypeAlias = dict[str, Extremes]
     Sessions: TypeAlias = Mapping[tuple[int, int] | None, ort.InferenceSession]
 
 _FLOAT32 = "tensor(float)"
 """float32 in the runtime's words."""
+_WEIGHTS_BESIDE = "session.model_external_initializers_file_folder_path"
+"""The runtime's name for where data files lie, of a model that it gets from memory."""
 _MOST_WORKERS = 4
 """Batches at a time: one core each is faster than all cores on one, but takes memory."""
 _HELD = 3
@@ -154,33 +156,22 @@ def _take_in(session: ort.InferenceSession, batch: Batch, spare: SimpleQueue[See
         spare.put(seen)
 
 
-def _expose(graph: ir.Graph, path: Path, tensors: Iterable[str]) -> None:
-    """Make `tensors` outputs of the graph in memory; an input needs no such thing."""
-    values = {value.name: value for node in graph for value in node.outputs if value.name}
-    inputs = {value.name for value in graph.inputs}
-    for name in tensors:
-        if name in inputs or any(value.name == name for value in graph.outputs):
-            continue
-        if name not in values:
-            near = unknown_name("tensor", name, values).fix
-            raise ModelError(f"{path} computes no tensor {name!r}", fix=near)
-        graph.outputs.append(values[name])
+def open_session(model: Opened, tensors: Sequence[str]) -> ort.InferenceSession:
+    """Return a session that computes `tensors`, all of them float32.
 
-
-def open_session(model: ir.Model, path: Path, tensors: Sequence[str]) -> ort.InferenceSession:
-    """Return a session that computes `tensors`, all of them float32."""
-    _expose(model.graph, path, tensors)
+    Raises: ModelError for a tensor that the model does not compute, or not in float32.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 4  # an error is raised, so it need not be logged too
     options.intra_op_num_threads = max(1, (os.cpu_count() or 1) // _workers())
     # A thread that waits for work leaves its core to the observers and the decoders.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    ir.external_data.load_to_model(model)
-    data = ir.to_proto(model).SerializeToString()
+    options.add_session_config_entry(_WEIGHTS_BESIDE, str(model.path.resolve().parent))
+    data = onnxfile.with_outputs(model.data, _inner(model, tensors))
     try:
         session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the errors of the runtime have no common class
-        raise ModelError(f"ONNX Runtime cannot run {path}: {error}") from error
+        raise ModelError(f"ONNX Runtime cannot run {model.path}: {error}") from error
     types = {output.name: output.type for output in session.get_outputs()}
     for name in tensors:
         if types.get(name, _FLOAT32) != _FLOAT32:
@@ -190,3 +181,15 @@ def open_session(model: ir.Model, path: Path, tensors: Sequence[str]) -> ort.Inf
                 fix="calibrate the float32 model, before its precision is converted",
             )
     return session
+
+
+def _inner(model: Opened, tensors: Sequence[str]) -> list[str]:
+    """Return those of `tensors` that are neither inputs nor outputs. Raises: ModelError."""
+    graph = model.graph.graph
+    ends = {value.name for value in (*graph.inputs, *graph.outputs)}
+    values = {value.name: value for node in graph for value in node.outputs if value.name}
+    absent = [name for name in tensors if name not in ends and name not in values]
+    if absent:
+        near = unknown_name("tensor", absent[0], values).fix
+        raise ModelError(f"{model.path} computes no tensor {absent[0]!r}", fix=near)
+    return [name for name in tensors if name not in ends]
