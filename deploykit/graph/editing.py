@@ -146,6 +146,25 @@ def set_weight(node: ir.Node, index: int, number: Doubles, dtype: np.dtype[Any],
     node.replace_input_with(index, fresh)
 
 
+def set_constant(node: ir.Node, array: Array) -> bool:
+    """Return whether `node` could be replaced by a weight, called as its only output is."""
+    graph, output = node.graph, node.outputs[0]
+    if not isinstance(graph, ir.Graph) or output.is_graph_output():
+        return False
+    name = output.name or unique("constant", value_names(graph))
+    tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
+    fresh = ir.Value(
+        name=name,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )
+    output.replace_all_uses_with(fresh)
+    graph.remove(node, safe=True)
+    graph.register_initializer(fresh)
+    return True
+
+
 def value_names(graph: ir.Graph) -> set[str]:
     """Return the names of all values in `graph` and its subgraphs."""
     found = set(_names([*graph.inputs, *graph.initializers.values()]))

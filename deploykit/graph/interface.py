@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit.errors import OptionError, unknown_name
+from deploykit.graph.passes import known_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,7 +78,7 @@ def _constants(model: ir.Model, given: Mapping[str, NDArray[Any]]) -> tuple[str,
         value.const_value, value.shape = ir.tensor(fitted, name=name), ir.Shape(fitted.shape)
         graph.register_initializer(value)
     if given:
-        _infer(model)
+        known_shapes.infer(model)
     return (f"constant inputs: {', '.join(given)}",) if given else ()
 
 
@@ -159,22 +159,10 @@ def _sized(model: ir.Model, images: ir.Value, wanted: Wanted) -> tuple[str, ...]
             other.shape = ir.Shape(
                 fixed.get(str(d), d) if isinstance(d, ir.SymbolicDim) else d for d in other.shape
             )
-    _infer(model)
+    known_shapes.infer(model)
     return (f"images of {height}x{width}, which the file leaves open",)
 
 
 def _pairs(old: Sequence[Any], new: Sequence[Any]) -> list[tuple[Any, Any]]:
     """Return the sizes but for the batch, side by side."""
     return list(zip(old[1:], new[1:], strict=True))
-
-
-def _infer(model: ir.Model) -> None:
-    """Infer anew every shape that is not wholly known."""
-    kept = {}
-    for node in model.graph:
-        for value in node.outputs:
-            if value.shape is not None and not all(isinstance(dim, int) for dim in value.shape):
-                kept[value], value.shape = value.shape, None
-    ShapeInferencePass(check_type=False, strict_mode=False)(model)
-    for value, shape in kept.items():
-        value.shape = value.shape or shape
