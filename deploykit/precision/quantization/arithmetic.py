@@ -87,6 +87,14 @@ def weight_scales(
     return scales
 
 
+def rounded_scales(scales: NDArray[np.float32], float_type: Precision) -> NDArray[np.float32]:
+    """Return given scales as the nearest numbers of `float_type`."""
+    if float_type is not Precision.FP16:
+        return scales
+    half: NDArray[np.float32] = scales.astype(np.float16).astype(np.float32)
+    return half
+
+
 def quantized(
     weights: NDArray[np.float32], scales: NDArray[np.float32], axis: int | None
 ) -> NDArray[np.int8]:
