@@ -27,7 +27,7 @@ class Net:
         self.weights: list[onnx.TensorProto] = []
         self.random = np.random.default_rng(0)
 
-    def weight(self, array: NDArray[Any]) -> str:
+    def weight(self, array: NDArray[Any] | np.generic) -> str:
         """Add an initializer and return its name."""
         name = f"w{len(self.weights)}"
         self.weights.append(numpy_helper.from_array(np.asarray(array), name))

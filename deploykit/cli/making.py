@@ -46,6 +46,7 @@ Table = Annotated[
 ]
 Plan = Annotated[Path | None, Option(help="JSON: which layers stay in float, and why.")]
 SkipUnreadable = Annotated[bool, Option(help="Count unreadable images instead of stopping.")]
+StripQdq = Annotated[bool, Option(help="Take Q/DQ that the file has off, and place it anew.")]
 _IMAGES = 512
 """To calibrate on, where nobody says how many."""
 
@@ -153,6 +154,7 @@ def quantize(
     table: Table = None,
     plan: Plan = None,
     float_type: FloatType = "fp16",
+    strip_qdq: StripQdq = False,
     about: About = NOT_SAID,
     skip_unreadable: SkipUnreadable = False,
     record: Record = None,
@@ -184,6 +186,7 @@ def quantize(
         plan=plan,
         float_type=options.float_type(float_type),
         about=about.description(),
+        strip_qdq=strip_qdq,
     )
     with options.named(op):
         made = pipeline.quantize(model, output, wanted, record=record, progress=progress.bar)

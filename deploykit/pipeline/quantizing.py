@@ -10,7 +10,7 @@ from deploykit.data import feeding, samples, sources
 from deploykit.errors import OptionError
 from deploykit.files import onnxfile
 from deploykit.measuring import records
-from deploykit.pipeline import intake, places
+from deploykit.pipeline import intake, places, preparing
 from deploykit.pipeline.made import Made, described, path_or_none, written
 from deploykit.precision import calibration, float16, lint, placement, quantization, tables
 from deploykit.precision.calibration import CalibrationOptions
@@ -57,6 +57,8 @@ class QuantizeOptions:
     float_type: Precision = Precision.FP16
     about: Description = NOTHING
     """What the file does not say itself."""
+    strip_qdq: bool = False
+    """Take Q/DQ that the file has off, instead of keeping it."""
 
 
 def quantize(
@@ -74,7 +76,8 @@ def quantize(
     model, output, record = Path(model), Path(output), path_or_none(record)
     reads = {"the model": model, "--plan": options.plan}
     places.check(reads, output=output, record=record, beside={"--table": options.table})
-    subject = intake.read(model, options.about)
+    opset = quantization.MIN_OPSET.get(options.float_type, 0)
+    subject = preparing.prepared(intake.read(model, options.about), opset, strip=options.strip_qdq)
     plan = _plan(subject, options)
     placed = placement.place(subject.graph, plan)
     quantization.check(subject.graph, placed, options.float_type)

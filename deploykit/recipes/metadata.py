@@ -107,6 +107,12 @@ def read(properties: Mapping[str, str]) -> ModelCard | None:
     return ModelCard.from_json(jsonfile.parse(text, "the deploykit metadata", error=ModelError))
 
 
+def foreign(card: ModelCard | None) -> bool:
+    """Return whether a file with this card is of another exporter than ours."""
+    ours = card is not None and (card.recipe in RECIPES.shipped() or card.recipe.endswith(_OWN))
+    return not ours
+
+
 def recipe_name(given: str | None, recipe: Recipe) -> str:
     """Return what a card calls `recipe`, which the user asked for as `given`."""
     return PurePath(given).name if given is not None and given.endswith(_OWN) else recipe.name

@@ -128,6 +128,9 @@ def _decide(model: ir.Model, plan: PrecisionPlan) -> tuple[list[Layer], dict[str
     """Return the layers to quantise, and every node of `Placement.kept` with its reason."""
     chosen, kept = [], {}
     for layer in weighted_layers(model.graph):
+        weights = layer.node.inputs[1]
+        if weights is not None and is_op(weights.producer(), "DequantizeLinear"):
+            continue  # the file has its Q/DQ already
         name = str(layer.node.name)
         reason = _reason(layer, plan)
         if reason is None:

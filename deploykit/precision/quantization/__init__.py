@@ -72,9 +72,12 @@ def check(model: ir.Model, placed: Placement, float_type: Precision) -> None:
             if float_type is Precision.FP16
             else "export with --opset 17 or higher",
         )
-    if any(node.op_type == "QuantizeLinear" for node in model.graph):
-        raise ModelError("the model is quantised already", fix="quantise the float model")
     if not placed.weights:
+        if any(node.op_type == "QuantizeLinear" for node in model.graph):
+            raise ModelError(
+                "the model is quantised already",
+                fix="quantise the float model; --strip-qdq takes its Q/DQ off first",
+            )
         kept = "; ".join(f"{name}: {why}" for name, why in list(placed.kept.items())[:3])
         raise ModelError(
             "no layer of the model can be quantised" + (f" ({kept})" if kept else ""),

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import onnx_ir as ir
 
 from deploykit.graph.editing import bypass, constant, integer, is_op, set_constant
 from deploykit.precision.lint.graph import is_layer, quantized_data
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     from numpy.typing import NDArray
 
     Array = NDArray[np.generic]
@@ -84,7 +84,7 @@ def _widened(node: ir.Node, *, remember: bool) -> bool:
     if steps is None:
         return False
     whole = levels.astype(np.int32) - (0 if shift is None else shift.astype(np.int32))
-    weights = (whole.astype(scales.dtype) * steps).astype(scales.dtype)
+    weights = np.multiply(whole, steps, dtype=scales.dtype)
     output = node.outputs[0]
     readers = [(reader, index) for reader, index in output.uses()]
     if not set_constant(node, weights):

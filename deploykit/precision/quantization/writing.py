@@ -8,11 +8,13 @@ import numpy as np
 import onnx_ir as ir
 
 from deploykit.errors import ModelError
-from deploykit.graph.editing import unique, value_names
+from deploykit.graph.editing import is_op, unique, value_names
 from deploykit.precision.placement.rules import constant
+from deploykit.precision.quantization import given
 from deploykit.precision.quantization.arithmetic import (
     activation_scale,
     quantized,
+    rounded_scales,
     scale_type,
     weight_scale_type,
     weight_scales,
@@ -63,8 +65,10 @@ class _Writer:
         self._zero: ir.Value | None = None
 
     def quantize_activation(self, reading: Reading, scale: np.float32) -> None:
-        """Put one Q/DQ pair behind a tensor, and let its readers read that."""
+        """Put one Q/DQ pair behind a tensor that has none, and let its readers read that."""
         value = self._values[reading.tensor]
+        if is_op(value.producer(), "DequantizeLinear"):
+            return
         if self._zero is None:
             self._zero = self._constant("zero_point", np.array(0, np.int8))
         if reading.ranges not in self._scales:
@@ -107,8 +111,12 @@ class _Writer:
                 fix="export the checkpoint again; a model cast to FP16 cannot be quantised",
             )
         kind = weight_scale_type(array, weight.axis, self._float_type)
-        scales = weight_scales(array, weight.axis, kind)
-        levels = quantized(array, scales, weight.axis)
+        kept = given.levels_of(value, weight.axis)
+        if kept is None:
+            scales = weight_scales(array, weight.axis, kind)
+            levels = quantized(array, scales, weight.axis)
+        else:
+            levels, scales = kept.levels, rounded_scales(kept.scales, kind)
         stored = self._constant(f"{weight.tensor}.int8", levels)
         step = self._constant(f"{weight.tensor}.scale", scales)
         zero = self._constant(f"{weight.tensor}.zero_point", np.zeros(scales.shape, np.int8))

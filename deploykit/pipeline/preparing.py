@@ -1,0 +1,93 @@
+"""A graph of any exporter as `quantize` takes it, proven to compute what the file does.
+
+What is brought into another form: operators of an older ONNX, a residual written as Sum, padding
+that is computed, weights behind other nodes or stored as int8, batch norms, nodes without names.
+Files that `export` wrote have that form.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deploykit.errors import DeployError, ProofError
+from deploykit.graph import fusion, opsets
+from deploykit.graph.passes import FOREIGN
+from deploykit.precision.quantization import given
+from deploykit.proof import acceptance, proving, rewrites
+from deploykit.recipes import metadata
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from deploykit.backends import Arrays
+    from deploykit.recipes.opened import Opened
+
+_FIX = "report the model; a file that `deploykit fuse` wrote needs no preparing"
+
+
+def prepared(model: Opened, opset: int, *, strip: bool = False) -> Opened:
+    """Return a model in the form that `quantize` takes; the same where it has that.
+
+    opset: the least that it must have. strip: take its Q/DQ off first, which changes what it
+    computes.
+
+    Raises: ModelError where it cannot be converted; ProofError where its outputs changed.
+    """
+    if strip:
+        model = _stripped(model)
+    graph, notes = model.copy(), []
+    if opsets.version(graph) < opset:
+        notes.append(f"opset {opsets.version(graph)} raised to {opset}")
+        graph = opsets.raised(graph, opset)
+    if metadata.foreign(model.card):
+        notes += _brought(graph)
+    if not notes:
+        return model
+    candidate = model.altered(graph, tuple(notes))
+    _prove(candidate, model)
+    return candidate
+
+
+def _stripped(model: Opened) -> Opened:
+    graph = model.copy()
+    count = given.stripped(graph)
+    return model.altered(graph, (f"{count} Q/DQ of the file taken off",)) if count else model
+
+
+def _brought(graph: ir.Model) -> list[str]:
+    """Return what was done to a graph, in place."""
+    notes = []
+    widened = given.widened(graph)
+    if widened:
+        notes.append(f"{widened} weights were stored as int8: layers per channel keep their levels")
+    report = fusion.fuse(graph, FOREIGN)
+    if report.changed:
+        notes.append(
+            f"{report.nodes_before} nodes became {report.nodes_after} "
+            f"({', '.join(sorted(report.changed))})"
+        )
+    return notes
+
+
+def _prove(candidate: Opened, model: Opened) -> None:
+    """Run both: equal outputs need no more, others are judged by rounding. Raises: ProofError."""
+    theirs, _ = acceptance.open_filled(model)
+    ours, _ = acceptance.open_filled(candidate)
+    feed = acceptance.feeds(model, theirs.inputs, batch=2)
+    expected = theirs.run(feed)
+    try:
+        found = ours.run(feed)
+    except DeployError as error:
+        raise ProofError(f"the prepared model does not run: {error.found}", fix=_FIX) from error
+    if _same(found, expected):
+        return
+    reference = rewrites.measure(model)
+    proving.require("preparing", proving.compare(ours, reference), fix=_FIX)
+
+
+def _same(found: Arrays, expected: Arrays) -> bool:
+    return found.keys() == expected.keys() and all(
+        np.array_equal(found[name], expected[name], equal_nan=True) for name in expected
+    )
