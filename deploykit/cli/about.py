@@ -14,7 +14,7 @@ from deploykit.errors import InputError, OptionError
 if TYPE_CHECKING:
     from deploykit.recipes.describing import Description
 
-_WORDS = ("task", "preprocess", "resize", "interpolation", "layout")
+_WORDS = ("task", "preprocess", "resize", "interpolation", "layout", "decode")
 _NUMBER = r"-?\d{1,9}(?:\.\d{0,12})?(?:[eE][-+]?\d{1,2})?"
 _LARGEST = 1 << 22
 """Bytes of a file of class names."""
@@ -46,6 +46,10 @@ class About:
     ] = None
     class_names: Annotated[
         str | None, Option(help="Comma-separated, or a file with one in each line.")
+    ] = None
+    decode: Annotated[
+        str | None,
+        Option(help="Outputs of a detector: yolov5, yolov8, yolox, torchvision or none."),
     ] = None
     input: Annotated[
         list[str] | None,

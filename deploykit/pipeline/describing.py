@@ -18,14 +18,21 @@ from deploykit.pipeline.made import Made, described, path_or_none, written
 from deploykit.pipeline.opening import ONNXRUNTIME, Model
 from deploykit.recipes import opened
 from deploykit.recipes.describing import NOTHING, UNKNOWN, unsaid
+from deploykit.tasks import heads
 from deploykit.tasks.detections import Detections
 
 if TYPE_CHECKING:
-    from deploykit.data.preprocess import Pixels
+    from collections.abc import Mapping
+
+    from deploykit.data.preprocess import Floats, Pixels
     from deploykit.pipeline.made import StrPath
     from deploykit.recipes.describing import Description
+    from deploykit.recipes.metadata import ModelCard
     from deploykit.recipes.opened import Opened
 
+_CORNER = 4
+"""Part of the image in which no detector has all of its cells."""
+_NEAR = "its boxes all lie at one corner: --decode yolox reads them relative to a grid"
 _HEIGHT, _WIDTH, _PATCH = 480, 640, 40
 """Of the image that is tried where none is given, in pixels."""
 
@@ -80,7 +87,18 @@ def _trial(subject: Opened, image: Path | None) -> str:
                 fix="check the weights, and how images are prepared",
             )
     (found,) = model.task().decode(outputs, batch.geometries)
-    return f"trial run on {name}: {_shown(found, subject.card.class_names)}"
+    said = f"trial run on {name}: {_shown(found, subject.card.class_names)}"
+    return f"{said}; {_NEAR}" if _relative(outputs, subject.card) else said
+
+
+def _relative(outputs: Mapping[str, Floats], card: ModelCard) -> bool:
+    """Return whether rows that count as decoded have every box at one corner of the image."""
+    shapes = {name: values.shape for name, values in outputs.items()}
+    size = card.preprocess.size
+    if heads.SETTING in card.settings or "yolox" not in heads.fitting(shapes, size):
+        return False
+    (rows,) = outputs.values()
+    return bool(np.abs(rows[..., :2]).max() < max(size) / _CORNER)
 
 
 def _shown(found: object, names: tuple[str, ...]) -> str:

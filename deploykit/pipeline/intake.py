@@ -40,19 +40,18 @@ def taken(model: Opened, said: Description = NOTHING) -> Opened:
     What was done and guessed is in its `notes`. Raises: ModelError, OptionError.
     """
     graph = model.copy()
-    known, found = None, None
     try:
         known = model.card
-        found = describing.described(facts(graph, said), said, known)
     except ModelError:  # of a damaged card, which who needs it reads again
         if said:
             raise
-    notes = interface.closed(graph, _wanted(graph, said, None if found is None else found.card))
-    if found is not None and found.card != known:
-        metadata.write(graph.metadata_props, found.card)
-    elif not notes:
-        return model
-    return model.altered(graph, (*(found.notes if found else ()), *notes))
+        known = None
+    notes = interface.closed(graph, _wanted(facts(graph, said), said, known))
+    found = describing.described(facts(graph, said), said, known)
+    if found is None or found.card == known:
+        return model.altered(graph, notes) if notes else model
+    metadata.write(graph.metadata_props, found.card)
+    return model.altered(graph, (*found.notes, *notes), computes=bool(notes))
 
 
 def facts(graph: ir.Model, said: Description = NOTHING) -> Facts:
@@ -62,13 +61,21 @@ def facts(graph: ir.Model, said: Description = NOTHING) -> Facts:
     return Facts(left, outputs, graph.metadata_props)
 
 
-def _wanted(graph: ir.Model, said: Description, card: ModelCard | None) -> Wanted:
-    seen = facts(graph, said)
-    size = card.preprocess.size if card else said.input_size
-    planes = card.preprocess.planes if card else guess(seen).planes or 3
-    nhwc = describing.layout_of(said, seen) == "nhwc"
-    stated, constants = said.input_size is not None, _values(said.inputs)
-    return Wanted(size, stated, planes, nhwc=nhwc, constants=constants)
+def _wanted(seen: Facts, said: Description, known: ModelCard | None) -> Wanted:
+    """Return what the interface of a model becomes. Raises: InputError, OptionError."""
+    guessed = guess(seen)
+    size, planes = guessed.size, guessed.planes or 3
+    if known is not None:
+        size, planes = known.preprocess.size, known.preprocess.planes
+    if said.channels is not None:
+        planes = 1 if said.channels == "GREY" else 3
+    return Wanted(
+        said.input_size or size,
+        said.input_size is not None,
+        planes,
+        nhwc=describing.layout_of(said, seen) == "nhwc",
+        constants=_values(said.inputs),
+    )
 
 
 def _values(given: Mapping[str, Path | float]) -> dict[str, NDArray[Any]]:

@@ -19,7 +19,8 @@ from deploykit.recipes.describing import NOTHING, UNKNOWN, unsaid
 from deploykit.recipes.guessing import Facts
 from deploykit.recipes.metadata import ModelCard
 from deploykit.recipes.recipe import RECIPES
-from deploykit.tasks import masks
+from deploykit.tasks import heads, masks
+from deploykit.tasks.detection import Detection
 from deploykit.tasks.instances import Instances
 
 if TYPE_CHECKING:
@@ -114,6 +115,9 @@ class Model:
 
 def _as_made(task: AnyTask, card: ModelCard | None) -> AnyTask:
     """Return a task as the family of a model's network does it. Raises: ModelError."""
+    head = card.settings.get(heads.SETTING) if card else None
+    if card is not None and head is not None and isinstance(task, Detection):
+        task = _read_by(task, card, head.value)
     said = card.settings.get(masks.SETTING) if card else None
     if said is None or not isinstance(task, Instances):
         return task
@@ -123,6 +127,18 @@ def _as_made(task: AnyTask, card: ModelCard | None) -> AnyTask:
             expected="one of " + ", ".join(get_args(masks.Pasting)),
         )
     return replace(task, pasting=cast(masks.Pasting, said.value))
+
+
+def _read_by(task: Detection, card: ModelCard, head: object) -> Detection:
+    """Return a task that reads the outputs of a head. Raises: ModelError for an unknown one."""
+    if head == heads.NONE:
+        return task
+    if not isinstance(head, str) or head not in heads.HEADS:
+        raise ModelError(
+            f"the card says that outputs are read as {str(head)[:100]!r}",
+            expected="one of " + ", ".join([*heads.HEADS, heads.NONE]),
+        )
+    return replace(task, read=heads.Reader(head, card.preprocess.size, len(card.class_names)))
 
 
 def open_model(  # noqa: PLR0913 - five things that only some kinds of file take

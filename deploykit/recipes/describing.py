@@ -12,7 +12,9 @@ from deploykit.data.presets import PRESETS
 from deploykit.data.resizing import Interpolation
 from deploykit.errors import OptionError, unknown_name
 from deploykit.recipes.guessing import Guess, guess
+from deploykit.recipes.identity import Setting
 from deploykit.recipes.metadata import ModelCard
+from deploykit.tasks import heads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from deploykit.data.preprocess import Preprocess, Size
     from deploykit.recipes.guessing import Facts
+    from deploykit.recipes.identity import Settings
 
 Layout: TypeAlias = Literal["nchw", "nhwc"]
 Three: TypeAlias = tuple[float, float, float]
@@ -28,7 +31,16 @@ UNKNOWN = "unknown"
 _LEVELS = 255
 _SIDE = 1 << 15
 """Of an input, in pixels, at most."""
-_NEEDS_PREPROCESS = ("task", "mean", "std", "scale", "resize", "interpolation", "channels")
+_NEEDS_PREPROCESS = (
+    "task",
+    "decode",
+    "mean",
+    "std",
+    "scale",
+    "resize",
+    "interpolation",
+    "channels",
+)
 """Parts of a description that say nothing where nobody says how images are prepared."""
 _CHOICES: Mapping[str, tuple[object, ...]] = {
     "preprocess": tuple(PRESETS),
@@ -60,6 +72,8 @@ class Description:
     input_size: Size | None = None
     """Height and width, where the file leaves them open."""
     class_names: tuple[str, ...] | None = None
+    decode: str | None = None
+    """How a detector's outputs are read: one of `tasks.heads.HEADS`, by its name, or "none"."""
     inputs: Mapping[str, Path | float] = field(default_factory=dict)
     """Inputs beside the images -> their value: a number, or an .npy file; they become constants."""
 
@@ -69,6 +83,8 @@ class Description:
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise unknown_name(f"--{name}", str(value), map(str, known))
+        if self.decode not in (None, heads.NONE, *heads.HEADS):
+            raise unknown_name("--decode", str(self.decode), [*heads.HEADS, heads.NONE])
         if self.task is not None:
             tasks.find(self.task)
         if self.input_size is not None and not all(0 < side <= _SIDE for side in self.input_size):
@@ -110,13 +126,17 @@ def described(facts: Facts, said: Description, known: ModelCard | None) -> Descr
     size = _size(said, known, guessed)
     base = known.preprocess if known and preset is None else PRESETS[str(preset)].sized(size)
     prepared = _prepared(base, said, guessed, preset)
-    names, named = _names(said, known, guessed)
+    head, read = _decode(said, known, guessed)
+    names, named = _names(said, known, guessed, head)
     task, judged = _task(said, known, guessed)
-    card = ModelCard("", "", task, prepared, names, "")
-    if known is not None:
-        card = replace(known, task=task, preprocess=prepared, class_names=names)
+    card = known or ModelCard("", "", task, prepared, names, "")
+    card = replace(card, task=task, preprocess=prepared, class_names=names)
+    card = replace(card, settings={**card.settings, **head})
+    if said.decode is not None and said.decode != heads.NONE:
+        shapes = {spec.name: spec.shape for spec in facts.outputs}
+        heads.check(said.decode, shapes, prepared.size, len(names))
     assumed = [] if said.preprocess or known else [f"images prepared as {preset}"]
-    parts = [*assumed, *named, *judged]
+    parts = [*assumed, *read, *named, *judged]
     notes = (f"guessed from {guessed.by}: {', '.join(parts)}",) if parts else ()
     return Described(card, notes)
 
@@ -174,17 +194,37 @@ def _prepared(
     return made
 
 
-def _names(
+def _decode(
     said: Description, known: ModelCard | None, guessed: Guess
+) -> tuple[Settings, list[str]]:
+    """Return the head of a detector as a card has it, and what is guessed of it."""
+    if said.decode is not None:
+        return {heads.SETTING: Setting(said.decode, "given")}, []
+    if known is not None or guessed.decode is None or said.task not in (None, guessed.task):
+        return {}, []
+    return {heads.SETTING: Setting(guessed.decode, "assumed")}, [f"outputs of {guessed.decode}"]
+
+
+def _without_background(names: tuple[str, ...], head: Settings) -> tuple[str, ...]:
+    """Return names without one for the background, which torchvision counts as class 0."""
+    counted = heads.SETTING in head and head[heads.SETTING].value == "torchvision"
+    return names[1:] if counted and names[0].strip("_ ").lower() == "background" else names
+
+
+def _names(
+    said: Description, known: ModelCard | None, guessed: Guess, head: Settings
 ) -> tuple[tuple[str, ...], list[str]]:
     """Return the names of the classes, and what is guessed of them. Raises: OptionError."""
     if said.class_names is not None:
-        if guessed.classes not in (None, len(said.class_names)):
+        names = _without_background(said.class_names, head)
+        if head and head[heads.SETTING].origin == "given":
+            return names, []  # its form is checked with their number
+        if guessed.classes not in (None, len(names)):
             raise OptionError(
                 f"{len(said.class_names)} class names for a model of {guessed.classes} classes",
                 fix="give one name per class, in the order of training",
             )
-        return said.class_names, []
+        return names, []
     if known is not None:
         return known.class_names, []
     if guessed.class_names:

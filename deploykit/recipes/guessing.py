@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from deploykit.data import feeding
+from deploykit.tasks import heads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +31,9 @@ _TASKS = {
 }
 """Task in Ultralytics' words -> in ours."""
 _SIDE = 1 << 15
+_BY = "the file's inputs and outputs"
+_TOLD = ("yolov8", "yolov5", "torchvision")
+"""Heads that the form of the outputs tells; YOLOX's is that of rows that are decoded already."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Facts:
 class Guess:
     """What can be told from facts; None: nothing."""
 
-    by: str = "the file's inputs and outputs"
+    by: str
     size: Size | None = None
     planes: int | None = None
     task: str | None = None
@@ -54,26 +58,44 @@ class Guess:
     """A preset, only where the file names its exporter."""
     classes: int | None = None
     class_names: tuple[str, ...] = ()
+    decode: str | None = None
+    """A head of `tasks.heads`."""
 
 
 def guess(facts: Facts) -> Guess:
     """Return what can be told from facts."""
     size, planes = _image(facts)
-    task, classes = _head(facts)
     said = facts.metadata
     if "names" in said and "stride" in said and said.get("task") in _TASKS:
-        names = names_of(said["names"])
-        task = _TASKS[said["task"]]
-        return Guess(
-            "the metadata of Ultralytics",
-            size or _pair(said.get("imgsz", "")),
-            planes,
-            task,
-            None if task == "classification" else "yolo",
-            len(names) or None,
-            names,
-        )
-    return Guess(size=size, planes=planes, task=task, classes=classes)
+        return _by_ultralytics(facts, size or _pair(said.get("imgsz", "")), planes)
+    task, classes = _form(facts)
+    found = {} if size is None else heads.fitting(_shapes(facts), size)
+    for head in _TOLD:
+        if head in found:
+            known = None if head == "torchvision" else found[head]
+            return Guess(_BY, size, planes, "detection", classes=known, decode=head)
+    return Guess(_BY, size, planes, task, classes=classes)
+
+
+def _by_ultralytics(facts: Facts, size: Size | None, planes: int | None) -> Guess:
+    names = names_of(facts.metadata["names"])
+    task = _TASKS[facts.metadata["task"]]
+    found = {} if size is None else heads.fitting(_shapes(facts), size)
+    head = next((name for name in _TOLD if name in found), None)
+    return Guess(
+        "the metadata of Ultralytics",
+        size,
+        planes,
+        task,
+        None if task == "classification" else "yolo",
+        len(names) or None,
+        names,
+        head if task == "detection" else None,
+    )
+
+
+def _shapes(facts: Facts) -> dict[str, tuple[int | str, ...]]:
+    return {spec.name: spec.shape for spec in facts.outputs}
 
 
 def _image(facts: Facts) -> tuple[Size | None, int | None]:
@@ -93,7 +115,7 @@ def _known(dim: int | str) -> bool:
     return isinstance(dim, int) and dim > 0
 
 
-def _head(facts: Facts) -> tuple[str | None, int | None]:
+def _form(facts: Facts) -> tuple[str | None, int | None]:
     """Return the task and the number of classes that the only output has the form of."""
     if len(facts.outputs) != 1:
         return None, None

@@ -28,7 +28,7 @@ class Opened:
     sha256: str
     """Of the file's content."""
     data: bytes = field(repr=False)
-    """The model as a file holds it; weights beside the file are not among them."""
+    """The model as a file holds it, but for metadata; weights beside it are not among them."""
     graph: ir.Model = field(repr=False)
     """Parsed from `data`. Shared by everyone who has this value: clone it before a change."""
     notes: tuple[str, ...] = ()
@@ -47,12 +47,14 @@ class Opened:
         """Return a graph of one's own; the weights are shared."""
         return onnxfile.copied(self.graph)
 
-    def altered(self, graph: ir.Model, notes: tuple[str, ...]) -> Opened:
+    def altered(self, graph: ir.Model, notes: tuple[str, ...], *, computes: bool = True) -> Opened:
         """Return the same file with `graph` in place of its own; `notes` say what differs.
+
+        computes: whether it computes otherwise; else only metadata differ.
 
         Raises: OutputError where it is too large for one file.
         """
-        data = onnxfile.to_bytes(graph, self.path)
+        data = onnxfile.to_bytes(graph, self.path) if computes else self.data
         return replace(self, data=data, graph=graph, notes=(*self.notes, *notes))
 
     def write(self) -> None:

@@ -50,7 +50,8 @@ def find(task: str | AnyTask) -> AnyTask:
 
 
 def name(task: str | AnyTask) -> str:
-    """Return a task's name: that of the shipped one it equals, or of a user's own class."""
+    """Return a task's name: that of the shipped one of its class, or of a user's own class."""
     if isinstance(task, str):
         return task
-    return next((known for known, ours in SHIPPED.items() if ours == task), type(task).__name__)
+    kind = type(task)
+    return next((known for known, ours in SHIPPED.items() if type(ours) is kind), kind.__name__)

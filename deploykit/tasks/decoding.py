@@ -76,21 +76,37 @@ def decode(
 
 
 def _objects(rows: Floats, geometry: Geometry, limits: Limits) -> Detections:
-    finite = np.isfinite(rows).all(1)
+    return chosen(rows[:, :4], rows[:, _BOX:] * rows[:, 4:5], geometry, limits)
+
+
+def chosen(boxes: Floats, scores: Floats, geometry: Geometry, limits: Limits) -> Detections:
+    """Return the objects among anchors, best first, in pixels of the image.
+
+    boxes: float32[N, 4]: cx, cy, w, h in input pixels. scores: float32[N, classes]; an anchor may
+    be an object of several classes.
+    Raises: ProofError where a box or a score is NaN or infinity.
+    """
+    finite = np.isfinite(boxes).all(1) & np.isfinite(scores).all(1)
     if not finite.all():
-        raise ProofError(
-            f"{np.count_nonzero(~finite)} of {len(rows)} anchors hold NaN or infinity",
-            expected="finite boxes and scores",
-            fix="check the weights; in FP16, keep the layers that overflow in FP32",
+        raise not_finite(
+            f"{np.count_nonzero(~finite)} of {len(boxes)} anchors hold NaN or infinity"
         )
-    scores = rows[:, _BOX:] * rows[:, 4:5]
     anchors, classes = np.nonzero(scores > limits.confidence)
-    chosen = scores[anchors, classes]
-    best = top(chosen, limits.candidates)
-    anchors, classes, chosen = anchors[best], classes[best], chosen[best]
-    boxes = xyxy(rows[anchors, :4])
-    kept = nms(boxes, chosen, limits.iou, classes=classes, limit=limits.objects)
-    return Detections(geometry.to_image(boxes[kept]), chosen[kept], classes[kept])
+    found = scores[anchors, classes]
+    best = top(found, limits.candidates)
+    anchors, classes, found = anchors[best], classes[best], found[best]
+    corners = xyxy(boxes[anchors])
+    kept = nms(corners, found, limits.iou, classes=classes, limit=limits.objects)
+    return Detections(geometry.to_image(corners[kept]), found[kept], classes[kept])
+
+
+def not_finite(found: str) -> ProofError:
+    """Return the error for outputs that are no numbers."""
+    return ProofError(
+        found,
+        expected="finite boxes and scores",
+        fix="check the weights; in FP16, keep the layers that overflow in FP32",
+    )
 
 
 def padded(outputs: Mapping[str, Floats], geometries: Sequence[Geometry]) -> list[Detections]:
@@ -113,11 +129,7 @@ def _image(outputs: Mapping[str, Floats], i: int, geometry: Geometry) -> Detecti
     }
     boxes, scores = rows["boxes"], rows["scores"]
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-        raise ProofError(
-            "an object's box or score is NaN or infinity",
-            expected="finite boxes and scores",
-            fix="check the weights; in FP16, keep the layers that overflow in FP32",
-        )
+        raise not_finite("an object's box or score is NaN or infinity")
     visible = geometry.to_image(boxes)
     seen = (visible[:, 2:] > visible[:, :2]).all(1)
     rows = {name: array[seen] for name, array in rows.items()}

@@ -1,0 +1,321 @@
+"""Raw outputs of known detector heads, beside decodes written from their definitions."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from foreign import Net
+from PIL import Image
+from torchvision.ops import batched_nms
+
+from deploykit import pipeline
+from deploykit.data.preprocess import Geometry, Preprocess
+from deploykit.errors import ModelError, OptionError, ProofError
+from deploykit.recipes import opened
+from deploykit.recipes.describing import Description
+from deploykit.tasks import heads
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+SIZE, CLASSES = (64, 96), 3
+NAMES = ("cat", "dog", "cow")
+STRIDES = (8, 16, 32)
+HEIGHT, WIDTH = 128, 160
+"""Of the images: they fill the input's height, half as large."""
+GAIN = 0.5
+
+
+def cells() -> NDArray[Any]:
+    """Column, row and stride of each cell, in the order of the levels and of the pixels."""
+    return np.array(
+        [
+            (column, row, stride)
+            for stride in STRIDES
+            for row in range(SIZE[0] // stride)
+            for column in range(SIZE[1] // stride)
+        ],
+        np.float64,
+    )
+
+
+def boxes(anchors: int, seed: int = 0) -> NDArray[Any]:
+    """Centres and sides in pixels of the input, some alike, so that they suppress each other."""
+    rng = np.random.default_rng(seed)
+    centres = rng.uniform((0, 0), SIZE[::-1], (anchors, 2))
+    centres[::3] = centres[0] + rng.normal(0, 2, (len(centres[::3]), 2))
+    return np.concatenate([centres, rng.uniform(8, 40, (anchors, 2))], 1)
+
+
+def scores(anchors: int, columns: int, seed: int = 1) -> NDArray[Any]:
+    """Most of them small, as of a trained head."""
+    rng = np.random.default_rng(seed)
+    return np.where(rng.random((anchors, columns)) < 0.2, rng.random((anchors, columns)), 1e-4)
+
+
+def raw(family: str) -> NDArray[np.float32]:
+    """What a head gives for one image, as its family's exporter writes it."""
+    grid = cells()
+    count = len(grid) * (3 if family == "yolov5" else 1)
+    xywh = boxes(count)
+    if family == "yolov8":
+        return np.concatenate([xywh, scores(count, CLASSES)], 1).T[None].astype(np.float32)
+    if family == "yolox":
+        xywh[:, :2] = xywh[:, :2] / grid[:, 2:] - grid[:, :2]
+        xywh[:, 2:] = np.log(xywh[:, 2:] / grid[:, 2:])
+    rows = np.concatenate([xywh, scores(count, 1 + CLASSES)], 1)
+    return rows[None].astype(np.float32)
+
+
+def expected(family: str, output: NDArray[Any], offset: tuple[float, float]) -> NDArray[Any]:
+    """Rows x1, y1, x2, y2, score, class in pixels of an image that lies at `offset`, best first."""
+    rows = torch.from_numpy(output[0]).double()
+    threshold, overlap, most = {
+        "yolov8": (0.001, 0.7, 300),
+        "yolov5": (0.001, 0.6, 300),
+        "yolox": (0.01, 0.65, 10_000),
+    }[family]
+    if family == "yolov8":
+        rows = rows.T
+        xywh, found = rows[:, :4], rows[:, 4:]
+    else:
+        xywh, found = rows[:, :4], rows[:, 5:] * rows[:, 4:5]
+    if family == "yolox":
+        grid = torch.from_numpy(cells())
+        xywh = torch.cat(
+            [(xywh[:, :2] + grid[:, :2]) * grid[:, 2:], xywh[:, 2:].exp() * grid[:, 2:]], 1
+        )
+        best, label = found.max(1)
+        anchor = torch.nonzero(best > threshold)[:, 0]
+        value, label = best[anchor], label[anchor]
+    else:
+        anchor, label = torch.nonzero(found > threshold, as_tuple=True)
+        value = found[anchor, label]
+    corners = torch.cat([xywh[:, :2] - xywh[:, 2:] / 2, xywh[:, :2] + xywh[:, 2:] / 2], 1)[anchor]
+    kept = batched_nms(corners, value, label, overlap)[:most]
+    placed = (corners[kept] - torch.tensor([*offset, *offset])) / GAIN
+    placed = placed.clamp(torch.zeros(4), torch.tensor([WIDTH, HEIGHT] * 2))
+    return torch.cat([placed, value[kept, None], label[kept, None].double()], 1).numpy()
+
+
+PREPARED: Mapping[str, Description] = {
+    "yolov8": Description(preprocess="yolo"),
+    "yolov5": Description(preprocess="yolo"),
+    "yolox": Description(preprocess="yolo", resize="corner", channels="BGR", scale=1.0),
+}
+OFFSETS = {"yolov8": (8.0, 0.0), "yolov5": (8.0, 0.0), "yolox": (0.0, 0.0)}
+
+
+@pytest.mark.parametrize("family", PREPARED)
+def test_objects_are_those_of_an_independent_decode(family: str) -> None:
+    output = raw(family)
+    place = Geometry(HEIGHT, WIDTH, GAIN, GAIN, *OFFSETS[family])
+    (found,) = heads.Reader(family, SIZE, CLASSES)({"y": output}, [place])
+    theirs = expected(family, output, OFFSETS[family])
+    assert len(theirs) > 10
+    np.testing.assert_allclose(found.scores, theirs[:, 4], rtol=1e-6)
+    np.testing.assert_array_equal(found.classes, theirs[:, 5])
+    np.testing.assert_allclose(found.boxes, theirs[:, :4], atol=1e-3)
+
+
+def network(family: str, path: Path) -> Path:
+    """A file that gives the family's rows whatever it is shown, the scores a little otherwise."""
+    net = Net()
+    rows = raw(family)
+    mean = net.op("GlobalAveragePool", net.conv("images", 3, 8))
+    small = net.op("Mul", net.op("ReduceMean", mean, keepdims=0), net.weight(np.float32(1e-3)))
+    near = np.zeros_like(rows)
+    near[:, :, 4:] = 1 if family != "yolov8" else 0
+    near[:, 4:] = 1 if family == "yolov8" else near[:, 4:]
+    change = net.op("Mul", net.weight(near), small)
+    return net.save(path, net.op("Add", net.weight(rows), change), (1, 3, *SIZE))
+
+
+def coco(folder: Path) -> Path:
+    """Four images with annotations near some of the boxes that the files give."""
+    rng = np.random.default_rng(3)
+    (folder / "images").mkdir(parents=True)
+    (folder / "annotations").mkdir()
+    images, objects = [], list[dict[str, Any]]()
+    for number in range(4):
+        name = f"{number}.png"
+        pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / name)
+        size = {"height": HEIGHT, "width": WIDTH}
+        images.append({"id": number + 1, "file_name": name, **size})
+        for cx, cy, w, h in boxes(126)[number::7]:
+            x, y = (cx - w / 2) / GAIN - 10, (cy - h / 2) / GAIN
+            box = [x, y, w / GAIN, h / GAIN]
+            kind = {"category_id": int(rng.integers(1, 4)), "iscrowd": 0}
+            ids = {"id": len(objects) + 1, "image_id": number + 1}
+            objects.append({**ids, **kind, "bbox": box, "area": box[2] * box[3]})
+    categories = [{"id": i, "name": name} for i, name in enumerate(NAMES, start=1)]
+    data = {"images": images, "annotations": objects, "categories": categories}
+    (folder / "annotations" / "instances_val.json").write_text(json.dumps(data), "utf-8")
+    return folder
+
+
+def average_precision(folder: Path, rows: Mapping[int, NDArray[Any]]) -> float:
+    """pycocotools' figure for rows x1, y1, x2, y2, score, class of each image."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    results = [
+        {
+            "image_id": image,
+            "category_id": int(label) + 1,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": score,
+        }
+        for image, found in rows.items()
+        for x1, y1, x2, y2, score, label in found.tolist()
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        known = COCO(str(folder / "annotations" / "instances_val.json"))
+        judge = COCOeval(known, known.loadRes(results), "bbox")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    return float(judge.stats[0])
+
+
+@pytest.mark.parametrize("family", PREPARED)
+def test_a_described_file_scores_what_an_independent_decode_does(
+    family: str, tmp_path: Path
+) -> None:
+    path, data = network(family, tmp_path / "net.onnx"), coco(tmp_path / "coco")
+    said = PREPARED[family]
+    about = Description(
+        task="detection",
+        decode=family,
+        class_names=NAMES,
+        preprocess=said.preprocess,
+        resize=said.resize,
+        channels=said.channels,
+        scale=said.scale,
+    )
+    described = tmp_path / "described.onnx"
+    made = pipeline.describe(path, described, about)
+    assert any("objects, the best" in note for note in made.notes)
+    options = pipeline.EvalOptions(f"coco:{data}")
+    found = pipeline.evaluate(described, options)
+    card = opened.read(described).card
+    assert card is not None
+    session = pipeline.open_model(described).session
+    theirs = {}
+    for number in range(4):
+        pixels = np.asarray(Image.open(data / "images" / f"{number}.png"))
+        image, place = card.preprocess(pixels)
+        assert (place.scale_x, place.offset_x, place.offset_y) == (GAIN, *OFFSETS[family])
+        (output,) = session.run({"images": image[None]}).values()
+        theirs[number + 1] = expected(family, np.asarray(output), OFFSETS[family])
+    ap = average_precision(data, theirs)
+    assert 0.01 < ap < 0.9
+    assert found.metrics["ap"] == pytest.approx(ap, abs=1e-6)
+    assert found.task == "detection"
+    assert pipeline.evaluate(path, pipeline.EvalOptions(f"coco:{data}", about=about)).metrics[
+        "ap"
+    ] == pytest.approx(ap, abs=1e-6)
+
+
+@pytest.mark.parametrize("names", [("boxes", "labels", "scores"), ("a", "b", "c")])
+def test_torchvisions_objects_are_in_the_image_and_counted_from_one(names: Any) -> None:
+    frames = np.array([[0, 0, 10, 10], [20, 10, 40, 30], [1, 1, 5, 5]], np.float32)
+    labels, found = np.array([1, 3, 2], np.float32), np.array([0.2, 0.9, 0.5], np.float32)
+    outputs = dict(zip(names, (frames, labels, found), strict=True))
+    place = Geometry(100, 100, 0.5, 0.5)
+    reader = heads.Reader("torchvision", SIZE, CLASSES)
+    (objects,) = reader(outputs, [place])
+    np.testing.assert_array_equal(objects.classes, [2, 1, 0])
+    np.testing.assert_allclose(objects.boxes, frames[[1, 2, 0]] * 2)
+    with pytest.raises(ModelError, match="outputs of one image for 2 images"):
+        reader(outputs, [place, place])
+    with pytest.raises(ModelError, match="an object of class 2, counted from 0"):
+        heads.Reader("torchvision", SIZE, 2)(outputs, [place])
+    outputs[names[2]] = np.array([0.2, np.nan, 0.5], np.float32)
+    with pytest.raises(ProofError, match="NaN"):
+        reader(outputs, [place])
+
+
+@pytest.mark.parametrize(
+    ("head", "shape", "fix"),
+    [
+        ("yolov8", (1, 378, 8), "--decode yolov5"),
+        ("yolov5", (1, 7, 126), "--decode yolov8"),
+        ("yolox", (1, 7, 126), "--decode yolov8"),
+        ("yolov5", (1, 126, 8), "--decode yolox"),
+        ("yolov8", (1, 8, 126), ""),
+        ("yolov8", (1, 1000), ""),
+        ("yolov8", (1, 4, 126), ""),
+        ("torchvision", (1, 7, 126), "--decode yolov8"),
+    ],
+)
+def test_outputs_of_another_form_are_refused_and_the_right_head_is_named(
+    head: str, shape: tuple[int, ...], fix: str
+) -> None:
+    with pytest.raises(ModelError, match=f"are no {head} head of 3 classes") as caught:
+        heads.check(head, {"y": shape}, SIZE, CLASSES)
+    assert fix in caught.value.fix
+    outputs = {"y": np.zeros(shape, np.float32)}
+    with pytest.raises(ModelError):
+        heads.Reader(head, SIZE, CLASSES)(outputs, [Geometry(8, 8, 1, 1)])
+
+
+def test_an_unknown_head_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(OptionError, match="unknown --decode 'yolov9'"):
+        Description(decode="yolov9")
+    with pytest.raises(OptionError, match="unknown --decode"):
+        heads.check("yolov9", {}, SIZE)
+
+
+@pytest.mark.parametrize("family", PREPARED)
+def test_numbers_that_are_none_are_refused(family: str) -> None:
+    output = raw(family)
+    output[0, 2, 2] = np.inf
+    with pytest.raises(ProofError, match="NaN or infinity"):
+        heads.Reader(family, SIZE, CLASSES)({"y": output}, [Geometry(8, 8, 1, 1)])
+
+
+@pytest.mark.parametrize("family", ["yolov8", "yolov5"])
+def test_the_head_is_guessed_from_the_outputs_and_told(family: str, tmp_path: Path) -> None:
+    path = network(family, tmp_path / "net.onnx")
+    made = pipeline.describe(path, tmp_path / "d.onnx", Description(preprocess="yolo"))
+    (note,) = [note for note in made.notes if note.startswith("guessed from the file's")]
+    assert f"outputs of {family}, classes called class0 to class2, the task detection" in note
+
+
+def test_rows_relative_to_a_grid_are_noticed(tmp_path: Path) -> None:
+    path = network("yolox", tmp_path / "net.onnx")
+    about = Description(task="detection", preprocess="yolo")
+    made = pipeline.describe(path, tmp_path / "d.onnx", about)
+    assert any("--decode yolox reads them relative to a grid" in note for note in made.notes)
+
+
+@pytest.mark.parametrize("said", [["evil"], "evil", 3, None])
+def test_a_card_that_names_no_head_is_refused(said: Any, tmp_path: Path) -> None:
+    path = network("yolov8", tmp_path / "net.onnx")
+    described = tmp_path / "d.onnx"
+    pipeline.describe(path, described, Description(preprocess="yolo"))
+    model = opened.read(described)
+    properties = model.graph.metadata_props
+    card = json.loads(properties["deploykit"])
+    card["settings"]["decode"] = [said, "given"]
+    properties["deploykit"] = json.dumps(card)
+    opened.made(model.graph, described).write()
+    with pytest.raises(ModelError, match="the card says that outputs are read as"):
+        pipeline.open_model(described).task()
+
+
+def test_the_preparation_of_each_family_is_what_the_test_assumes() -> None:
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    _, place = Preprocess(SIZE, "letterbox")(pixels)
+    assert (place.offset_x, place.offset_y) == OFFSETS["yolov8"]
