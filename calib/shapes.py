@@ -53,13 +53,13 @@ _REFERENCE_SIZE = 320
 """At this size the shapes' sides lie within _SIDES, in pixels; they grow with it."""
 _SIDES: dict[Truth, tuple[float, float]] = {
     **dict.fromkeys(("objects", "map"), (22.0, 160.0)),
-    "class": (110.0, 260.0),
+    "class": (150.0, 290.0),
 }
 _SQUEEZE = 0.75
 _MOST_SHAPES = 8
 _PLACES: dict[Truth, tuple[float, float]] = {
     **dict.fromkeys(("objects", "map"), (0.05, 0.95)),
-    "class": (0.35, 0.65),
+    "class": (0.4, 0.6),
 }
 """Where shapes have their centres, in shares of the image."""
 _LEANING = 0.35

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
         BenchPlan,
         EvalOptions,
         ExportOptions,
+        Prediction,
+        PredictOptions,
+        Predictor,
         QuantizeOptions,
         VerifyOptions,
         bench,
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
         export,
         fuse,
         inspect,
+        load,
+        predict,
         quantize,
         report,
         verify,
@@ -53,7 +58,7 @@ if TYPE_CHECKING:
     from deploykit.tasks.annotations import ImageAnnotations
     from deploykit.tasks.detections import Detections
     from deploykit.tasks.outputs import Output
-    from deploykit.tasks.task import Display, Metric, Pair, Pairing, Scores, Task
+    from deploykit.tasks.task import Display, Metric, Pair, Pairing, Result, Scores, Task
     from deploykit.values import Precision
 
 __version__ = "0.1.0"
@@ -91,6 +96,7 @@ _HOME = {
     "ProofError": "errors",
     "Protocol": "recipes.recipe",
     "Recipe": "recipes.recipe",
+    "Result": "tasks.task",
     "Sample": "data.sources",
     "Scores": "tasks.task",
     "Source": "data.sources",
@@ -133,11 +139,15 @@ __all__ = [
     "Pairing",
     "Plugin",
     "Precision",
+    "PredictOptions",
+    "Prediction",
+    "Predictor",
     "Preprocess",
     "ProofError",
     "Protocol",
     "QuantizeOptions",
     "Recipe",
+    "Result",
     "Sample",
     "Scores",
     "Source",
@@ -155,6 +165,8 @@ __all__ = [
     "fold",
     "fuse",
     "inspect",
+    "load",
+    "predict",
     "quantize",
     "report",
     "verify",

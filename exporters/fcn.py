@@ -103,7 +103,7 @@ PREPROCESS = (
     .turned()
 )
 """torchvision's: the short side 520 pixels, the long one up to 4 : 3."""
-LIGHT = Preprocess((160, 160), "stretch", mean=MEAN, std=STD)
+LIGHT = Preprocess((128, 128), "stretch", mean=MEAN, std=STD)
 MARKS = ("classifier.4.",)
 recipe = Recipe(
     name="fcn",

@@ -172,7 +172,7 @@ KEEP_FLOAT = (
         "about a thousandth of the work",
     ),
 )
-PICO = Preprocess((96, 96), "letterbox", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+PICO = Preprocess((64, 64), "letterbox", mean=IMAGENET_MEAN, std=IMAGENET_STD)
 MARKS = ("rbr_", "conv_kxk.", "reparam")
 recipe = Recipe(
     name="repvgg",

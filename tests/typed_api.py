@@ -132,6 +132,17 @@ def plugin(body: Any) -> deploykit.Plugin:
     )
 
 
+def seen(pixels: NDArray[np.uint8]) -> tuple[deploykit.Prediction, ...]:
+    """A model as a function, and its pictures."""
+    model: deploykit.Predictor = deploykit.load("model.onnx")
+    found = model(pixels)
+    if isinstance(found, deploykit.Result):
+        assert_type(found.said(model.class_names), str)
+    assert_type(model.draw(pixels, found), "NDArray[np.uint8]")
+    options = deploykit.PredictOptions(against="fp32.onnx")
+    return deploykit.predict("model.onnx", ["photos"], "out", options)
+
+
 def task(
     mine: deploykit.Task[deploykit.Detections], geometry: deploykit.Geometry
 ) -> deploykit.Scores:

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from deploykit import __version__
-from deploykit.cli import checking, describing, making, parsing, printing
+from deploykit.cli import checking, describing, making, parsing, printing, showing
 from deploykit.cli.guarding import CLOSED, INTERRUPTED, guarded, open_streams, tidying
 from deploykit.errors import OptionError, unknown_name
 
@@ -23,12 +23,13 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     **making.COMMANDS,
     **describing.COMMANDS,
     **checking.COMMANDS,
+    **showing.COMMANDS,
 }
 _ROAD = """\
 usage: deploykit COMMAND ...
 
 From a trained PyTorch checkpoint to a proven TensorRT engine:
-export, quantize, build, then inspect, verify, eval, bench and report.
+export, quantize, build, then inspect, verify, eval, predict, bench and report.
 
 commands:
 {commands}

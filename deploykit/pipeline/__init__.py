@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from deploykit.pipeline.inspecting import Inspection, inspect, report
     from deploykit.pipeline.made import Made
     from deploykit.pipeline.opening import Model, open_model
+    from deploykit.pipeline.predicting import (
+        Prediction,
+        PredictOptions,
+        Predictor,
+        load,
+        predict,
+    )
     from deploykit.pipeline.quantizing import QuantizeOptions, cast, quantize
 
 __all__ = [
@@ -24,6 +31,9 @@ __all__ = [
     "Inspection",
     "Made",
     "Model",
+    "PredictOptions",
+    "Prediction",
+    "Predictor",
     "QuantizeOptions",
     "VerifyOptions",
     "bench",
@@ -34,7 +44,9 @@ __all__ = [
     "export",
     "fuse",
     "inspect",
+    "load",
     "open_model",
+    "predict",
     "quantize",
     "report",
     "verify",
@@ -47,6 +59,9 @@ _HOME = {
     "Inspection": "inspecting",
     "Made": "made",
     "Model": "opening",
+    "PredictOptions": "predicting",
+    "Prediction": "predicting",
+    "Predictor": "predicting",
     "QuantizeOptions": "quantizing",
     "VerifyOptions": "checking",
     "bench": "benching",
@@ -57,7 +72,9 @@ _HOME = {
     "export": "exporting",
     "fuse": "fusing",
     "inspect": "inspecting",
+    "load": "predicting",
     "open_model": "opening",
+    "predict": "predicting",
     "quantize": "quantizing",
     "report": "inspecting",
     "verify": "checking",

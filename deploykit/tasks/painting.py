@@ -161,7 +161,8 @@ def _label(
     """Write `text` on a ground of the class's colour: above the box, or in it at the top edge."""
     _, _, right, bottom = draw.textbbox((0, 0), text, font=font)
     height = bottom + 2
-    x, y = max(0.0, box[0]), box[1] - height if box[1] >= height else box[1]
+    x = max(0.0, min(box[0], draw.im.size[0] - right - 4))
+    y = box[1] - height if box[1] >= height else max(0.0, box[1])
     draw.rectangle((x, y, x + right + 4, y + height), fill=fill)
     light = 0.299 * fill[0] + 0.587 * fill[1] + 0.114 * fill[2]  # luma of BT.601
     draw.text((x + 2, y), text, fill=(0, 0, 0) if light > 127 else (255, 255, 255), font=font)

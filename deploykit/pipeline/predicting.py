@@ -1,0 +1,258 @@
+"""The verb predict, and a model as a function: from an image to what is in it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from deploykit import tasks
+from deploykit.data import images, samples, sources
+from deploykit.data.sources import SOURCES, Dataset, Sample
+from deploykit.errors import DataError, OutputError
+from deploykit.files import artifacts, paths
+from deploykit.pipeline.made import path_or_none
+from deploykit.pipeline.opening import open_model
+from deploykit.recipes.describing import NOTHING
+from deploykit.tasks import sheets
+from deploykit.tasks.task import Result
+from deploykit.values import SCHEMA_VERSION, silent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from deploykit.data.preprocess import Pixels
+    from deploykit.pipeline.made import StrPath
+    from deploykit.pipeline.opening import Model
+    from deploykit.recipes.describing import Description
+    from deploykit.tasks import AnyTask
+    from deploykit.values import Json, Progress
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model as a function of an image."""
+
+    model: Model
+    task: AnyTask
+
+    def __call__(self, image: Pixels | Image.Image | StrPath) -> Any:  # noqa: ANN401 - each task finds its own
+        """Return what the model finds in one image, in its own pixels, as the task has it.
+
+        image: uint8[H, W, 3], RGB; a picture of Pillow's; or a file. Raises: DataError for one that
+        cannot be read; what the model and its task raise.
+        """
+        alone = Dataset("one image", [Sample("the image", partial(_pixels, image))])
+        (batch,) = samples.batches(alone, self.model.contract().preprocess, 1)
+        (found,) = self.task.decode(self.model.forward(batch), batch.geometries)
+        return found
+
+    def draw(self, image: Pixels | Image.Image | StrPath, found: Any) -> Pixels:  # noqa: ANN401 - as above
+        """Return a picture, uint8[h, w, 3], of an image and what was found in it."""
+        return self.task.draw(_pixels(image), found, self.class_names)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of the model's classes."""
+        return self.model.contract().class_names
+
+    def said(self, found: Any) -> str:  # noqa: ANN401 - as above
+        """Return in a few words what was found."""
+        return found.said(self.class_names) if isinstance(found, Result) else str(found)
+
+    def to_json(self, found: Any, size: tuple[int, int]) -> Json:  # noqa: ANN401 - as above
+        """Return what was found as plain JSON values; size: H and W of the image."""
+        if isinstance(found, Result):
+            return found.to_json(self.class_names, size)
+        return {"value": np.asarray(found).tolist()}
+
+
+def _pixels(image: Pixels | Image.Image | StrPath) -> Pixels:
+    if isinstance(image, np.ndarray):
+        return image
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    return images.decode(Path(image))
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How models are run, and what another one is compared with."""
+
+    against: StrPath | None = None
+    """Another model of the same task, drawn beside, with what differs."""
+    recipe: str | None = None
+    backend: str | None = None
+    threads: int = 0
+    about: Description = NOTHING
+    """What the files do not say themselves."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found in one image, and where it was written."""
+
+    image: str
+    said: str
+    """In a few words."""
+    picture: Path
+    data: Path
+    """The same as JSON."""
+    differs: bool | None = None
+    """Whether the other model finds something else; None: there is none, or it cannot be said."""
+
+
+def load(
+    path: StrPath, options: PredictOptions | None = None, *, task: str | AnyTask | None = None
+) -> Predictor:
+    """Return the model in a checkpoint, an ONNX file or an engine as a function of an image.
+
+    task: The model's, by name or as a value of your own; None: the one that its file names.
+
+    Raises: InputError, BackendError.
+    """
+    wanted = options or PredictOptions()
+    model = open_model(
+        path,
+        backend=wanted.backend,
+        recipe=wanted.recipe,
+        threads=wanted.threads,
+        about=wanted.about,
+    )
+    model.check_images()
+    return Predictor(model, model.task(task))
+
+
+def predict(  # noqa: PLR0913 - two models' worth of nouns and the verbs' common switches
+    path: StrPath,
+    inputs: Sequence[StrPath],
+    output: StrPath,
+    options: PredictOptions | None = None,
+    *,
+    task: str | AnyTask | None = None,
+    progress: Progress = silent,
+) -> tuple[Prediction, ...]:
+    """Return what a model finds in images; a picture and a JSON file of each go to a folder.
+
+    inputs: Image files, folders of them, or data sources such as `shapes:count=4`.
+
+    Raises: InputError, OutputError, BackendError.
+    """
+    wanted, folder = options or PredictOptions(), Path(output)
+    chosen = [sample for given in inputs for sample in _samples(given)]
+    places = _places(chosen, folder)
+    against = path_or_none(wanted.against)
+    reads = {str(given): Path(given) for given in inputs if Path(given).is_file()}
+    written = {str(place): place for pair in places for place in pair}
+    paths.check(reads={"the model": Path(path), "--against": against, **reads}, writes=written)
+    models = [load(path, wanted, task=task)]
+    if against is not None:
+        models.append(load(against, PredictOptions(**{**vars(wanted), "backend": None}), task=task))
+    return tuple(
+        _predicted(models, sample, place)
+        for sample, place in progress(zip(chosen, places, strict=True), "images", len(chosen))
+    )
+
+
+def _samples(given: StrPath) -> Sequence[Sample]:
+    """Return the images that a word of the user's names. Raises: DataError."""
+    path = Path(given)
+    if path.is_dir():
+        return sources.dataset(f"folder:{given}").samples
+    name, colon, _ = str(given).partition(":")
+    if colon and not path.exists() and (name in SOURCES.shipped() or name.endswith(".py")):
+        return sources.dataset(str(given)).samples
+    if not path.is_file():
+        raise DataError(
+            f"no such image: {given}",
+            expected="image files, folders of them, or SOURCE:LOCATION",
+        )
+    return [Sample(path.name, partial(images.decode, path))]
+
+
+def _places(chosen: Sequence[Sample], folder: Path) -> list[tuple[Path, Path]]:
+    """Return the picture and the JSON file of each image: no two are one. Raises: OutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {folder}: {error.strerror}") from error
+    taken: dict[str, int] = {}
+    found = []
+    for sample in chosen:
+        name = Path(sample.name).stem
+        taken[name] = taken.get(name, 0) + 1
+        unique = name if taken[name] == 1 else f"{name}-{taken[name]}"
+        found.append((folder / f"{unique}.png", folder / f"{unique}.json"))
+    return found
+
+
+def _predicted(models: Sequence[Predictor], sample: Sample, place: tuple[Path, Path]) -> Prediction:
+    """Return what models find in one image, after it was written."""
+    pixels = sample.read()
+    found = [model(pixels) for model in models]
+    apart = _apart(found)
+    picture = sheets.sheet(_cells(models, pixels, found, apart))
+    data = _data(models, sample, (pixels.shape[0], pixels.shape[1]), (found, apart))
+    with artifacts.replacing(place[0]) as temporary:
+        Image.fromarray(picture).save(temporary, "PNG")
+    artifacts.write_text(place[1], json.dumps(data, sort_keys=True) + "\n")
+    differs = None if not apart else any(map(models[0].said, apart))
+    return Prediction(sample.name, models[0].said(found[0]), *place, differs)
+
+
+def _apart(found: Sequence[Any]) -> list[Any]:
+    """Return what each of two results has and the other has not; nothing where nobody can say."""
+    if len(found) < 2 or not all(isinstance(one, Result) for one in found):
+        return []
+    first, second = found
+    return [first.unlike(second), second.unlike(first)]
+
+
+def _cells(
+    models: Sequence[Predictor], pixels: Pixels, found: Sequence[Any], apart: Sequence[Any]
+) -> Iterator[tuple[str, Pixels]]:
+    """Yield caption and picture of each model's results, then of what only it has."""
+    names = [model.model.path.name for model in models]
+    if len(set(names)) < len(names):
+        names = [str(model.model.path) for model in models]
+    for name, model, one in zip(names, models, found, strict=True):
+        yield name if len(models) > 1 else "", model.draw(pixels, one)
+    if any(map(models[0].said, apart)):
+        for name, model, one in zip(names, models, apart, strict=True):
+            words = model.said(one) or "nothing"
+            yield f"only in {name}: {words}", model.draw(pixels, one)
+
+
+def _data(
+    models: Sequence[Predictor],
+    sample: Sample,
+    size: tuple[int, int],
+    results: tuple[Sequence[Any], Sequence[Any]],
+) -> Json:
+    """Return what the JSON file of an image holds."""
+    found, apart = results
+    rows: list[Json] = [
+        {
+            "model": model.model.path.name,
+            "model_sha256": model.model.sha256,
+            "backend": model.model.backend,
+            "task": tasks.name(model.task),
+            "said": model.said(one),
+            "found": model.to_json(one, size),
+        }
+        for model, one in zip(models, found, strict=True)
+    ]
+    for row, model, one in zip(rows, models, apart, strict=False):
+        row["only_here"] = model.to_json(one, size)
+        row["only_here_said"] = model.said(one)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "image": sample.name,
+        "size": list(size),
+        "models": rows,
+    }
