@@ -1,0 +1,346 @@
+"""Graphs that nobody here wrote, through the whole road, beside ONNX Runtime's and ModelOpt's INT8.
+
+    python benchmarks/foreign.py --venv DIR                 # every graph that has no record yet
+    python benchmarks/foreign.py --venv DIR --only tv_swin --again
+    python benchmarks/foreign.py --table                    # of the records that there are
+
+Each graph of `foreign_graphs.py` goes describe, quantize, build for SM86, verify. The peers
+quantise the same file with the same images (symmetric INT8, weights per channel, the range of all
+images; with --entropy by that method too, and the better result is taken). Signal to noise, in dB,
+is that of the INT8 file against the float one in ONNX Runtime, nothing optimised, the mean of
+images that were not calibrated with. INT8 shares are of multiply-accumulates: as `inspect` says of
+the file (`said`), and as the engine's own text has it (`runs`). DIR: a virtual environment with
+torch, torchvision, timm, transformers, onnxruntime, nvidia-modelopt[onnx], rapidocr-onnxruntime
+and ddddocr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import onnx
+from foreign_engine import built, opened, products, share
+from foreign_graphs import NAMES, NETWORKS, sizes
+from foreign_job import METHODS
+from PIL import Image, ImageDraw
+from skimage import data
+
+from deploykit.data.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    Floats: TypeAlias = NDArray[np.float32]
+
+Found: TypeAlias = "dict[str, Any]"
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "foreign.jsonl"
+CALIBRATED, COMPARED = 24, 6
+LIMIT = 600
+"""Seconds that one step of one graph may take."""
+WORDS = ("deploykit", "INT8 engine", "proof 2026", "photograph", "Mask R-CNN", "0123456789")
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+
+
+def photographs(folder: Path) -> None:
+    """Write crops of photographs with a line of text, by seed; the last ones are compared on."""
+    rng = np.random.default_rng(0)
+    originals = [Image.fromarray(getattr(data, name)()) for name in PHOTOGRAPHS]
+    for index in range(CALIBRATED + COMPARED):
+        original = originals[index % len(originals)]
+        side = int(min(original.size) * rng.uniform(0.4, 0.9))
+        x, y = (int(rng.integers(size - side + 1)) for size in original.size)
+        crop = original.crop((x, y, x + side, y + side)).resize((320, 320)).convert("RGB")
+        ink = tuple(int(level) for level in rng.integers(0, 256, 3))
+        text = WORDS[index % len(WORDS)]
+        ImageDraw.Draw(crop).text((10, rng.integers(60, 200)), text, ink, font_size=48)
+        part = "calibrated" if index < CALIBRATED else "compared"
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        crop.save(folder / part / f"{index:03}.png")
+
+
+def prepared(folder: Path, size: tuple[int, int], channels: int) -> Floats:
+    """Return float32[N, channels, *size] of the images in a folder."""
+    prepare = Preprocess(size, resize="stretch", mean=MEAN, std=STD)
+    arrays = [prepare(np.asarray(Image.open(path)))[0] for path in sorted(folder.glob("*/*.png"))]
+    return np.stack(arrays).astype(np.float32)[:, :channels]
+
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def run(*command: object, timeout: float = LIMIT) -> tuple[int, str]:
+    """Return the exit status of a command and what it printed."""
+    try:
+        done = subprocess.run(
+            list(map(str, command)), capture_output=True, text=True, timeout=timeout, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return 124, f"more than {timeout:.0f} s"
+    return done.returncode, done.stdout if done.returncode == 0 else done.stdout + done.stderr
+
+
+def deploykit(*arguments: object) -> Found:
+    """Return what a command of ours says as JSON, or why it failed."""
+    code, text = run(sys.executable, "-m", "deploykit", *arguments, "--json")
+    if code == 0:
+        return dict(json.loads(text.strip().splitlines()[-1]))
+    return {"failed": text.strip()[-600:]}
+
+
+def outputs(model: Path, images: Floats) -> list[NDArray[np.float64]]:
+    """Return the float outputs of a model on all images, one at a time."""
+    session = opened(str(model))
+    given = session.get_inputs()[0]
+    rows = [session.run(None, {given.name: image[None]}) for image in images]
+    return [
+        np.stack([np.asarray(row[index], np.float64) for row in rows])
+        for index, output in enumerate(session.get_outputs())
+        if output.type == "tensor(float)"
+    ]
+
+
+def ratios(model: Path, wanted: list[NDArray[np.float64]], images: Floats) -> list[float]:
+    """Return the signal to noise ratio of each output in dB, the mean of all images'."""
+    found = outputs(model, images)
+    return [_ratio(*pair) for pair in zip(wanted, found, strict=True)]
+
+
+def _ratio(wanted: NDArray[np.float64], found: NDArray[np.float64]) -> float:
+    axes = tuple(range(1, wanted.ndim))
+    signal, noise = np.square(wanted).sum(axes), np.square(found - wanted).sum(axes)
+    used = signal > 0
+    decibels = 10 * np.log10(signal[used] / np.maximum(noise[used], signal[used] * LEAST))
+    return round(float(decibels.mean()), 2) if used.any() else 0.0
+
+
+LEAST = 1e-12
+"""Of the signal, that counts as noise at least: 120 dB is exact."""
+
+
+class Graph:
+    """One graph and its files."""
+
+    def __init__(  # noqa: D107 - nothing beside the class
+        self, name: str, folder: Path, options: argparse.Namespace
+    ) -> None:
+        self.name, self.folder = name, folder
+        self.python = options.venv.absolute() / "bin" / "python"
+        self.methods = METHODS if options.entropy else METHODS[::2]
+        self.size = tuple(sizes(name)["size"])
+        self.channels = sizes(name)["channels"]
+        self.float = folder / f"{name}.onnx"
+        shape = "-".join(map(str, self.size))
+        self.arrays = folder / f"images-{shape}{'-grey' * (self.channels == 1)}.npy"
+        self.calibrated = self.arrays.with_suffix(".calibrated.npy")
+
+    def measure(self, peers: Found) -> Found:
+        """Return the record of this graph; what is known of the peers is not measured again."""
+        start = time.time()
+        if not self.arrays.exists():
+            images = prepared(self.folder, self.size, self.channels)
+            np.save(self.arrays, images)
+            np.save(self.calibrated, images[:CALIBRATED])
+        if not self.float.exists():
+            code, text = run(self.python, HERE / "foreign_graphs.py", self.name, self.float)
+            if code:
+                return {"name": self.name, "failed": text.strip()[-600:]}
+        images = np.load(self.arrays)[CALIBRATED:]
+        wanted = outputs(self.float, images)
+        known = {tool: peers[tool] for tool in ("ort", "modelopt") if tool in peers}
+        found = {"ours": self.ours(wanted, images), **known}
+        for tool in {"ort", "modelopt"} - known.keys():
+            tried = [self.peer(m, wanted, images) for m in self.methods if m.startswith(tool)]
+            found[tool] = max(tried, key=lambda each: np.mean(each.get("snr", [-999])))
+        spent = round(time.time() - start, 1)
+        return {"name": self.name, "size": self.size, "seconds": spent, **found}
+
+    def ours(self, wanted: list[NDArray[np.float64]], images: Floats) -> Found:
+        """Return what became of the graph here, step by step."""
+        described = self.folder / f"{self.name}.described.onnx"
+        quantized = self.folder / f"{self.name}.ours.onnx"
+        said = describe(self, described)
+        if "failed" in said:
+            return {"failed": f"describe: {said['failed']}"}
+        photos = self.folder / "calibrated"
+        start = time.time()
+        made = deploykit(
+            "quantize", described, "--calib-dir", photos, "--float-type", "fp32", "-o", quantized
+        )
+        if "failed" in made:
+            return {"failed": f"quantize: {made['failed']}"}
+        record = {"quantize_seconds": round(time.time() - start, 1)}
+        record |= self.judged(quantized, wanted, images)
+        engine = self.folder / f"{self.name}.engine"
+        build = deploykit("build", quantized, "--sm", 86, "-o", engine, *self.shapes(quantized))
+        engine.unlink(missing_ok=True)
+        if "failed" in build:
+            return {**record, "failed": f"build: {build['failed']}"}
+        verify = deploykit(
+            *("verify", quantized, "--against", described, "--rtol", 10),
+            *("--source", f"folder:{self.folder / 'compared'}", "--count", COMPARED),
+        )
+        return {
+            **record,
+            **({"failed": f"verify: {verify['failed']}"} if "failed" in verify else {}),
+        }
+
+    def shapes(self, model: Path) -> list[str]:
+        """Return the options that fix the sizes of a model's inputs."""
+        given = opened(str(model)).get_inputs()[0]
+        shape = "x".join(map(str, (1, self.channels, *self.size)))
+        if all(isinstance(size, int) for size in given.shape):
+            return []
+        return [f"--{which}-shapes={given.name}:{shape}" for which in ("min", "opt", "max")]
+
+    def peer(self, method: str, wanted: list[NDArray[np.float64]], images: Floats) -> Found:
+        """Return what a peer makes of the graph."""
+        quantized = self.folder / f"{self.name}.{method}.onnx"
+        code, text = run(
+            self.python, HERE / "foreign_job.py", method, self.float, self.calibrated, quantized
+        )
+        if code:
+            return {"method": method, "failed": text.strip()[-300:]}
+        return {"method": method, **self.judged(quantized, wanted, images)}
+
+    def judged(self, model: Path, wanted: list[NDArray[np.float64]], images: Floats) -> Found:
+        """Return signal to noise and INT8 shares of a quantised file, ours or a peer's."""
+        try:
+            record: Found = {"snr": ratios(model, wanted, images)}
+            given = opened(str(model)).get_inputs()[0].name
+            macs = products(model, {given: images[:1]})
+        except Exception as error:  # noqa: BLE001 - a file that does not run is a result
+            return {"failed": f"does not run: {str(error)[:300]}"}
+        said = deploykit("inspect", model)
+        record["said"] = said.get("shares", {}).get("int8", 0.0) if "failed" not in said else said
+        engine, why = built(fixed(model, (1, self.channels, *self.size)))
+        if engine is None:
+            return {**record, "engine": why}
+        return {**record, "runs": share(engine, macs)}
+
+
+def fixed(model: Path, shape: tuple[int, ...]) -> Path:
+    """Return a copy of a model whose first input has a fixed shape."""
+    proto = onnx.load(model)
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    given = next(value for value in proto.graph.input if value.name not in weights)
+    for dim, size in zip(given.type.tensor_type.shape.dim, shape, strict=True):
+        dim.Clear()
+        dim.dim_value = size
+    path = model.with_suffix(".fixed.onnx")
+    onnx.save(proto, path)
+    return path
+
+
+def describe(graph: Graph, path: Path) -> Found:
+    """Write the graph with a card."""
+    proto = onnx.load(graph.float)
+    card = {
+        "schema_version": 1,
+        "recipe": "foreign",
+        "variant": graph.name,
+        "task": "classification",
+        "class_names": [],
+        "checkpoint_sha256": "0" * 64,
+        "keep_float": [],
+        "preprocess": {
+            "size": list(graph.size),
+            "resize": "stretch",
+            "channels": "RGB",
+            "scale": 1 / 255,
+            "mean": MEAN,
+            "std": STD,
+        },
+    }
+    onnx.helper.set_model_props(proto, {"deploykit": json.dumps(card)})
+    onnx.save(proto, path)
+    return {}
+
+
+def records(path: Path) -> dict[str, Found]:
+    """Return the last record of each graph."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {found["name"]: found for found in map(json.loads, lines)}
+
+
+def table(found: dict[str, Found]) -> Iterator[str]:
+    """Yield the lines of the table."""
+    yield "| graph | ours dB | ORT dB | ModelOpt dB | ours INT8 | ORT INT8 | ModelOpt INT8 | note |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for name in NAMES:
+        if name in found:
+            yield row(name, found[name])
+
+
+def row(name: str, record: Found) -> str:
+    """Return one line of the table."""
+    if "failed" in record:
+        return f"| {name} | | | | | | | {record['failed'].splitlines()[-1][:120]} |"
+    tools = [record[tool] for tool in ("ours", "ort", "modelopt")]
+    ratio = ["/".join(f"{value:.1f}" for value in tool.get("snr", [])[:4]) for tool in tools]
+    runs = [f"{tool['runs']:.3f}" if "runs" in tool else "refused" for tool in tools]
+    notes = [str(tools[0].get("failed", ""))[:150].replace("\n", " ")]
+    for tool, key in zip(tools, ("ours", "ORT", "ModelOpt"), strict=True):
+        if isinstance(tool.get("said"), float) and "runs" in tool:
+            if abs(tool["said"] - tool["runs"]) > 0.01:
+                notes.append(f"{key}: inspect says {tool['said']:.3f}")
+        elif "said" in tool and not isinstance(tool["said"], float):
+            notes.append(f"{key}: inspect fails")
+    return f"| {name} | {' | '.join((*ratio, *runs))} | {'; '.join(filter(None, notes))} |"
+
+
+def main() -> None:
+    """Measure what the command line asks for, and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--venv", type=Path, help="where the graphs and the peers come from")
+    parser.add_argument("--only", action="append", choices=NAMES, help="graphs; default: all")
+    parser.add_argument("--entropy", action="store_true", help="the peers' other method too")
+    parser.add_argument("--again", action="store_true", help="ours of what has a record too")
+    parser.add_argument("--folder", type=Path, help="keep graphs and images here")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="measure nothing")
+    options = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if not options.table:
+            sweep(options, folder.resolve())
+    print("\n".join(table(records(options.output))))
+
+
+def sweep(options: argparse.Namespace, folder: Path) -> None:
+    """Measure graph after graph, a record at a time."""
+    if not (folder / "compared").exists():
+        photographs(folder)
+    for size in {network.size for network in NETWORKS.values()}:
+        path = folder / f"images-{size}-{size}.npy"
+        if not path.exists():
+            images = prepared(folder, (size, size), 3)
+            np.save(path, images)
+            np.save(path.with_suffix(".calibrated.npy"), images[:CALIBRATED])
+    known = records(options.output)
+    for name in options.only or NAMES:
+        if name in known and not options.again:
+            continue
+        try:
+            record = Graph(name, folder, options).measure(known.get(name, {}))
+        except Exception as error:  # noqa: BLE001 - the other graphs are measured all the same
+            record = {"name": name, "failed": f"{type(error).__name__}: {error}"[:600]}
+        with options.output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, sort_keys=True) + "\n")
+        print(row(name, record), flush=True)
+
+
+if __name__ == "__main__":
+    main()
