@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import onnx
 from foreign_engine import built, opened, products, share
-from foreign_graphs import NAMES, NETWORKS, sizes
+from foreign_graphs import NAMES, NETWORKS, TASKS, sizes
 from foreign_job import METHODS
 from PIL import Image, ImageDraw
 from skimage import data
@@ -65,7 +65,7 @@ def photographs(folder: Path) -> None:
         crop = original.crop((x, y, x + side, y + side)).resize((320, 320)).convert("RGB")
         ink = tuple(int(level) for level in rng.integers(0, 256, 3))
         text = WORDS[index % len(WORDS)]
-        ImageDraw.Draw(crop).text((10, rng.integers(60, 200)), text, ink, font_size=48)
+        ImageDraw.Draw(crop).text((10, int(rng.integers(60, 200))), text, ink, font_size=48)
         part = "calibrated" if index < CALIBRATED else "compared"
         (folder / part).mkdir(parents=True, exist_ok=True)
         crop.save(folder / part / f"{index:03}.png")
@@ -159,25 +159,45 @@ class Graph:
                 return {"name": self.name, "failed": text.strip()[-600:]}
         images = np.load(self.arrays)[CALIBRATED:]
         wanted = outputs(self.float, images)
-        known = {tool: peers[tool] for tool in ("ort", "modelopt") if tool in peers}
-        found = {"ours": self.ours(wanted, images), **known}
+        known: Found = {tool: peers[tool] for tool in ("ort", "modelopt") if tool in peers}
+        found: Found = {"ours": self.ours(wanted, images), **known}
         for tool in {"ort", "modelopt"} - known.keys():
             tried = [self.peer(m, wanted, images) for m in self.methods if m.startswith(tool)]
             found[tool] = max(tried, key=lambda each: np.mean(each.get("snr", [-999])))
+        most = max(found[tool].get("runs", 0.0) for tool in ("ort", "modelopt"))
+        if found["ours"].get("runs", 1.0) < most - 0.005:
+            found["all"] = self.ours(wanted, images, "--int8-layers", "all")
         spent = round(time.time() - start, 1)
         return {"name": self.name, "size": self.size, "seconds": spent, **found}
 
-    def ours(self, wanted: list[NDArray[np.float64]], images: Floats) -> Found:
+    def ours(self, wanted: list[NDArray[np.float64]], images: Floats, *options: str) -> Found:
         """Return what became of the graph here, step by step."""
         described = self.folder / f"{self.name}.described.onnx"
         quantized = self.folder / f"{self.name}.ours.onnx"
-        said = describe(self, described)
+        said = deploykit(
+            *("describe", self.float, "--preprocess", "imagenet", "--resize", "stretch"),
+            *("--task", TASKS.get(self.name, "classification")),
+            *("--input-size", "x".join(map(str, self.size)), "-o", described),
+            *(
+                ("--channels", "grey", "--mean", MEAN[0], "--std", STD[0])
+                if self.channels == 1
+                else ()
+            ),
+        )
         if "failed" in said:
             return {"failed": f"describe: {said['failed']}"}
         photos = self.folder / "calibrated"
         start = time.time()
         made = deploykit(
-            "quantize", described, "--calib-dir", photos, "--float-type", "fp32", "-o", quantized
+            "quantize",
+            described,
+            "--calib-dir",
+            photos,
+            "--float-type",
+            "fp32",
+            "-o",
+            quantized,
+            *options,
         )
         if "failed" in made:
             return {"failed": f"quantize: {made['failed']}"}
@@ -242,31 +262,6 @@ def fixed(model: Path, shape: tuple[int, ...]) -> Path:
     path = model.with_suffix(".fixed.onnx")
     onnx.save(proto, path)
     return path
-
-
-def describe(graph: Graph, path: Path) -> Found:
-    """Write the graph with a card."""
-    proto = onnx.load(graph.float)
-    card = {
-        "schema_version": 1,
-        "recipe": "foreign",
-        "variant": graph.name,
-        "task": "classification",
-        "class_names": [],
-        "checkpoint_sha256": "0" * 64,
-        "keep_float": [],
-        "preprocess": {
-            "size": list(graph.size),
-            "resize": "stretch",
-            "channels": "RGB",
-            "scale": 1 / 255,
-            "mean": MEAN,
-            "std": STD,
-        },
-    }
-    onnx.helper.set_model_props(proto, {"deploykit": json.dumps(card)})
-    onnx.save(proto, path)
-    return {}
 
 
 def records(path: Path) -> dict[str, Found]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-KINDS = "corrltn|deconvolution|fully_connected|runtime_fusion"
+KINDS = "corrltn|deconvolution|fully_connected|runtime_fusion|function"
 KERNELS = re.compile(rf"^  ({KINDS})=\{{ (.*)$", re.MULTILINE)
 TENSOR = re.compile(r'tensor=\{[^\n]*? name="([^"]+)"[^\n]*? type=(\w+) \}')
 
@@ -108,9 +108,13 @@ def int8_nodes(plan: bytes) -> dict[str, bool]:
     found: dict[str, bool] = {}
     fused: dict[str, bool] = {}
     for kind, statement in KERNELS.findall(text):
+        attention = statement.startswith("name=_gemm_mha")
+        if kind == "function" and not attention:
+            continue
         operands = re.search(r" input(?:_args)?=\{([^}]*)\}", statement)
-        names = re.findall(r'"([^"]+)"', operands[1])[:2] if operands else []
-        is_int8 = [types.get(name) for name in names] == ["int8", "int8"]
+        names = re.findall(r'"([^"]+)"', operands[1]) if operands else []
+        kinds = [types.get(name) for name in names]
+        is_int8 = kinds.count("int8") > 2 if attention else kinds[:2] == ["int8", "int8"]
         layers = re.search(r' layers="([^"]*)"', statement)
         for node in re.findall(r"\[ONNX Layer: ([^\]]+)\]", layers[1]) if layers else []:
             into = fused if kind == "runtime_fusion" else found

@@ -276,6 +276,16 @@ NETWORKS: Mapping[str, Network] = {
     ),
 }
 NAMES = (*SHIPPED, *NETWORKS)
+TASKS = {
+    **dict.fromkeys(("tv_deeplab", "tv_lraspp", "tv_fcn", "hf_segformer"), "semantic_segmentation"),
+    **{
+        name: "detection"
+        for name in NAMES
+        if name in ("hf_detr", "ddddocr_det", "tv_retinanet", "tv_fcos")
+        or name in ("tv_ssdlite", "tv_ssd", "tv_rpn")
+    },
+}
+"""Graph -> its task, where that is not classification."""
 
 
 def _vit(**settings: Any) -> Any:  # noqa: ANN401
@@ -320,6 +330,7 @@ def export(network: Network, path: Path) -> None:
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch")},),
         )
+        assert program is not None
         program.save(path)
     else:
         torch.onnx.export(

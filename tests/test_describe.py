@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from foreign import SIDE, Net, two_layers
+from foreign_nets import SIDE, Net, two_layers
 
 from deploykit import cli, pipeline
 from deploykit.cli.about import About

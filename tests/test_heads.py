@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from foreign import Net
+from foreign_nets import Net
 from PIL import Image
 from torchvision.ops import batched_nms
 

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from foreign import SIDE, WIDTH, Net, two_layers
+from foreign_nets import SIDE, WIDTH, Net, two_layers
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 

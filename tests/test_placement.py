@@ -11,6 +11,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from deploykit.data.preprocess import Preprocess
 from deploykit.errors import InputError, ModelError, OptionError
 from deploykit.precision.placement import (
+    Kinds,
     Placement,
     activations,
     default_plan,
@@ -236,7 +237,7 @@ MOVERS = {
     "resize": "[m] b = Resize(a, , scales)",
 }
 FLOAT_READERS = {
-    "a depthwise layer": "[f] d = Conv<group=16, kernel_shape=[1,1]>(b, w2)",
+    "a layer that a plan keeps": "[f] d = Conv<group=16, kernel_shape=[1,1]>(b, w2)",
     "an activation": "[f] d = Sigmoid(b)",
     "a softmax behind another move": "[t] t = Transpose(b) [f] d = Softmax(t)",
 }
@@ -251,6 +252,7 @@ def test_what_a_float_reader_needs_too_is_moved_in_float(
         graph,
         f"[r] a = Relu(x) {MOVERS[mover]} [c] y0 = {CONV}(b, w1) {FLOAT_READERS[reader]} "
         "[last] y = Concat<axis=1>(y0, d)",
+        PrecisionPlan(Precision.INT8, {"f": Precision.FP16}),
         w1=W,
         w2=(16, 1, 1, 1),
         same=np.array([-1, 16, 8, 8], np.int64),
@@ -317,8 +319,6 @@ def test_what_is_moved_to_float_readers_only_stays_float(graph: Graph) -> None:
         ),
         (f"[f] a = {CONV}(x, v) [l] y = {CONV}(a, w)", {"v": W, "w": (8, 16, 3, 3)}, 3),
         (f"[f] a = {CONV}(x, v) [l] y = {CONV}(a, w)", {"v": (8, 16, 3, 3), "w": (16, 8, 3, 3)}, 3),
-        ("[l] y = Conv<group=8, kernel_shape=[1,1]>(x, w)", {"w": (16, 2, 1, 1)}, 4),
-        ("[l] y = Conv<group=16, kernel_shape=[1,1]>(x, w)", {"w": (16, 1, 1, 1)}, 4),
         (
             "[f] a = Reshape(x, s) [l] b = Gemm<transB=1>(a, w) [z] y = Relu(b)",
             {"w": (32, 1024)},
@@ -339,6 +339,140 @@ def test_a_layer_that_stays_float_says_which_rule_keeps_it(
     found = place(model, INT8)
     assert found.kept["l"].startswith(f"rule {rule}: ")
     assert "l" not in {w.node for w in found.weights}
+
+
+GROUPED = (
+    "[l] a = Conv<group=16, kernel_shape=[1,1]>(x, w1) "
+    "[m] b = Conv<group=8, kernel_shape=[1,1]>(a, w2) [n] y = Conv<kernel_shape=[1,1]>(b, w3)"
+)
+GROUPED_WEIGHTS = {"w1": (16, 1, 1, 1), "w2": (16, 2, 1, 1), "w3": (8, 16, 1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "int8"),
+    [
+        (Kinds(), {"l", "m"}),
+        (Kinds(target_sm=86), {"l", "m"}),
+        (Kinds(target_sm=75), set[str]()),
+        (Kinds(float_=["grouped"]), set[str]()),
+        (Kinds(int8=["grouped"], target_sm=75), {"l", "m"}),
+        (Kinds(int8=["narrow"]), {"l", "m", "n"}),
+        (Kinds(int8=["all"], target_sm=75), {"l", "m", "n"}),
+        (Kinds(int8=["all"], float_=["grouped"]), {"n"}),
+    ],
+)
+def test_depthwise_and_grouped_layers_are_int8_but_on_turing_or_where_asked(
+    graph: Graph, kinds: Kinds, int8: set[str]
+) -> None:
+    weights: dict[str, Any] = {**GROUPED_WEIGHTS, "w0": W}
+    model = graph(
+        f"{HEAD} {{ [first] x1 = {CONV}(x, w0) {GROUPED.replace('(x', '(x1')} }}", **weights
+    )
+    found = place(model, default_plan(model, None, kinds))
+    assert {w.node for w in found.weights} == {"first", *int8}
+    for name in {"l", "m"} - int8:
+        assert found.kept[name].startswith("rule 4: channels per group are no multiple of 4")
+
+
+SQUEEZE = (
+    f"[c1] a = {CONV}(x, w1) [pool] p = POOL [down] q = Conv<kernel_shape=[1,1]>(p, w2) "
+    "[r] t = Relu(q) [up] u = Conv<kernel_shape=[1,1]>(t, w2) [gate] g = HardSigmoid(u) "
+    f"[m] b = Mul(a, g) [c2] y = {CONV}(b, w1)"
+)
+
+
+@pytest.mark.parametrize(
+    "pool", ["GlobalAveragePool(a)", "ReduceMean<keepdims=1>(a, axes)", "ReduceMean<axes=[2,3]>(a)"]
+)
+def test_what_reads_pooled_values_is_float_where_asked(graph: Graph, pool: str) -> None:
+    model = graph(
+        f"{HEAD} {{ {SQUEEZE.replace('POOL', pool)} }}",
+        w1=W,
+        w2=(16, 16, 1, 1),
+        axes=np.array([-1, -2], np.int64),
+    )
+    found = place(model, default_plan(model, None, Kinds(float_=["squeeze"])))
+    assert {w.node for w in found.weights} == {"c1", "c2"}
+    assert found.kept["down"].startswith("rule 12: ")
+    assert {w.node for w in place(model, INT8).weights} == {"c1", "down", "up", "c2"}
+
+
+def test_a_kind_of_layer_that_is_unknown_or_asked_for_both_ways_is_refused() -> None:
+    with pytest.raises(OptionError, match="unknown kind of layer 'grupped'") as caught:
+        Kinds(int8=["grupped"])
+    assert "did you mean grouped?" in str(caught.value)
+    with pytest.raises(OptionError, match="unknown kind of layer 'all'"):
+        Kinds(float_=["all"])
+    with pytest.raises(OptionError, match="'narrow' are asked for in INT8 and in float"):
+        Kinds(int8=["narrow"], float_=["narrow"])
+
+
+def test_a_card_goes_before_the_kinds_of_layers(graph: Graph) -> None:
+    model = graph(f"{HEAD} {{ {GROUPED} }}", **GROUPED_WEIGHTS)
+    keep = KeepFloat("^m$", "scores", Precision.FP32)
+    plan = default_plan(model, card(keep), Kinds(int8=["all"]))
+    assert plan.layers == {"m": Precision.FP32, "n": Precision.INT8}
+    assert plan.reasons == {"m": "scores"}
+
+
+PACKED = {
+    "split": "[s] q, k, v = Split<axis=3>(c, thirds)",
+    "slices": "[s1] q = Slice(c, n0, n16, last) [s2] k = Slice(c, n16, n32, last) "
+    "[s3] v = Slice(c, n32, n48, last)",
+    "gathers": "[r] r = Reshape(c, five) [g1] q = Gather<axis=3>(r, i0) "
+    "[g2] k = Gather<axis=3>(r, i1) [g3] v = Gather<axis=3>(r, i2)",
+}
+
+
+@pytest.mark.parametrize("taken", PACKED)
+def test_a_product_that_is_taken_apart_is_int8_behind_its_bias(graph: Graph, taken: str) -> None:
+    model = graph(
+        f"{HEAD} {{ [l] a = MatMul(x, w) [add] c = Add(bias, a) {PACKED[taken]} "
+        "[t] kt = Transpose<perm=[0,1,3,2]>(k) [qk] d = MatMul(q, kt) [soft] e = Softmax(d) "
+        "[pv] y = MatMul(e, v) }",
+        w=(8, 48),
+        bias=(48,),
+        thirds=np.array([16, 16, 16], np.int64),
+        five=np.array([0, 16, 8, 3, 16], np.int64),
+        last=np.array([3], np.int64),
+        **{f"n{n}": np.array([n], np.int64) for n in (0, 16, 32, 48)},
+        **{f"i{n}": np.array(n, np.int64) for n in range(3)},
+    )
+    plan = PrecisionPlan(Precision.INT8, {"l": Precision.INT8})
+    found = place(model, plan)
+    first = {"split": {"s"}, "slices": {"s1", "s2", "s3"}, "gathers": {"r"}}[taken]
+    assert readers(found) == {"x": {("l", 0)}, "c": {(name, 0) for name in first}}
+    assert set(found.kept) == {"qk", "pv"}
+
+
+def test_a_product_that_is_read_whole_is_not_rounded_behind_its_bias(graph: Graph) -> None:
+    body = "[l] a = MatMul(x, w) [add] b = Add(a, bias) [r] c = Reshape(b, same) [s] y = Softmax(c)"
+    model = graph(f"{HEAD} {{ {body} }}", w=(8, 48), bias=(48,), same=np.zeros(4, np.int64))
+    found = place(model, PrecisionPlan(Precision.INT8, {"l": Precision.INT8}))
+    assert readers(found) == {"x": {("l", 0)}}
+
+
+@pytest.mark.parametrize(
+    ("pad", "passes"),
+    [
+        ("Pad(a, pads)", True),
+        ("Pad(a, pads, zero)", True),
+        ('Pad<mode="reflect">(a, pads)', True),
+        ("Pad(a, pads, one)", False),
+    ],
+)
+def test_a_pad_passes_int8_where_it_adds_zeros_or_what_is_there(
+    graph: Graph, pad: str, *, passes: bool
+) -> None:
+    found = placed(
+        graph,
+        f"[r] a = Relu(x) [p] b = {pad} [c] y = {CONV}(b, w1)",
+        w1=W,
+        pads=np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64),
+        zero=np.float32(0),
+        one=np.float32(1),
+    )
+    assert ("a" in readers(found)) == passes
 
 
 def test_the_first_convolution_is_int8_whatever_its_channels(graph: Graph) -> None:

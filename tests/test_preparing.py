@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from foreign import SIDE, WIDTH, Net, two_layers
+from foreign_nets import SIDE, WIDTH, Net, two_layers
 from onnx import TensorProto, numpy_helper
 
 from deploykit import pipeline

@@ -31,6 +31,9 @@ VERSIONS = ("4", "5")
 """Of the program text, as TensorRT-RTX 1.7.1 writes it: 5, and 4 for a nested program."""
 WEIGHTED = ("corrltn", "deconvolution", "fully_connected", "runtime_fusion")
 """Convolution, transposed convolution, matrix product, and a matrix product fused with more."""
+_ATTENTION = "_gemm_mha"
+"""Start of the name of a kernel that is both products of an attention."""
+_OPERANDS_OF_ATTENTION = 3
 
 _HEADER = b"header {\n  version = "
 _VERSION = re.compile(rb"(\d{1,9})\n")
@@ -124,15 +127,24 @@ def _kernels(program: _Program) -> Iterator[EngineLayer]:
     for kind, text in _STATEMENT.findall(main):
         nodes = _nodes(text) if len(text) < _LONGEST else ()
         if nodes:
-            name = _NAME.search(text)
+            found = _NAME.search(text)
+            name = (found[1] or found[2]) if found else kind
+            inputs = _types(text, "in", types)
+            attention = kind == "function" and name.startswith(_ATTENTION)
             yield EngineLayer(
                 kind=kind,
-                name=(name[1] or name[2]) if name else kind,
-                inputs=_types(text, "in", types),
+                name=name,
+                inputs=_multiplied(inputs) if attention else inputs,
                 outputs=_types(text, "out", types),
                 nodes=nodes,
-                weighted=kind in WEIGHTED,
+                weighted=attention or kind in WEIGHTED,
             )
+
+
+def _multiplied(inputs: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the types that attention multiplies: Q, K and V stand among masks and addresses."""
+    others = tuple(kind for kind in inputs if kind and kind != "int8")
+    return ("int8",) * 3 if inputs.count("int8") >= _OPERANDS_OF_ATTENTION else others
 
 
 def _types(text: str, side: str, types: dict[str, str]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from deploykit.cli import options, printing, progress
 from deploykit.cli.about import NOT_SAID, About
+from deploykit.cli.kinds import OF_TARGET, Kinds
 from deploykit.cli.parsing import Argument, Option
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ def quantize(
     plan: Plan = None,
     float_type: FloatType = "fp16",
     strip_qdq: StripQdq = False,
+    kinds: Kinds = OF_TARGET,
     about: About = NOT_SAID,
     skip_unreadable: SkipUnreadable = False,
     record: Record = None,
@@ -166,7 +168,7 @@ def quantize(
     Examples:
         deploykit quantize model.onnx --calib-dir photos -o model.int8.onnx
         deploykit quantize model.onnx --calib-source coco:val --calib-size 256 -o model.int8.onnx
-        deploykit quantize model.onnx --calib-dir photos --plan plan.json -o model.int8.onnx
+        deploykit quantize model.onnx --calib-dir photos --plan plan.json -o t4.onnx --sm T4
         deploykit quantize foreign.onnx --preprocess imagenet --calib-dir photos -o int8.onnx
     """
     from deploykit import pipeline  # noqa: PLC0415
@@ -187,6 +189,7 @@ def quantize(
         float_type=options.float_type(float_type),
         about=about.description(),
         strip_qdq=strip_qdq,
+        **kinds.fields(),
     )
     with options.named(op):
         made = pipeline.quantize(model, output, wanted, record=record, progress=progress.bar)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploykit.backends import targets
 from deploykit.data import feeding, samples, sources
 from deploykit.errors import OptionError
 from deploykit.files import onnxfile
@@ -59,6 +60,13 @@ class QuantizeOptions:
     """What the file does not say itself."""
     strip_qdq: bool = False
     """Take Q/DQ that the file has off, instead of keeping it."""
+    int8_layers: Collection[str] = ()
+    """Kinds of layers in INT8 that a rule of placement keeps in float, such as `narrow`, or `all`:
+    every kind that has a kernel."""
+    float_layers: Collection[str] = ()
+    """Kinds of layers in float, such as `grouped`, to which depthwise ones belong."""
+    target_sm: str | None = None
+    """The GPU, such as T4 or 75, where it lacks kernels; None: any from SM80 on."""
 
 
 def quantize(
@@ -157,7 +165,9 @@ def _inputs(model: Opened) -> tuple[TensorSpec, ...]:
 
 
 def _plan(model: Opened, options: QuantizeOptions) -> PrecisionPlan:
-    plan = placement.default_plan(model.graph, model.card)
+    sm = None if options.target_sm is None else int(targets.target(options.target_sm).sm)
+    kinds = placement.Kinds(options.int8_layers, options.float_layers, sm)
+    plan = placement.default_plan(model.graph, model.card, kinds)
     if options.plan is None:
         return plan
     names = {node.name or "" for node in model.graph.graph}

@@ -237,7 +237,10 @@ def groups(node: ir.Node, _: Facts) -> Message:
     per_group = [count // layer.group for count in layer.channels]
     if not any(count % GROUP_MULTIPLE for count in per_group):
         return None
-    return f"INT8 with {per_group[0]} input and {per_group[1]} output channels per group"
+    return (
+        f"INT8 with {per_group[0]} input and {per_group[1]} output channels per group, for which "
+        "TensorRT has no kernel on Turing"
+    )
 
 
 def few_channels(node: ir.Node, _: Facts) -> Message:

@@ -117,14 +117,25 @@ def _int8_source(
     node = None if value is None else value.producer()
     if value in known:
         return known[value]
-    if found is not None or node is None or not moves(node) or node.op_type in _STOPS or not steps:
+    if found is not None or node is None or not _crossed(node) or not steps:
         return found
-    sources = [_int8_source(node.inputs[i], known, steps - 1) for i in moved_inputs(node)]
+    data = moved_inputs(node) if moves(node) else [0]
+    sources = [_int8_source(node.inputs[i], known, steps - 1) for i in data]
     first = sources[0] if sources else None
     found = first if all(same_scale(first, source) for source in sources) else None
     if value is not None:
         known[value] = found
     return found
+
+
+def _crossed(node: ir.Node) -> bool:
+    """Return whether TensorRT moves a DQ across a node: it moves values, or scales them all."""
+    if moves(node):
+        return node.op_type not in _STOPS
+    if is_op(node, "Neg"):
+        return True
+    by = constant(node.inputs[1]) if is_op(node, "Mul", "Div") else None
+    return by is not None and by.size == 1
 
 
 def same_scale(one: Step | None, other: Step | None) -> bool:
@@ -140,8 +151,21 @@ def quantized_data(layer: ir.Node) -> Step | None:
 
 
 def quantized_weights(layer: ir.Node) -> Step | None:
-    """Return the DQ behind a layer's weights, None where they are float."""
-    return dequantized(layer.inputs[1]) if len(layer.inputs) > 1 else None
+    """Return the DQ behind a layer's weights or second operand, None where they are float."""
+    value = layer.inputs[1] if len(layer.inputs) > 1 else None
+    found = dequantized(value)
+    if found is not None or not is_op(layer, "Einsum", "MatMul"):
+        return found
+    source = int8_source(value)
+    return source if source is not None and (source.per_tensor or _turned(value)) else None
+
+
+def _turned(weights: ir.Value | None) -> bool:
+    """Return whether weights come from a DQ through one exchange of their two axes."""
+    node = None if weights is None else weights.producer()
+    if node is None or not is_op(node, "Transpose") or dequantized(node.inputs[0]) is None:
+        return False
+    return len(dims(node.inputs[0]) or ()) == 2
 
 
 def is_layer(node: ir.Node) -> bool:
@@ -169,6 +193,8 @@ def right_axis(layer: ir.Node, weights: Step) -> bool:
     shape = as_layer(layer).weights
     axis = weights.axis % len(shape) if shape else weights.axis
     wanted = 1 if is_op(layer, "MatMul") else weight_axis(layer)
+    if is_op(layer, "MatMul") and _turned(layer.inputs[1]):
+        axis = 1 - axis
     return weights.per_tensor or axis == wanted
 
 

@@ -20,6 +20,7 @@ from deploykit.precision.placement.rules import (
     float_rule,
     moved_inputs,
     moves,
+    taken_apart,
     weight_axis,
     weighted_layers,
 )
@@ -85,6 +86,7 @@ def place(model: ir.Model, plan: PrecisionPlan) -> Placement:
     found = _Reads(model.graph, plan)
     for layer in chosen:
         found.add(layer.node, 0)
+        found.close(layer.node)
     found.pass_back()
     found.read_skips({layer.node for layer in chosen})
     found.pass_back()
@@ -151,7 +153,7 @@ def _reason(layer: Layer, plan: PrecisionPlan) -> str | None:
     if wanted is not Precision.INT8:
         return plan.reasons.get(name, f"the plan says {wanted}")
     rule = float_rule(layer, asked=name in plan.layers)
-    return None if rule is None else f"rule {rule.number}: {rule.reason}"
+    return None if rule is None else rule.text()
 
 
 def _stays(plan: PrecisionPlan, node: ir.Node) -> bool:
@@ -175,6 +177,16 @@ class _Reads:
         value = _input(node, index)
         if constant(value) is None:
             self.reads.setdefault(value, {})[node, index] = None
+
+    def close(self, layer: ir.Node) -> None:
+        """Rule 13: let whoever takes a product apart read it in INT8."""
+        value = layer.outputs[0]
+        biased = [node for node, _ in value.uses() if is_op(node, "Add")]
+        if len(value.uses()) == 1 and biased and not _summands(biased[0]):
+            value = biased[0].outputs[0]
+        if is_op(layer, "MatMul", "Gemm") and taken_apart(value):
+            for node, index in value.uses():
+                self.add(node, index)
 
     def pass_back(self) -> None:
         """Rule 8: where all readers of what a node moves are INT8, so is what it moves."""

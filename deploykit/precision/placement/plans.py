@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import InputError, ModelError, OptionError, unknown_name
 from deploykit.files import artifacts, jsonfile, patterns, schema
 from deploykit.files.schema import mapping, one_of, record, text
+from deploykit.precision.placement.rules import AMPERE, FLOAT_RULES, NAMES, weighted_layers
 from deploykit.values import SCHEMA_VERSION, Precision, PrecisionPlan
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from deploykit.precision.placement.rules import Rule
     from deploykit.recipes.metadata import ModelCard
     from deploykit.values import Json
 
@@ -39,8 +42,37 @@ def _plan(value: Any) -> None:  # noqa: ANN401 - as every check, of any JSON val
         raise schema.MisfitError("has neither 'layers' nor 'default'", '{"layers": {...}}')
 
 
-def default_plan(model: ir.Model, card: ModelCard | None) -> PrecisionPlan:
-    """Return INT8 for every node except those that a `keep_float` pattern finds in its name.
+@dataclass(frozen=True)
+class Kinds:
+    """Kinds of layers, by the names of `rules.NAMES`, whose precision the user chooses."""
+
+    int8: Collection[str] = ()
+    """In INT8 though a rule says float; ALL: every kind that TensorRT has a kernel for."""
+    float_: Collection[str] = ()
+    """In float though no rule of the target's says so."""
+    target_sm: int | None = None
+    """Compute capability of the GPU, such as 75; None: any from SM80 on."""
+
+    def __post_init__(self) -> None:
+        """Check the names. Raises: OptionError."""
+        for name in (*self.int8, *self.float_):
+            if name not in NAMES and not (name == ALL and name in self.int8):
+                raise unknown_name("kind of layer", name, (*NAMES, ALL))
+        both = sorted({*self.int8} & {*self.float_})
+        if both:
+            raise OptionError(f"layers of the kind {both[0]!r} are asked for in INT8 and in float")
+
+
+ALL = "all"
+_NO_KERNEL = ("transposed",)
+"""Kinds that ALL does not mean: no GPU runs them in INT8."""
+DEFAULT = Kinds()
+
+
+def default_plan(model: ir.Model, card: ModelCard | None, kinds: Kinds = DEFAULT) -> PrecisionPlan:
+    """Return INT8 for every node, but for what the card's patterns and `kinds` say.
+
+    A `keep_float` pattern of the card that finds a name goes first.
 
     Raises: ModelError for a pattern that is not a regular expression, or takes too long.
     """
@@ -51,7 +83,32 @@ def default_plan(model: ir.Model, card: ModelCard | None) -> PrecisionPlan:
         names = [node.name for node in model.graph if node.name and node.name not in layers]
         for name in _found(keep.pattern, names, patterns.EFFORT // len(kept)):
             layers[name], reasons[name] = keep.precision, keep.reason
+    for layer in weighted_layers(model.graph):
+        name = str(layer.node.name or "")
+        if name in layers or layer.weights is None:
+            continue
+        rules = [rule for rule in FLOAT_RULES if rule.applies(layer)]
+        held = [rule for rule in rules if rule.holds == "always" and not _asked(rule, kinds)]
+        kept_by = next((rule for rule in rules if _keeps(rule, kinds)), None)
+        if kept_by is not None:
+            layers[name], reasons[name] = Precision.FP16, kept_by.text()
+        elif any(rule.holds == "always" for rule in rules) and not held:
+            layers[name] = Precision.INT8
     return PrecisionPlan(Precision.INT8, layers, reasons)
+
+
+def _keeps(rule: Rule, kinds: Kinds) -> bool:
+    """Return whether a rule that does not hold everywhere holds here."""
+    turing = kinds.target_sm is not None and kinds.target_sm < AMPERE
+    here = rule.holds == "turing" and turing and not _asked(rule, kinds)
+    return here or rule.name in kinds.float_
+
+
+def _asked(rule: Rule, kinds: Kinds) -> bool:
+    """Return whether INT8 is asked for what a rule keeps in float."""
+    if not rule.optional:
+        return False
+    return rule.name in kinds.int8 or (ALL in kinds.int8 and rule.name not in _NO_KERNEL)
 
 
 def _found(expression: str, names: Sequence[str], effort: int) -> list[str]:

@@ -27,7 +27,7 @@ def domains(reads: Mapping[ir.Value, Sequence[Reader]]) -> dict[Reader, Domain]:
     """Return the range that each reader of an INT8 tensor needs.
 
     reads: INT8 tensor -> who reads it so. A node that moves values reads all its data in INT8, or
-    none of it.
+    none of it. What it gives is INT8 too, but where a product was closed (rule 13).
     """
     movers = {node: None for readers in reads.values() for node, _ in readers if moves(node)}
     own: dict[ir.Value, Domain] = {}
@@ -80,7 +80,8 @@ def _step(
             continue
         needed = {steps[reader] for reader in onward}
         agree = len(onward) == len(readers) and len(needed) == 1
-        steps[waiting.pop()] = needed.pop() if agree else own[outputs[0]]
+        whose = outputs or _moved(node)
+        steps[waiting.pop()] = needed.pop() if agree else own[whose[0]]
 
 
 def _moved(node: ir.Node) -> list[ir.Value]:

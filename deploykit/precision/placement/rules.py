@@ -2,12 +2,14 @@
 
 | rule | says |
 |---|---|
-| 1-5 | which weighted layers stay in float (`FLOAT_RULES`, each with its reason) |
+| 1-5, 12 | which weighted layers stay in float (`FLOAT_RULES`, each with its reason) |
 | 6 | weights: int8 per output channel (`weight_axis`); the bias stays float |
 | 7 | activations: the data input of each INT8 layer, per tensor, so after the activation function |
 | 8 | `PASS_THROUGH` ops move values unchanged: in INT8 where all their readers are, else in float |
 | 9 | Add: its skip input, with the scale that the producer already has |
 | 10 | `READERS` of a tensor that is INT8 anyway read the INT8 copy: no float one is stored |
+| 13 | a product that is taken apart, as packed Q, K and V, is INT8 behind its bias too: else \
+TensorRT-RTX takes the weights apart, in float |
 | 11 | custom ops with kernels read and write floats, whoever else reads their inputs in INT8 |
 
 Source: NVIDIA TensorRT developer guide, "Working with Quantized Types"; 8 to 10 agree with the
@@ -17,9 +19,9 @@ engines that TensorRT-RTX 1.7 builds (a Resize without Q behind it makes the nex
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from deploykit.graph.editing import integer, is_op
+from deploykit.graph.editing import integer, is_op, real
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -43,6 +45,8 @@ class Layer:
     """Shape of its constant weights; None where they are computed."""
     first: bool
     """No other weighted node computes its input."""
+    pooled: bool = False
+    """Its input is one position of a map: what was pooled, and layers and functions of that."""
 
     @property
     def group(self) -> int:
@@ -58,7 +62,7 @@ class Layer:
         if self.node.op_type == "ConvTranspose":
             return shape[0], shape[1] * group
         if len(shape) < 2:
-            return shape[0], 1
+            return shape[0] if shape else 1, 1
         swapped = integer(self.node, "transB", 0) == 1
         return (shape[-1], shape[-2]) if swapped else (shape[-2], shape[-1])
 
@@ -76,53 +80,107 @@ class Layer:
         return count
 
 
+When: TypeAlias = Literal["always", "turing", "asked"]
+"""On which targets a rule holds: on all, on those below SM80, or where its name is asked for."""
+AMPERE = 80
+"""First compute capability whose INT8 kernels take any number of channels per group."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """Why a weighted layer stays in float."""
 
     number: int
+    name: str
+    """Of the kind of layer, for the options that choose it."""
     reason: str
     applies: Callable[[Layer], bool]
+    holds: When = "always"
     optional: bool = True
     """A plan that asks for INT8 by the layer's name overrides it."""
 
+    def text(self) -> str:
+        """Return what a plan says of a layer that the rule keeps."""
+        return f"rule {self.number}: {self.reason}"
+
+
+def _uneven(layer: Layer) -> bool:
+    return layer.group > 1 and any(c // layer.group % GROUP_MULTIPLE for c in layer.channels)
+
 
 FLOAT_RULES = (
-    Rule(1, "its weights are not constant", lambda s: s.weights is None, optional=False),
+    Rule(
+        1,
+        "computed",
+        "its weights are not constant",
+        lambda s: s.weights is None,
+        optional=False,
+    ),
     Rule(
         2,
+        "transposed",
         "TensorRT has no INT8 kernel for ConvTranspose with a scale per channel",
         lambda s: s.node.op_type == "ConvTranspose",
     ),
     Rule(
         3,
+        "narrow",
         f"fewer than {MIN_CHANNELS} channels: padding to the tensor cores' 32 costs the gain",
         lambda s: min(s.channels) < MIN_CHANNELS and not (s.first and s.node.op_type == "Conv"),
     ),
     Rule(
         4,
-        f"channels per group are no multiple of {GROUP_MULTIPLE}: no INT8 kernel on every target",
-        lambda s: s.group > 1 and any(c // s.group % GROUP_MULTIPLE for c in s.channels),
+        "grouped",
+        f"channels per group are no multiple of {GROUP_MULTIPLE}, as of a depthwise layer: "
+        "no INT8 kernel on Turing",
+        _uneven,
+        holds="turing",
     ),
     Rule(
         5,
+        "vector",
         "a matrix times one vector: reading the weights takes the time, not the arithmetic",
         lambda s: s.rows == 1,
     ),
+    Rule(
+        12,
+        "squeeze",
+        "it reads what was pooled to one position, and its rounding scales whole channels",
+        lambda s: s.pooled,
+        holds="asked",
+    ),
 )
+NAMES = tuple(rule.name for rule in FLOAT_RULES if rule.optional)
+"""Kinds of layers that options can choose."""
+
+
+def _pads_zeros(node: ir.Node) -> bool:
+    """Return whether a Pad fills with zeros, or with what is there."""
+    if text(node, "mode", "constant") != "constant":
+        return True
+    given = node.inputs[2] if len(node.inputs) > 2 else None
+    if given is None:
+        return real(node, "value", 0.0) == 0
+    filling = constant(given)
+    return filling is not None and not filling.numpy().any()
+
 
 PASS_THROUGH: Mapping[str, Callable[[ir.Node], bool]] = {
     "Concat": lambda _: True,
     "DepthToSpace": lambda _: True,
+    "Expand": lambda _: True,
     "Flatten": lambda _: True,
+    "Gather": lambda node: constant(node.inputs[1]) is not None,
     "Identity": lambda _: True,
     "MaxPool": lambda node: len(node.outputs) == 1,
+    "Pad": _pads_zeros,
     "Reshape": lambda _: True,
     "Resize": lambda node: text(node, "mode", "nearest") == "nearest",
     "Slice": lambda _: True,
     "SpaceToDepth": lambda _: True,
     "Split": lambda _: True,
     "Squeeze": lambda _: True,
+    "Tile": lambda _: True,
     "Transpose": lambda _: True,
     "Unsqueeze": lambda _: True,
 }
@@ -134,17 +192,18 @@ for it must stay fused to the layer before it; nor is a float layer, which would
 
 
 def float_rule(layer: Layer, *, asked: bool = False) -> Rule | None:
-    """Return the rule that keeps a layer in float; None: it is INT8.
+    """Return the rule that keeps a layer in float on every target; None: it is INT8.
 
     asked: a plan asks for INT8 by the layer's name.
     """
     rules = (rule for rule in FLOAT_RULES if not (asked and rule.optional))
-    return next((rule for rule in rules if rule.applies(layer)), None)
+    return next((rule for rule in rules if rule.holds == "always" and rule.applies(layer)), None)
 
 
 def weighted_layers(graph: ir.Graph) -> Iterator[Layer]:
     """Yield every weighted node of the main graph, in order."""
     computed: set[ir.Value] = set()
+    pooled: set[ir.Value] = set()
     for node in graph:
         data = [value for value in node.inputs if value is not None]
         late = any(value in computed for value in data)
@@ -152,15 +211,56 @@ def weighted_layers(graph: ir.Graph) -> Iterator[Layer]:
         if is_layer:
             weights = constant(node.inputs[1])
             shape = None if weights is None else tuple(map(int, weights.shape.numpy()))
-            yield Layer(node, shape, first=not late)
+            yield Layer(node, shape, first=not late, pooled=data[0] in pooled)
         if late or is_layer:
             computed.update(node.outputs)
+        moving = any(value not in pooled and constant(value) is None for value in data)
+        if _pools(node) or (is_op(node, *_OF_ONE) and not moving):
+            pooled.update(node.outputs)
+
+
+_POOLS = ("GlobalAveragePool", "GlobalMaxPool")
+_OF_ONE = (
+    "Conv",
+    "Relu",
+    "Clip",
+    "Sigmoid",
+    "HardSigmoid",
+    "HardSwish",
+    "Mul",
+    "Add",
+    "Div",
+    "Identity",
+)
+"""Ops whose result is one position where their data is."""
+
+
+def _pools(node: ir.Node) -> bool:
+    """Return whether a node pools every channel of an image's map to one position that stays."""
+    if not is_op(node, "ReduceMean"):
+        return is_op(node, *_POOLS)
+    given = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    attribute = node.attributes.get("axes")
+    found = attribute.as_ints() if attribute is not None else () if given is None else given.numpy()
+    return integer(node, "keepdims", 1) == 1 and sorted(map(int, found)) in ([2, 3], [-2, -1])
 
 
 def moves(node: ir.Node) -> bool:
     """Return whether `node` only moves values (rule 8)."""
     check = PASS_THROUGH.get(node.op_type)
     return check is not None and is_op(node, node.op_type) and check(node)
+
+
+def taken_apart(value: ir.Value) -> bool:
+    """Return whether several parts of a tensor are read, behind nodes that reorder it (rule 13)."""
+    readers = [node for node, _ in value.uses()]
+    while len(readers) == 1 and is_op(readers[0], *_REORDER):
+        readers = [node for node, _ in readers[0].outputs[0].uses()]
+    parts = [node for node in readers if is_op(node, "Split", "Slice", "Gather")]
+    return bool(parts) and sum(len(node.outputs) for node in parts) > 1
+
+
+_REORDER = ("Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
 def moved_inputs(node: ir.Node) -> Iterator[int]:
