@@ -43,7 +43,7 @@ from deploykit.graph.passes import DEFAULT
 from deploykit.networks import loading, reparam, tracing
 from deploykit.networks.loading import Network
 from deploykit.pipeline import fusing
-from deploykit.precision import float16, placement, quantization
+from deploykit.precision import float16, placement, probing, quantization
 from deploykit.proof import acceptance, exports, proving, rewrites, rule
 from deploykit.recipes import metadata, opened
 from deploykit.recipes.recipe import RECIPES
@@ -269,7 +269,7 @@ def cast(seed: int, fault: Fault | None) -> None:
     """Judge a graph in FP16; every fourth leaves its range."""
     subject = made(subjects.graph(seed, squares=seed % 4 == 0 or fault is overflow))
     inputs, _ = onnxfile.interface(subject.graph)
-    seen = float16.reach(subject, [acceptance.feeds(subject, inputs, batch=2)]).magnitudes
+    seen = probing.probe(subject, [acceptance.feeds(subject, inputs, batch=2)]).magnitudes
     hidden = fault is overflow
     graph, _ = float16.cast(subject, {} if hidden else seen)
     candidate = opened.made(quiet(None if hidden else fault, graph, seed), FOLDER / "h.onnx")
@@ -289,7 +289,7 @@ def quantize(seed: int, fault: Fault | None) -> None:
     subject = made(subjects.graph(seed))
     plan = placement.default_plan(subject.graph, subject.card)
     inputs, _ = onnxfile.interface(subject.graph)
-    seen = float16.reach(subject, [acceptance.feeds(subject, inputs, batch=2)]).magnitudes
+    seen = probing.probe(subject, [acceptance.feeds(subject, inputs, batch=2)]).magnitudes
     ranges = {name: Range(value or 1.0, -value, value) for name, value in seen.items()}
     table = CalibrationTable(subject.sha256, "minmax", ("a",), "0" * 64, ranges)
     kind = Precision.FP16 if seed % 2 else Precision.FP32

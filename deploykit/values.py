@@ -116,6 +116,8 @@ class CalibrationTable:
     """The data set, as the user named it."""
     size: int | None = None
     """Images asked for; None: all of the data set."""
+    growing: tuple[str, ...] = ()
+    """Tensors that the last quarter of the images took further than those before by a tenth."""
 
     def __repr__(self) -> str:
         """Return what tells one table from another, without the ranges one by one."""
@@ -140,6 +142,7 @@ class CalibrationTable:
                 skipped=tuple(data.get("skipped", ())),
                 source=data.get("source", ""),
                 size=data.get("size"),
+                growing=tuple(data.get("growing", ())),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(
@@ -190,6 +193,8 @@ class Agreement:
     """Largest error that the reference itself has in its number format; None: not measured."""
     allowed: float | None = None
     """Largest error that rounding explains; None: `passed` says more than a limit could."""
+    noise: float | None = None
+    """Energy of the errors over that of the reference, of all finite values; None: not measured."""
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,19 @@ def test_the_number_of_workers_changes_nothing(
     assert tables[0] == tables[1] == tables[2]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("place", "expected"), [(2, ()), (7, ("conv", "images", "pool", "relu"))])
+def test_tensors_that_only_the_last_images_take_far_are_named(
+    model: Path, monkeypatch: pytest.MonkeyPatch, workers: int, place: int, expected: tuple[str]
+) -> None:
+    monkeypatch.setattr(observing, "_affordable", lambda *_, **__: workers)
+    dim = [Sample(f"{i}", lambda: np.full((20, 24, 3), 120, np.uint8)) for i in range(8)]
+    dim[place] = Sample("bright", lambda: photograph(0))
+    options = CalibrationOptions("minmax", batch_size=1)
+    table = calibrate(model, Dataset("dim", dim), PREPROCESS, TENSORS, options=options)
+    assert table.growing == expected
+
+
 def test_size_takes_images_from_every_part_of_the_set(model: Path) -> None:
     options = CalibrationOptions("minmax", size=2)
     table = calibrate(model, dataset(8), PREPROCESS, ["relu"], options=options)

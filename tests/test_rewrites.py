@@ -14,7 +14,7 @@ from deploykit.errors import ProofError
 from deploykit.files import onnxfile
 from deploykit.graph.passes import DEFAULT, per_node
 from deploykit.pipeline import fusing
-from deploykit.precision import float16
+from deploykit.precision import float16, probing
 from deploykit.precision.float16 import ranges
 from deploykit.proof import acceptance, rewrites
 from deploykit.recipes import metadata, opened
@@ -127,7 +127,7 @@ def squares(graph: Graph, tmp_path: Path) -> opened.Opened:
 
 def reached(model: opened.Opened) -> dict[str, float]:
     inputs, _ = onnxfile.interface(model.graph)
-    seen = float16.reach(model, [acceptance.feeds(model, inputs, batch=2)])
+    seen = probing.probe(model, [acceptance.feeds(model, inputs, batch=2)])
     return dict(seen.magnitudes)
 
 
@@ -197,7 +197,7 @@ def test_what_a_relu_takes_away_and_what_is_known_is_not_looked_at(
     subject = saved(model, tmp_path / "m.onnx", Preprocess((8, 8)))
     inputs, _ = onnxfile.interface(subject.graph)
     feed = acceptance.feeds(subject, inputs, batch=2)
-    seen = float16.reach(subject, [feed], known=["o"])
+    seen = probing.probe(subject, [feed], known=["o"])
     assert set(seen.magnitudes) == {"images", "n", "r", "s", "y"}
     assert seen.magnitudes["r"] == 0
     _, wide = float16.cast(subject, seen.magnitudes)

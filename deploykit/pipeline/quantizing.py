@@ -7,13 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit.backends import targets
-from deploykit.data import feeding, samples, sources
+from deploykit.data import sources
 from deploykit.errors import OptionError
 from deploykit.files import onnxfile
 from deploykit.measuring import records
-from deploykit.pipeline import intake, places, preparing
+from deploykit.pipeline import intake, judging, places, preparing
 from deploykit.pipeline.made import Made, described, path_or_none, written
-from deploykit.precision import calibration, float16, lint, placement, quantization, tables
+from deploykit.precision import (
+    calibration,
+    float16,
+    lint,
+    placement,
+    probing,
+    quality,
+    quantization,
+    tables,
+)
 from deploykit.precision.calibration import CalibrationOptions
 from deploykit.proof import acceptance, rewrites
 from deploykit.recipes import describing, opened
@@ -21,9 +30,10 @@ from deploykit.recipes.describing import NOTHING
 from deploykit.values import Precision, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
-    from deploykit.backends import Arrays
+    import onnx_ir as ir
+
     from deploykit.pipeline.made import StrPath
     from deploykit.recipes.describing import Description
     from deploykit.recipes.opened import Opened
@@ -32,13 +42,12 @@ if TYPE_CHECKING:
         LayerPrecision,
         PrecisionPlan,
         Progress,
-        TensorSpec,
     )
 
+_ROWS = 3
+"""Dimensions of an output of rows: the images, the rows, what a row says."""
 _NAMED = 3
 """Nodes that a note names."""
-_IMAGES = 2
-"""Calibration images on which the ranges of all tensors are looked at, for FP16."""
 
 
 @dataclass(frozen=True)
@@ -91,20 +100,26 @@ def quantize(
     quantization.check(subject.graph, placed, options.float_type)
     table = _table(subject, placement.activations(placed), options, progress)
     half = options.float_type is Precision.FP16
-    reached = _reached(subject, options, table) if half else float16.Reached()
+    seen, images = judging.probed(subject, placed, table, options.source, half=half)
     graph, summary = quantization.quantize(
         subject,
         table,
         plan,
         float_type=options.float_type,
-        reached=reached.magnitudes,
+        reached=seen.magnitudes,
     )
     candidate = opened.made(graph, output)
-    acceptance.accept(candidate, subject, reached.ran)
-    artifact = written(candidate, subject.origin(), {"verb": "quantize", **summary})
+    agreements = acceptance.accept(candidate, subject, seen.ran, columns=_has_rows(graph))
+    noise = quality.layer_noise(subject.graph, placed, table, seen.noise)
+    outputs = [str(value.name) for value in graph.graph.outputs]
+    found = judging.judged(images, noise, agreements, outputs)
+    made_by = {"verb": "quantize", **summary, "quality": found.to_json()}
+    artifact = written(candidate, subject.origin(), made_by)
     notes = (
         *subject.notes,
         *_notes(lint.precision_table(graph), table),
+        *found.notes(),
+        *judging.doubts(table),
         *_wide(summary["beyond_fp16"]),
     )
     return described(artifact, candidate, notes, record)
@@ -115,8 +130,9 @@ def cast(model: StrPath, output: StrPath, *, record: StrPath | None = None) -> M
     model, output, record = Path(model), Path(output), path_or_none(record)
     places.check({"the model": model}, output=output, record=record)
     subject = intake.read(model)
-    reached = float16.reach(subject, [acceptance.feeds(subject, _inputs(subject), batch=2)])
-    graph, wide = float16.cast(subject, reached.magnitudes)
+    inputs, _ = onnxfile.interface(subject.graph)
+    seen = probing.probe(subject, [acceptance.feeds(subject, inputs, batch=2)])
+    graph, wide = float16.cast(subject, seen.magnitudes)
     candidate = opened.made(graph, output)
     agreements = acceptance.accept(candidate, subject)
     agreements = rewrites.prove_half(candidate, subject) or agreements
@@ -133,35 +149,10 @@ def cast(model: StrPath, output: StrPath, *, record: StrPath | None = None) -> M
     return described(written(candidate, subject.origin(), made_by), candidate, notes, record)
 
 
-def _reached(model: Opened, options: QuantizeOptions, table: CalibrationTable) -> float16.Reached:
-    """Return what the float model gives on a few images, and how far its tensors reach there.
-
-    Each size of image that none of them has is there too, with random pixels.
-    """
-    given = list(_images(model, options))
-    name = _inputs(model)[0].name
-    seen = {feed[name].shape[2:] for feed in given}
-    for inputs in acceptance.interfaces(model):
-        if not given or inputs[0].shape[2:] not in seen:
-            given.append(acceptance.feeds(model, inputs))
-    return float16.reach(acceptance.opened_filled(model), given, table.ranges)
-
-
-def _images(model: Opened, options: QuantizeOptions) -> Iterator[Arrays]:
-    """Yield a few of the images as the model's inputs, where there are any, one by one."""
-    inputs = _inputs(model)
-    batch = inputs[0].shape[0]
-    if options.source is None or model.card is None or (isinstance(batch, int) and batch != 1):
-        return
-    images = samples.batches(
-        sources.dataset(options.source), model.card.preprocess, 1, limit=_IMAGES, skipped=[]
-    )
-    for each in images:
-        yield feeding.feeds(inputs, each.images, each.geometries)
-
-
-def _inputs(model: Opened) -> tuple[TensorSpec, ...]:
-    return onnxfile.interface(model.graph)[0]
+def _has_rows(graph: ir.Model) -> bool:
+    """Return whether an output has rows of several quantities, such as boxes beside scores."""
+    shapes = (value.shape for value in graph.graph.outputs)
+    return any(shape is not None and len(shape) == _ROWS for shape in shapes)
 
 
 def _plan(model: Opened, options: QuantizeOptions) -> PrecisionPlan:

@@ -70,7 +70,7 @@ def calibrate(  # noqa: PLR0913 - model, images, tensors, and two independent op
     options = options or CalibrationOptions()
     observer = observers.load(options.observer, options.percentile)
     skipped: list[str] = []
-    samples.choose(dataset.samples, options.size)  # raises before the model is read
+    images = len(samples.choose(dataset.samples, options.size))  # raises before the model is read
     samples.batch_size(options.batch_size, 1, preprocess.size)  # likewise
     batch_size = _batch_size(model.graph, preprocess, options.batch_size)
     batches = samples.batches(
@@ -83,18 +83,19 @@ def calibrate(  # noqa: PLR0913 - model, images, tensors, and two independent op
     )
     wanted = tuple(dict.fromkeys(tensors))
     sessions = {size: observing.open_session(part, wanted) for size, part in _parts(model)}
-    seen, names, pixel_sha256s = observing.observe(
-        sessions, batches, lambda: {name: observer.remember(name) for name in wanted}
+    found = observing.observe(
+        sessions, batches, lambda: {name: observer.remember(name) for name in wanted}, images
     )
     return CalibrationTable(
         model_sha256=model.sha256,
         observer=label(options),
-        samples=tuple(names),
-        samples_sha256=samples.fingerprint(names, pixel_sha256s),
-        ranges={name: observers.chosen_range(observer, seen[name]) for name in wanted},
+        samples=found.names,
+        samples_sha256=samples.fingerprint(found.names, found.pixel_sha256s),
+        ranges={name: observers.chosen_range(observer, found.seen[name]) for name in wanted},
         skipped=tuple(skipped),
         source=dataset.name,
         size=options.size,
+        growing=found.growing,
     )
 
 

@@ -10,6 +10,7 @@ import math
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias, cast
 
@@ -39,28 +40,60 @@ _WEIGHTS_BESIDE = "session.model_external_initializers_file_folder_path"
 """The runtime's name for where data files lie, of a model that it gets from memory."""
 _MOST_WORKERS = 4
 """Batches at a time: one core each is faster than all cores on one, but takes memory."""
+GROWTH = 1.1
+"""Times its largest magnitude so far by which a tensor is said to reach further."""
 _HELD = 3
 """Times the size of the observed tensors that a worker holds: the runtime's own come with them."""
 
 
+@dataclass(frozen=True)
+class Observed:
+    """What was seen in all batches."""
+
+    seen: Seen
+    names: tuple[str, ...]
+    """Of the images, in the order of the data set."""
+    pixel_sha256s: tuple[str, ...]
+    growing: tuple[str, ...]
+    """Tensors whose largest magnitude the last quarter of the images raised by GROWTH."""
+
+
+@dataclass
+class _Memory:
+    """What one worker saw."""
+
+    seen: Seen
+    early: dict[str, float] | None = None
+    """Largest magnitudes before the last quarter of the images; None: all is from before."""
+
+    def before_late(self) -> None:
+        """Keep what is known before the first late batch."""
+        if self.early is None:
+            self.early = self.largest()
+
+    def largest(self) -> dict[str, float]:
+        """Return the largest magnitudes, 0 where there were no values."""
+        return {name: max(-s.minimum, s.maximum, 0.0) for name, s in self.seen.items()}
+
+
 def observe(
-    sessions: Sessions, batches: Iterator[Batch], remember: Callable[[], Seen]
-) -> tuple[Seen, list[str], list[str]]:
-    """Return what was seen in all batches, and the names and the hashes of the images in order.
+    sessions: Sessions, batches: Iterator[Batch], remember: Callable[[], Seen], images: int
+) -> Observed:
+    """Return what was seen in all batches, which have so many images.
 
     Workers run and observe whole batches side by side, each into a memory of its own; merging is
     exact, so the result depends on neither their number nor their order. How many there can be is
     a question of memory: where the model does not say how much a batch takes, the first one does.
     """
     found: dict[int, tuple[str, str]] = {}
-    spare: SimpleQueue[Seen] = SimpleQueue()
+    spare: SimpleQueue[_Memory] = SimpleQueue()
     running: deque[Future[int]] = deque()
     workers = 0
     with ThreadPoolExecutor(_workers(), thread_name_prefix="observer") as pool:
         for number, batch in enumerate(batches):
             read = zip(batch.names, batch.pixel_sha256s, strict=True)
             found |= zip(batch.places, read, strict=True)
-            session = _for(batch, sessions)
+            session, late = _for(batch, sessions), 4 * len(found) > 3 * images
             wanted = workers
             if number == 0:
                 declared = _declared(session, len(batch.images))
@@ -70,17 +103,27 @@ def observe(
                 if number == 1 and declared is None:
                     wanted = _affordable(size, held=1)
             while workers < wanted:
-                spare.put(remember())
+                spare.put(_Memory(remember()))
                 workers += 1
-            running.append(pool.submit(_take_in, session, batch, spare))
+            running.append(pool.submit(_take_in, session, batch, spare, late=late))
         for future in running:
             future.result()
-    seen = spare.get()
-    for _ in range(workers - 1):
-        for name, other in spare.get().items():
-            seen[name].merge(other)
+    seen, growing = _merged([spare.get() for _ in range(workers)])
     ordered = [found[place] for place in sorted(found)]
-    return seen, [name for name, _ in ordered], [sha256 for _, sha256 in ordered]
+    names, pixel_sha256s = zip(*ordered, strict=True)
+    return Observed(seen, names, pixel_sha256s, growing)
+
+
+def _merged(memories: Sequence[_Memory]) -> tuple[Seen, tuple[str, ...]]:
+    """Return what all workers saw, and the tensors that the late batches took further."""
+    first, *others = memories
+    early = [memory.largest() if memory.early is None else memory.early for memory in memories]
+    for other in others:
+        for name, seen in other.seen.items():
+            first.seen[name].merge(seen)
+    before = {name: max(each[name] for each in early) for name in first.seen}
+    grown = (name for name, now in first.largest().items() if now > GROWTH * before[name])
+    return first.seen, tuple(sorted(grown))
 
 
 def _for(batch: Batch, sessions: Sessions) -> ort.InferenceSession:
@@ -138,12 +181,17 @@ def _run(session: ort.InferenceSession, batch: Batch, seen: Iterable[str]) -> di
     return values | dict(zip(inner, outputs, strict=True))
 
 
-def _take_in(session: ort.InferenceSession, batch: Batch, spare: SimpleQueue[Seen]) -> int:
+def _take_in(
+    session: ort.InferenceSession, batch: Batch, spare: SimpleQueue[_Memory], *, late: bool
+) -> int:
     """Run and observe a batch with a spare memory; return the bytes of what was observed.
 
     Each array is freed as soon as it is done.
     """
-    seen = spare.get()
+    memory = spare.get()
+    if late:
+        memory.before_late()
+    seen = memory.seen
     try:
         values = _run(session, batch, seen)
         size = sum(array.nbytes for array in values.values())
@@ -153,7 +201,7 @@ def _take_in(session: ort.InferenceSession, batch: Batch, spare: SimpleQueue[See
             del array
         return size
     finally:
-        spare.put(seen)
+        spare.put(memory)
 
 
 def open_session(model: Opened, tensors: Sequence[str]) -> ort.InferenceSession:

@@ -122,11 +122,12 @@ def _last_suppression(model: ir.Model) -> tuple[ir.Node, Plugin, Suppression] | 
 
 
 def accept(
-    candidate: Opened, reference: Opened, ran: Recorded | None = None
+    candidate: Opened, reference: Opened, ran: Recorded | None = None, *, columns: bool = False
 ) -> tuple[Agreement, ...]:
     """Return how each output of `candidate` compares with `reference` on the same inputs.
 
     ran: what `opened_filled(reference)` gave on some inputs; by default both run on a random one.
+    columns: compare the columns of rows one by one too, see `verification.verify`.
 
     ONNX Runtime computes FP16 nodes in FP32 where its CPU kernels lack FP16, so this shows neither
     every overflow nor the full rounding of an FP16 engine: see `rewrites.prove_half`.
@@ -143,7 +144,7 @@ def accept(
             expected="a valid model",
             fix="report the model it was made from",
         ) from error
-    agreements = _compare(candidate, reference, ran)
+    agreements = _compare(candidate, reference, ran, columns=columns)
     for agreement in agreements:
         if not math.isfinite(agreement.max_abs):
             raise ProofError(
@@ -155,7 +156,9 @@ def accept(
     return agreements
 
 
-def _compare(candidate: Opened, reference: Opened, ran: Recorded | None) -> tuple[Agreement, ...]:
+def _compare(
+    candidate: Opened, reference: Opened, ran: Recorded | None, *, columns: bool
+) -> tuple[Agreement, ...]:
     theirs: Session
     if ran is not None:
         theirs, chosen, given = ran, selection(filled(reference.graph)), list(ran.feeds)
@@ -165,7 +168,13 @@ def _compare(candidate: Opened, reference: Opened, ran: Recorded | None) -> tupl
     try:
         ours, _ = open_filled(candidate)
         return verification.verify(
-            ours, theirs, given, atol=math.inf, rtol=math.inf, pairing=PaddedRows(chosen)
+            ours,
+            theirs,
+            given,
+            atol=math.inf,
+            rtol=math.inf,
+            columns=columns,
+            pairing=PaddedRows(chosen),
         )
     except DeployError as error:
         raise ProofError(

@@ -106,6 +106,10 @@ class Tally:
     relative: float = 0.0
     cosine: float = 1.0
     passed: bool = True
+    error: float = 0.0
+    """Energy of the errors of finite values."""
+    energy: float = 0.0
+    """Of the reference's finite values."""
     means: list[float] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
 
@@ -118,6 +122,10 @@ class Tally:
         self.relative = max(self.relative, _ratio(largest, reach))
         self.cosine = min(self.cosine, _cosine(ours, theirs))
         self.passed &= largest <= atol + rtol * reach
+        finite = np.isfinite(errors) & np.isfinite(theirs)
+        with np.errstate(over="ignore"):  # an energy beyond float64 is no figure at all
+            self.error += float(np.square(errors[finite]).sum())
+            self.energy += float(np.square(theirs[finite]).sum())
         self.means.append(float(errors.mean()) if errors.size else 0.0)
         self.sizes.append(max(errors.size, 1))
 
@@ -125,9 +133,9 @@ class Tally:
         """Return the verdict over all runs: worst errors, mean over all elements."""
         total = sum(mean * size for mean, size in zip(self.means, self.sizes, strict=True))
         mean_abs = total / sum(self.sizes)
-        return Agreement(
-            name, self.max_abs, mean_abs, self.relative, self.cosine, passed=self.passed
-        )
+        noise = self.error / self.energy if 0 < self.energy < math.inf else None
+        parts = (name, self.max_abs, mean_abs, self.relative, self.cosine)
+        return Agreement(*parts, passed=self.passed, noise=noise)
 
 
 def _errors(ours: Doubles, theirs: Doubles) -> Doubles:

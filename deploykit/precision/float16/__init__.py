@@ -4,8 +4,8 @@ A strongly typed TensorRT network takes each layer's precision from the types in
 the Casts are written here. Inputs and outputs of the model stay FP32.
 """
 
-from deploykit.precision.float16.ranges import Reached, reach, unfit
+from deploykit.precision.float16.ranges import unfit
 from deploykit.precision.float16.rewriting import cast, to_float16
 from deploykit.precision.float16.rules import wide_nodes
 
-__all__ = ["Reached", "cast", "reach", "to_float16", "unfit", "wide_nodes"]
+__all__ = ["cast", "to_float16", "unfit", "wide_nodes"]

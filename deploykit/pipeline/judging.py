@@ -1,0 +1,146 @@
+"""What `quantize` says of the quality of its own result, and what it is judged on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from deploykit.data import feeding, samples, sources
+from deploykit.files import onnxfile
+from deploykit.precision import probing, quality
+from deploykit.precision.quality import decibels
+from deploykit.proof import acceptance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from deploykit.backends import Arrays
+    from deploykit.precision.placement import Placement
+    from deploykit.precision.probing import Probed
+    from deploykit.recipes.opened import Opened
+    from deploykit.values import Agreement, CalibrationTable, Json
+
+IMAGES = 2
+"""Calibration images that the float model and the quantised one are compared on."""
+ENOUGH = 100
+"""Calibration images from which on nothing is said about their number."""
+_GROWN = 0.25
+"""Share of the tensors that may still reach further in the last quarter of the images."""
+_APART = 10
+"""Decibels below its output that a column is named from."""
+_NAMED = 3
+"""Layers that a note names."""
+
+
+def probed(
+    model: Opened, placed: Placement, table: CalibrationTable, source: str | None, *, half: bool
+) -> tuple[Probed, str]:
+    """Return what the float model gives on a few images, what is asked of its tensors there.
+
+    The second value says in words what images these are.
+
+    Each size of image that none of them has is there too, with random pixels. half: whether the
+    magnitudes are asked for that FP16 must hold. Raises: DataError, ModelError.
+    """
+    inputs, _ = onnxfile.interface(model.graph)
+    images = tuple(_images(model, source))
+    given = list(images)
+    seen = {feed[inputs[0].name].shape[2:] for feed in given}
+    for each in acceptance.interfaces(model):
+        if not given or each[0].shape[2:] not in seen:
+            given.append(acceptance.feeds(model, each))
+    random = len(given) - len(images)
+    words = [f"{len(images)} calibration images"] if images else []
+    words += [f"{random} of random pixels"] if random else []
+    found = probing.probe(
+        acceptance.opened_filled(model),
+        given,
+        known=table.ranges if half else None,
+        stored=quality.stored(placed, table),
+    )
+    return found, " and ".join(words)
+
+
+def _images(model: Opened, source: str | None) -> Iterator[Arrays]:
+    """Yield a few of the images as the model's inputs, where there are any, one by one."""
+    inputs, _ = onnxfile.interface(model.graph)
+    batch = inputs[0].shape[0]
+    if source is None or model.card is None or (isinstance(batch, int) and batch != 1):
+        return
+    images = samples.batches(
+        sources.dataset(source), model.card.preprocess, 1, limit=IMAGES, skipped=[]
+    )
+    for each in images:
+        yield feeding.feeds(inputs, each.images, each.geometries)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How far an INT8 model is from the float one that it was made from."""
+
+    inputs: str
+    """What the two were compared on, in words."""
+    outputs: Mapping[str, float]
+    """Output, or the worst column of one -> signal to noise in dB; inf where both are the same."""
+    layers: Mapping[str, float]
+    """Layer -> signal to noise in dB of its result, by its own rounding; the worst first."""
+
+    def to_json(self) -> Json:
+        """Return plain JSON values; null where there is no noise."""
+        return {
+            "inputs": self.inputs,
+            "outputs": {name: _finite(value) for name, value in self.outputs.items()},
+            "layers": {name: _finite(value) for name, value in self.layers.items()},
+        }
+
+    def notes(self) -> Iterator[str]:
+        """Yield what a user reads."""
+        if self.outputs:
+            parts = ", ".join(f"{name} {_text(value)}" for name, value in self.outputs.items())
+            yield f"signal to noise of INT8 on {self.inputs}: {parts}"
+        worst = [f"{name} {_text(value)}" for name, value in list(self.layers.items())[:_NAMED]]
+        if worst:
+            yield f"layers that add most noise: {', '.join(worst)}"
+
+
+def judged(
+    inputs: str, noise: Mapping[str, float], agreements: Sequence[Agreement], outputs: Sequence[str]
+) -> Quality:
+    """Return the quality of a quantised model with such outputs.
+
+    noise: of its layers, see `quality.layer_noise`; agreements: with the float model on `inputs`.
+    The worst column of an output is named where it is far below the whole: boxes in pixels hide
+    the scores beside them.
+    """
+    worst = sorted(noise.items(), key=lambda each: -each[1])
+    known = {a.output: decibels(a.noise) for a in agreements if a.noise is not None}
+    found: dict[str, float] = {}
+    for name in (name for name in outputs if name in known):
+        found[name] = known[name]
+        columns = [each for each in known if each.startswith(f"{name}[..., ")]
+        lowest = min(columns, key=known.__getitem__, default=name)
+        if known[lowest] < known[name] - _APART:
+            found[lowest] = known[lowest]
+    return Quality(inputs, found, {name: decibels(value) for name, value in worst})
+
+
+def doubts(table: CalibrationTable) -> Iterator[str]:
+    """Yield why the ranges of a table may not hold for other images."""
+    count = len(table.samples)
+    if count < ENOUGH:
+        yield f"{count} calibration images are few: ranges hold for others from about {ENOUGH} on"
+    grown = len(table.growing)
+    if grown > _GROWN * len(table.ranges):
+        yield (
+            f"{grown} of {len(table.ranges)} tensors still reached further in the last quarter of "
+            "the calibration images: more of them, or more varied ones, cover more"
+        )
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 2) if math.isfinite(value) else None
+
+
+def _text(value: float) -> str:
+    return f"{value:.1f} dB" if math.isfinite(value) else "without noise"

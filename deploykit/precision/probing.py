@@ -1,0 +1,174 @@
+"""A float model run on a few inputs with questions about its tensors as further outputs.
+
+The questions are nodes of the graph: how far a tensor reaches, and how much a step of INT8 changes
+it. So no tensor leaves the runtime, and one run answers all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+from deploykit.backends import onnxruntime
+from deploykit.backends.recorded import Recorded
+from deploykit.graph.editing import is_op, unique, value_names
+from deploykit.recipes import opened
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+    from deploykit.backends import Arrays
+    from deploykit.recipes.opened import Opened
+
+_SINGLE = ir.DataType.FLOAT
+
+
+class Stored(NamedTuple):
+    """A tensor in INT8."""
+
+    tensor: str
+    step: float
+    """Of the levels, in the tensor's unit."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A float32 model on some inputs."""
+
+    magnitudes: Mapping[str, float] = field(default_factory=dict)
+    """Tensor -> its largest magnitude over all inputs."""
+    noise: Mapping[Stored, float] = field(default_factory=dict)
+    """The energy of what storing changes over the energy of the tensor, over all inputs."""
+    ran: Recorded | None = None
+    """The inputs, and the outputs; None: it was not run."""
+
+
+def probe(
+    model: Opened,
+    feeds: Iterable[Arrays],
+    *,
+    known: Collection[str] | None = (),
+    stored: Iterable[Stored] = (),
+) -> Probed:
+    """Return what is asked of the float32 tensors of the main graph, over all `feeds`.
+
+    known: tensors whose magnitude is not asked for; None: of none. Nor is that of tensors which
+    only a Relu reads: what it leaves of one is its output, and what it takes away does no harm even
+    as an infinity.
+
+    Raises: ModelError, BackendError where the model does not run.
+    """
+    graph = model.copy()
+    ShapeInferencePass()(graph)
+    own = [str(value.name) for value in graph.graph.outputs]
+    asked = _Questions(graph.graph)
+    if known is not None:
+        asked.ask_largest(known)
+    for each in stored:
+        asked.ask_noise(each)
+    session = onnxruntime.open_model(opened.made(graph, model.path))
+    given, results = list(feeds), []
+    found = dict.fromkeys(asked.largest, 0.0)
+    energies = {each: np.zeros(2) for each in asked.noise}
+    for feed in given:
+        outputs = session.run(feed)
+        results.append({name: outputs[name] for name in own})
+        for tensor, output in asked.largest.items():
+            found[tensor] = max(found[tensor], float(outputs[output]))
+        for each, names in asked.noise.items():
+            energies[each] += [float(outputs[name]) for name in names]
+    noise = {each: float(error / energy) for each, (error, energy) in energies.items() if energy}
+    specs = tuple(spec for spec in session.outputs if spec.name in own)
+    return Probed(found, noise, Recorded(session.inputs, specs, given, results))
+
+
+class _Questions:
+    """Nodes of a graph that answer them, and the outputs in which the answers are."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        """Ask nothing of `graph` yet, which is changed in place."""
+        self.largest: dict[str, str] = {}
+        """Tensor -> output."""
+        self.noise: dict[Stored, tuple[str, str]] = {}
+        """-> outputs with the energy of the error, and of the tensor."""
+        self._graph = graph
+        self._taken = value_names(graph)
+        nodes = [value for node in graph for value in node.outputs]
+        inputs = [value for value in graph.inputs if not value.is_initializer()]
+        self._values = {str(v.name): v for v in (*inputs, *nodes) if v.name and v.dtype is _SINGLE}
+        self._constants: dict[str, ir.Value] = {}
+
+    def ask_largest(self, known: Collection[str]) -> None:
+        """Ask for the largest magnitude of each tensor that is not known."""
+        for name, value in self._values.items():
+            if name not in known and not _cut(value):
+                self.largest[name] = self._answer(self._largest(value))
+
+    def ask_noise(self, stored: Stored) -> None:
+        """Ask how much INT8 changes a tensor."""
+        value = self._values[stored.tensor]
+        step = self._constant(f"probe.{stored.step!r}", np.array(stored.step, np.float32))
+        zero = self._constant("probe.level", np.array(0, np.int8))
+        levels = self._node("QuantizeLinear", value, step, zero, dtype=ir.DataType.INT8)
+        error = self._node("Sub", value, self._node("DequantizeLinear", levels, step, zero))
+        sums = (self._node("ReduceSumSquare", each, keepdims=0) for each in (error, value))
+        first, second = (self._answer(each) for each in sums)
+        self.noise[stored] = (first, second)
+
+    def _largest(self, value: ir.Value) -> ir.Value:
+        """Return the largest magnitude in a value; where that may be empty, a zero is added."""
+        magnitudes = self._node("Abs", value)
+        if not _has_values(value, self._graph):
+            flat = self._constant("probe.flat", np.array([-1], np.int64))
+            zero = self._constant("probe.zero", np.zeros(1, np.float32))
+            magnitudes = self._node("Concat", self._node("Reshape", magnitudes, flat), zero, axis=0)
+        return self._node("ReduceMax", magnitudes, keepdims=0)
+
+    def _node(
+        self,
+        op: str,
+        value: ir.Value,
+        *more: ir.Value,
+        dtype: ir.DataType = _SINGLE,
+        **attributes: int,
+    ) -> ir.Value:
+        name = unique(f"probe.{len(self._taken)}", self._taken)
+        result = ir.Value(name=name, type=ir.TensorType(dtype))
+        self._graph.append(ir.node(op, [value, *more], attributes, outputs=[result], name=name))
+        return result
+
+    def _answer(self, value: ir.Value) -> str:
+        value.shape = ir.Shape([])
+        self._graph.outputs.append(value)
+        return str(value.name)
+
+    def _constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
+        if name not in self._constants:
+            own = unique(name, self._taken)
+            tensor = ir.tensor(array, name=own)
+            kind, shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)
+            value = ir.Value(name=own, shape=shape, type=kind, const_value=tensor)
+            self._graph.register_initializer(value)
+            self._constants[name] = value
+        return self._constants[name]
+
+
+def _cut(value: ir.Value) -> bool:
+    """Return whether nothing but a Relu reads a value."""
+    readers = [node for node, _ in value.uses()]
+    return len(readers) == 1 and is_op(readers[0], "Relu") and not value.is_graph_output()
+
+
+def _has_values(value: ir.Value, graph: ir.Graph) -> bool:
+    """Return whether a value is never empty: its sizes are known, or the images of the batch."""
+    shapes = [each.shape for each in graph.inputs if each.shape is not None and len(each.shape)]
+    batches = {str(shape[0]) for shape in shapes} - {"None"}
+    sizes = () if value.shape is None else tuple(value.shape)
+    known = [isinstance(size, int) and size > 0 for size in sizes]
+    return len(sizes) > 1 and all(known[1:]) and (known[0] or str(sizes[0]) in batches)
