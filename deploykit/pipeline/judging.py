@@ -51,7 +51,7 @@ def probed(
         if not given or each[0].shape[2:] not in seen:
             given.append(acceptance.feeds(model, each))
     random = len(given) - len(images)
-    words = [f"{len(images)} calibration images"] if images else []
+    words = [_calibration_images(len(images))] if images else []
     words += [f"{random} of random pixels"] if random else []
     found = probing.probe(
         acceptance.opened_filled(model),
@@ -129,13 +129,20 @@ def doubts(table: CalibrationTable) -> Iterator[str]:
     """Yield why the ranges of a table may not hold for other images."""
     count = len(table.samples)
     if count < ENOUGH:
-        yield f"{count} calibration images are few: ranges hold for others from about {ENOUGH} on"
+        are = "is" if count == 1 else "are"
+        yield (
+            f"{_calibration_images(count)} {are} few: ranges hold for others from about {ENOUGH} on"
+        )
     grown = len(table.growing)
     if grown > _GROWN * len(table.ranges):
         yield (
             f"{grown} of {len(table.ranges)} tensors still reached further in the last quarter of "
             "the calibration images: more of them, or more varied ones, cover more"
         )
+
+
+def _calibration_images(count: int) -> str:
+    return f"{count} calibration image{'' if count == 1 else 's'}"
 
 
 def _finite(value: float) -> float | None:

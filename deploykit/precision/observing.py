@@ -42,6 +42,8 @@ _MOST_WORKERS = 4
 """Batches at a time: one core each is faster than all cores on one, but takes memory."""
 GROWTH = 1.1
 """Times its largest magnitude so far by which a tensor is said to reach further."""
+_FEW = 8
+"""Images from which on it says something that the last quarter shows more."""
 _HELD = 3
 """Times the size of the observed tensors that a worker holds: the runtime's own come with them."""
 
@@ -93,7 +95,7 @@ def observe(
         for number, batch in enumerate(batches):
             read = zip(batch.names, batch.pixel_sha256s, strict=True)
             found |= zip(batch.places, read, strict=True)
-            session, late = _for(batch, sessions), 4 * len(found) > 3 * images
+            session, late = _for(batch, sessions), _is_late(len(found), images)
             wanted = workers
             if number == 0:
                 declared = _declared(session, len(batch.images))
@@ -112,6 +114,11 @@ def observe(
     ordered = [found[place] for place in sorted(found)]
     names, pixel_sha256s = zip(*ordered, strict=True)
     return Observed(seen, names, pixel_sha256s, growing)
+
+
+def _is_late(seen: int, images: int) -> bool:
+    """Return whether an image is in the last quarter; of a few images none is."""
+    return images >= _FEW and 4 * seen > 3 * images
 
 
 def _merged(memories: Sequence[_Memory]) -> tuple[Seen, tuple[str, ...]]:
