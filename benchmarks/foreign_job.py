@@ -1,8 +1,9 @@
-"""One job of a peer for `foreign.py`, where ONNX Runtime's tools and ModelOpt are installed.
+"""The peers' part of `foreign.py`, where ONNX Runtime's tools and ModelOpt are installed.
 
-    python benchmarks/foreign_job.py ort-MinMax FLOAT.onnx IMAGES.npy OUT.onnx
+    python benchmarks/foreign_job.py FLOAT.onnx IMAGES.npy ort-MinMax modelopt-max
 
-IMAGES: float32[N, C, H, W], already prepared. Deploykit need not be there.
+IMAGES: float32[N, C, H, W], already prepared. Written are FLOAT.METHOD.onnx, or FLOAT.METHOD.failed
+with the reason. Deploykit need not be there.
 """
 # ruff: noqa: PLC0415
 
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 METHODS = ("ort-MinMax", "ort-Entropy", "modelopt-max", "modelopt-entropy")
 LAYERS = ["Conv", "Gemm", "MatMul"]
@@ -80,10 +81,20 @@ def modelopt(method: str, model: Path, images: Any, output: Path) -> None:  # no
 
 def main() -> None:
     """Do the job."""
-    method, model, images, output = sys.argv[1:]
-    tool, _, how = method.partition("-")
-    work = {"ort": ort, "modelopt": modelopt}[tool]
-    work(how, Path(model), np.load(images), Path(output))
+    model, images, *methods = sys.argv[1:]
+    quantize(Path(model), np.load(images), methods)
+
+
+def quantize(model: Path, images: Any, methods: Sequence[str]) -> None:  # noqa: ANN401
+    """Quantise a model by each method."""
+    for method in methods:
+        output = model.with_suffix(f".{method}.onnx")
+        tool, _, how = method.partition("-")
+        try:
+            {"ort": ort, "modelopt": modelopt}[tool](how, model, images, output)
+        except Exception as error:  # noqa: BLE001 - why a peer fails is a result
+            output.unlink(missing_ok=True)
+            output.with_suffix(".failed").write_text(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":
