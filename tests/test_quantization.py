@@ -90,6 +90,19 @@ MEETING = (
     f"[cat] t = Concat<axis=1>(a, b) [c3] y = {CONV}(t, w2) [c4] z = {CONV}(a, w1) }}"
 )
 MEETING_WEIGHTS = {"w1": W, "w3": W, "w2": (16, 32, 3, 3), "k": np.float32(200)}
+ATTENTION = (
+    "(float[N,16,16] x) => (float[N,16,48] y) { "
+    "[qkv] a = MatMul(x, w1) [bias] b = Add(a, b1) [part] q, k, v = Split<axis=2>(b, thirds) "
+    "[scale] s = Mul(q, k1) [turn] kt = Transpose<perm=[0,2,1]>(k) [qk] c = MatMul(s, kt) "
+    "[soft] p = Softmax(c) [pv] o = MatMul(p, v) [out] y = MatMul(o, w2) }"
+)
+ATTENTION_WEIGHTS: dict[str, Any] = {
+    "w1": (16, 48),
+    "b1": (48,),
+    "w2": (16, 48),
+    "k1": np.float32(0.25),
+    "thirds": np.array([16, 16, 16], np.int64),
+}
 BRANCHES = (
     "(float[N,16,8,8] x) => (float[N,c,h,w] y) { "
     f"[c1] a0 = {CONV}(x, w1) [r1] a = Relu(a0) "
@@ -246,8 +259,9 @@ def test_every_kind_of_layer_is_quantised_lints_clean_and_stays_close(
         (ZOO, ZOO_WEIGHTS, (1, 3, 16, 16)),
         (MEETING, MEETING_WEIGHTS, (1, 16, 8, 8)),
         (BRANCHES, BRANCHES_WEIGHTS, (1, 16, 8, 8)),
+        (ATTENTION, ATTENTION_WEIGHTS, (1, 16, 16)),
     ],
-    ids=["one of everything", "one tensor with two steps", "float readers behind a pool"],
+    ids=["one of everything", "one tensor with two steps", "float readers", "attention"],
 )
 def test_the_real_builder_runs_in_int8_what_the_lint_says_it_will(
     graph: Graph, tmp_path: Path, body: str, weights: dict[str, Any], shape: tuple[int, ...]

@@ -14,6 +14,7 @@ from deploykit.precision.lint.graph import (
     IMAGE_CHANNELS,
     as_layer,
     dequantized,
+    has_weights,
     int8_source,
     is_layer,
     quantized_data,
@@ -153,6 +154,8 @@ def float_data(node: ir.Node, _: Facts) -> Message:
     """Find a layer whose weights alone are quantised."""
     if quantized_weights(node) is None or quantized_data(node) is not None:
         return None
+    if not has_weights(node):
+        return None  # a product of two activations
     return "its weights are INT8 and its input is float: it silently runs in float"
 
 

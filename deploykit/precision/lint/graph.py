@@ -188,6 +188,16 @@ def as_layer(node: ir.Node) -> Layer:
     return Layer(node, shape, first=few and integer(node, "group", 1) == 1)
 
 
+def has_weights(layer: ir.Node) -> bool:
+    """Return whether the second operand of a product is constant, behind Q/DQ or not."""
+    value = layer.inputs[1] if len(layer.inputs) > 1 else None
+    node = None if value is None else value.producer()
+    while node is not None and is_op(node, "QuantizeLinear", "DequantizeLinear", "Transpose"):
+        value = node.inputs[0]
+        node = None if value is None else value.producer()
+    return constant(value) is not None
+
+
 def right_axis(layer: ir.Node, weights: Step) -> bool:
     """Return whether the scales of a layer's weights are one, or one per output channel."""
     shape = as_layer(layer).weights
