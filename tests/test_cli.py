@@ -16,7 +16,6 @@ import pytest
 
 from deploykit import cli
 from deploykit.cli import options, parsing, printing
-from deploykit.cli.about import About
 from deploykit.errors import OptionError
 from deploykit.measuring.environment import Row
 from deploykit.values import BenchRecord, Precision
@@ -85,11 +84,11 @@ def test_the_float_type_is_never_int8() -> None:
 
 
 def test_calibration_images_come_from_one_place(tmp_path: Path) -> None:
-    assert options.calibration(tmp_path, None, needed=True) == f"folder:{tmp_path}"
-    assert options.calibration(None, "coco:x", needed=True) == "coco:x"
-    assert options.calibration(None, None, needed=False) is None
+    assert options.calibration(tmp_path, None, None, needed=True) == f"folder:{tmp_path}"
+    assert options.calibration(None, "coco:x", None, needed=True) == "coco:x"
+    assert options.calibration(None, None, None, needed=False) is None
     with pytest.raises(OptionError, match="together"):
-        options.calibration(tmp_path, "coco:x", needed=True)
+        options.calibration(tmp_path, "coco:x", None, needed=True)
 
 
 def test_a_table_stands_numbers_right_and_words_left() -> None:
@@ -176,7 +175,8 @@ def test_every_command_explains_every_option(
     text = shown(capsys, name, flag)
     assert "--json" in text
     parameters = inspect.signature(cli.COMMANDS[name]).parameters
-    shared = len(dataclasses.fields(About)) - 1 if "about" in parameters else 0
+    groups = parsing.groups(cli.COMMANDS[name]).values()
+    shared = sum(len(dataclasses.fields(group)) - 1 for group in groups)
     entries = re.findall(r"^  (-\S.*?|[A-Z]+)(?:\n {10,}| {2,})(\S.*)$", text, re.MULTILINE)
     assert len(entries) == len(parameters) + shared + 1  # and --help
     assert all(len(explained) > 5 for _, explained in entries)

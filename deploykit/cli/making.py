@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from deploykit.cli import options, printing, progress
 from deploykit.cli.about import NOT_SAID, About
+from deploykit.cli.calibrated import ON_NOTHING, Calibrated
 from deploykit.cli.kinds import OF_TARGET, Kinds
 from deploykit.cli.parsing import Argument, Option
 
@@ -32,24 +33,8 @@ Record = Annotated[
 FloatType = Annotated[str, Option(help="fp16 or fp32: what is not INT8 runs in.")]
 
 
-CalibDir = Annotated[Path | None, Option(help="Folder of images, nested.")]
-CalibSource = Annotated[
-    str | None, Option(help="SOURCE:LOCATION, such as coco:DIR, in place of --calib-dir.")
-]
-CalibMethod = Annotated[str | None, Option(help="mse (default), minmax, percentile or entropy.")]
-CalibSize = Annotated[int | None, Option(help="Images to use, evenly spread.  [default: 512]")]
-Percentile = Annotated[
-    float | None, Option(help="Of |x|, for --calib-method percentile.  [default: 99.99]")
-]
-Table = Annotated[
-    Path | None,
-    Option(help="Calibration table: read if it exists and is what is asked for, else written."),
-]
 Plan = Annotated[Path | None, Option(help="JSON: which layers stay in float, and why.")]
-SkipUnreadable = Annotated[bool, Option(help="Count unreadable images instead of stopping.")]
 StripQdq = Annotated[bool, Option(help="Take Q/DQ that the file has off, and place it anew.")]
-_IMAGES = 512
-"""To calibrate on, where nobody says how many."""
 
 
 InputSize = Annotated[
@@ -146,19 +131,12 @@ def quantize(
     model: Model,
     output: Output,
     *,
-    calib_dir: CalibDir = None,
-    calib_source: CalibSource = None,
-    calib_method: CalibMethod = None,
-    calib_size: CalibSize = None,
-    calib_batch_size: BatchSize = None,
-    percentile: Percentile = None,
-    table: Table = None,
+    calibrated: Calibrated = ON_NOTHING,
     plan: Plan = None,
     float_type: FloatType = "fp16",
     strip_qdq: StripQdq = False,
     kinds: Kinds = OF_TARGET,
     about: About = NOT_SAID,
-    skip_unreadable: SkipUnreadable = False,
     record: Record = None,
     op: Op = None,
     as_json: AsJson = False,
@@ -172,32 +150,18 @@ def quantize(
         deploykit quantize foreign.onnx --preprocess imagenet --calib-dir photos -o int8.onnx
     """
     from deploykit import pipeline  # noqa: PLC0415
-    from deploykit.precision.calibration import CalibrationOptions  # noqa: PLC0415
 
-    given = {"observer": calib_method, "size": calib_size, "percentile": percentile}
-    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     wanted = pipeline.QuantizeOptions(
-        source=options.calibration(calib_dir, calib_source, needed=not _exists(table)),
-        calibration=CalibrationOptions(
-            **{"size": _IMAGES, **asked},
-            batch_size=calib_batch_size,
-            skip_unreadable=skip_unreadable,
-        ),
-        asked=asked,
-        table=table,
         plan=plan,
         float_type=options.float_type(float_type),
         about=about.description(),
         strip_qdq=strip_qdq,
+        **calibrated.fields(),
         **kinds.fields(),
     )
     with options.named(op):
         made = pipeline.quantize(model, output, wanted, record=record, progress=progress.bar)
     printing.artifact(made.artifact, as_json=as_json, notes=made.notes, extra=made.to_json())
-
-
-def _exists(path: Path | None) -> bool:
-    return path is not None and path.exists()
 
 
 def cast(

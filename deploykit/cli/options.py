@@ -145,18 +145,23 @@ def float_type(text: str) -> Precision:
     return found
 
 
-def calibration(folder: Path | None, source: str | None, *, needed: bool) -> str | None:
-    """Return the data set to calibrate on, None where a table makes one unnecessary.
+def calibration(
+    folder: Path | None, source: str | None, data: Path | None, *, needed: bool
+) -> str | None:
+    """Return the data set to calibrate on, None where a table or arrays make one unnecessary.
 
-    Raises: OptionError where there is none, or two.
+    Raises: OptionError where there is none, or several.
     """
-    if folder is not None and source is not None:
-        raise OptionError("--calib-dir and --calib-source together", fix="give one of the two")
+    options = {"--calib-dir": folder, "--calib-source": source, "--calib-data": data}
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise OptionError(f"{' and '.join(given)} together", fix="give one of them")
     if folder is not None:
         return f"folder:{folder}"
-    if source is None and needed:
+    if source is None and data is None and needed:
         raise OptionError(
             "no images to calibrate on",
-            fix="add --calib-dir with a few hundred typical images, or a --table made earlier",
+            fix="add --calib-dir with a few hundred typical images, --calib-data with arrays, or a "
+            "--table made earlier",
         )
     return source

@@ -73,13 +73,13 @@ def parse(name: str, command: Callable[..., None], words: Sequence[str]) -> dict
             raise unknown_name("option", word, names)
     read = built.parse_args if "--" in words else built.parse_intermixed_args
     found = vars(read(list(words)))
-    for parameter, group in _groups(command).items():
+    for parameter, group in groups(command).items():
         taken = {each.name: found.pop(each.name) for each in dataclasses.fields(group)}
         found[parameter] = group(**taken)
     return found
 
 
-def _groups(command: Callable[..., None]) -> dict[str, type[Any]]:
+def groups(command: Callable[..., None]) -> dict[str, type[Any]]:
     """Return parameter -> the dataclass whose fields are options that several commands share."""
     hints = get_type_hints(command, include_extras=True)
     return {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}  # type: ignore[misc]  # types
@@ -122,7 +122,7 @@ def _parser(name: str, command: Callable[..., None]) -> tuple[_Parser, list[str]
         for said in (hint, *get_args(hint)):  # Python 3.10 makes what defaults to None optional
             if get_origin(said) is Annotated:
                 names += _add(built, parameter, said, defaults.get(parameter, _REQUIRED))
-    for group in _groups(command).values():
+    for group in groups(command).values():
         part = built.add_argument_group(summary(group))
         hints = get_type_hints(group, include_extras=True)
         for each in dataclasses.fields(group):

@@ -7,7 +7,7 @@ import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     _Result: TypeAlias = "tuple[str, _Prepared | DataError]"
 
+T = TypeVar("T")
 _MOST_THREADS = 8
 _AHEAD = 2
 """Images in preparation or waiting, per thread."""
@@ -56,7 +57,7 @@ class _Prepared:
     place: int = 0
 
 
-def choose(samples: Sequence[Sample], limit: int | None) -> Sequence[Sample]:
+def choose(samples: Sequence[T], limit: int | None) -> Sequence[T]:
     """Return at most `limit` samples: every n/limit-th, in order, so that each part is covered.
 
     Raises: DataError for an empty set; OptionError for a limit below 1.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit.data import feeding, samples, sources
+from deploykit.data import arrays, feeding, samples, sources
 from deploykit.files import onnxfile
 from deploykit.precision import probing, quality
 from deploykit.precision.quality import decibels
@@ -34,17 +35,27 @@ _NAMED = 3
 
 
 def probed(
-    model: Opened, placed: Placement, table: CalibrationTable, source: str | None, *, half: bool
+    model: Opened,
+    placed: Placement,
+    table: CalibrationTable,
+    calibrated_on: str | Path | None,
+    *,
+    half: bool,
 ) -> tuple[Probed, str]:
     """Return what the float model gives on a few images, what is asked of its tensors there.
 
     The second value says in words what images these are.
 
-    Each size of image that none of them has is there too, with random pixels. half: whether the
+    calibrated_on: the source of images, or a folder of arrays. Each size of image that none of
+    them has is there too, with random pixels. half: whether the
     magnitudes are asked for that FP16 must hold. Raises: DataError, ModelError.
     """
     inputs, _ = onnxfile.interface(model.graph)
-    images = tuple(_images(model, source))
+    if isinstance(calibrated_on, Path):
+        few = arrays.opened(calibrated_on, inputs).feeds(limit=IMAGES)
+        images = tuple(fed.arrays for fed in few)
+    else:
+        images = tuple(_images(model, calibrated_on))
     given = list(images)
     seen = {feed[inputs[0].name].shape[2:] for feed in given}
     for each in acceptance.interfaces(model):
@@ -65,7 +76,7 @@ def probed(
 def _images(model: Opened, source: str | None) -> Iterator[Arrays]:
     """Yield a few of the images as the model's inputs, where there are any, one by one."""
     inputs, _ = onnxfile.interface(model.graph)
-    batch = inputs[0].shape[0]
+    batch = feeding.batch(inputs[0])
     if source is None or model.card is None or (isinstance(batch, int) and batch != 1):
         return
     images = samples.batches(

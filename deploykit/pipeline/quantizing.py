@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit.backends import targets
-from deploykit.data import sources
+from deploykit.data import arrays, sources
 from deploykit.errors import OptionError
 from deploykit.files import onnxfile
 from deploykit.measuring import records
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from deploykit.data.arrays import ArraySet
     from deploykit.pipeline.made import StrPath
     from deploykit.recipes.describing import Description
     from deploykit.recipes.opened import Opened
@@ -56,6 +57,8 @@ class QuantizeOptions:
 
     source: str | None = None
     """Data set of the images to calibrate on; None: `table` holds the ranges already."""
+    data: Path | None = None
+    """Folder of arrays for the inputs, in place of images, see `data.arrays`."""
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     table: Path | None = None
     """Calibration table: read where it exists, else written."""
@@ -100,7 +103,7 @@ def quantize(
     quantization.check(subject.graph, placed, options.float_type)
     table = _table(subject, placement.activations(placed), options, progress)
     half = options.float_type is Precision.FP16
-    seen, images = judging.probed(subject, placed, table, options.source, half=half)
+    seen, images = judging.probed(subject, placed, table, options.data or options.source, half=half)
     graph, summary = quantization.quantize(
         subject,
         table,
@@ -170,33 +173,45 @@ def _table(
 ) -> CalibrationTable:
     if options.table is not None and options.table.exists():
         return _known_table(options.table, model, options)
-    if options.source is None:
+    how = options.calibration
+    if options.data is not None:
+        data = _arrays(model, options.data)
+        table = calibration.calibrate_on(model, data, tensors, options=how, progress=progress)
+    elif options.source is None:
         raise OptionError("no images to calibrate on", fix="name a data set, or an existing table")
-    if model.card is None:
+    elif model.card is None:
         raise describing.unsaid(f"{model.path} does not say how its images are prepared")
-    table = calibration.calibrate(
-        model,
-        sources.dataset(options.source),
-        model.card.preprocess,
-        tensors,
-        options=options.calibration,
-        progress=progress,
-    )
+    else:
+        images, prepared = sources.dataset(options.source), model.card.preprocess
+        table = calibration.calibrate(
+            model, images, prepared, tensors, options=how, progress=progress
+        )
     if options.table is not None:
         tables.write(options.table, table)
     return table
+
+
+def _arrays(model: Opened, folder: Path) -> ArraySet:
+    return arrays.opened(folder, onnxfile.interface(model.graph)[0])
 
 
 def _known_table(path: Path, model: Opened, options: QuantizeOptions) -> CalibrationTable:
     """Return the table in a file. Raises: StaleTableError where it is not what is asked for."""
     table = tables.read(path)
     tables.check_fresh(table, model)
+    if options.data is not None:
+        tables.check_arrays(table, _arrays(model, options.data))
     images, asked = None, options.asked
     if options.source is not None and model.card is not None:
         images = (sources.dataset(options.source), model.card.preprocess)
         asked = {"observer", "size"} if asked is None else asked
     tables.check_asked(table, options.calibration, asked or (), images=images)
     return table
+
+
+def _kind(table: CalibrationTable) -> str:
+    """Return what a table was made on."""
+    return "samples" if table.source.startswith(arrays.PREFIX) else "images"
 
 
 def _wide(beyond: Mapping[str, str]) -> tuple[str, ...]:
@@ -211,7 +226,7 @@ def _notes(layers: Sequence[LayerPrecision], table: CalibrationTable) -> tuple[s
     notes = [
         f"{share:.1%} of the multiply-accumulates in INT8",
         *records.remarks(layers),
-        f"calibrated on {len(table.samples)} images ({table.observer})",
+        f"calibrated on {len(table.samples)} {_kind(table)} ({table.observer})",
     ]
     if table.skipped:
         notes.append(f"{len(table.skipped)} unreadable images left out: {table.skipped[0]}, ...")

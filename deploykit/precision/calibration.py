@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from deploykit.data import feeding, samples
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from deploykit.data.arrays import ArraySet, Fed
     from deploykit.data.preprocess import Preprocess
+    from deploykit.data.samples import Batch
     from deploykit.data.sources import Dataset
     from deploykit.recipes.opened import Opened
     from deploykit.values import Progress
@@ -68,7 +70,7 @@ def calibrate(  # noqa: PLR0913 - model, images, tensors, and two independent op
         for images; OptionError for the options; InputError naming a tensor with NaN or infinity.
     """
     options = options or CalibrationOptions()
-    observer = observers.load(options.observer, options.percentile)
+    observers.load(options.observer, options.percentile)  # raises before the model is run
     skipped: list[str] = []
     images = len(samples.choose(dataset.samples, options.size))  # raises before the model is read
     samples.batch_size(options.batch_size, 1, preprocess.size)  # likewise
@@ -81,10 +83,41 @@ def calibrate(  # noqa: PLR0913 - model, images, tensors, and two independent op
         skipped=skipped if options.skip_unreadable else None,
         progress=progress,
     )
+    table = _observed(model, batches, tensors, options, images)
+    return replace(table, skipped=tuple(skipped), source=dataset.name)
+
+
+def calibrate_on(
+    model: Opened,
+    data: ArraySet,
+    tensors: Sequence[str],
+    *,
+    options: CalibrationOptions | None = None,
+    progress: Progress = silent,
+) -> CalibrationTable:
+    """Return the range of each of `tensors` over arrays for the inputs of a model.
+
+    Raises: as `calibrate`; DataError for arrays.
+    """
+    options = options or CalibrationOptions()
+    count = len(samples.choose(data.samples, options.size))
+    feeds = data.feeds(limit=options.size, batch=options.batch_size, progress=progress)
+    return replace(_observed(model, feeds, tensors, options, count), source=data.name)
+
+
+def _observed(
+    model: Opened,
+    batches: Iterator[Batch] | Iterator[Fed],
+    tensors: Sequence[str],
+    options: CalibrationOptions,
+    count: int,
+) -> CalibrationTable:
+    """Return the ranges over batches of `count` samples, of a set that is not named yet."""
+    observer = observers.load(options.observer, options.percentile)
     wanted = tuple(dict.fromkeys(tensors))
     sessions = {size: observing.open_session(part, wanted) for size, part in _parts(model)}
     found = observing.observe(
-        sessions, batches, lambda: {name: observer.remember(name) for name in wanted}, images
+        sessions, batches, lambda: {name: observer.remember(name) for name in wanted}, count
     )
     return CalibrationTable(
         model_sha256=model.sha256,
@@ -92,8 +125,6 @@ def calibrate(  # noqa: PLR0913 - model, images, tensors, and two independent op
         samples=found.names,
         samples_sha256=samples.fingerprint(found.names, found.pixel_sha256s),
         ranges={name: observers.chosen_range(observer, found.seen[name]) for name in wanted},
-        skipped=tuple(skipped),
-        source=dataset.name,
         size=options.size,
         growing=found.growing,
     )

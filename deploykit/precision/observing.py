@@ -12,13 +12,14 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import onnxruntime as ort
 
 from deploykit.backends import onnxruntime
 from deploykit.data import feeding
+from deploykit.data.arrays import Fed
 from deploykit.errors import ModelError, unknown_name
 from deploykit.files import onnxfile
 from deploykit.precision import memory
@@ -79,7 +80,7 @@ class _Memory:
 
 
 def observe(
-    sessions: Sessions, batches: Iterator[Batch], remember: Callable[[], Seen], images: int
+    sessions: Sessions, batches: Iterator[Batch | Fed], remember: Callable[[], Seen], images: int
 ) -> Observed:
     """Return what was seen in all batches, which have so many images.
 
@@ -98,7 +99,7 @@ def observe(
             session, late = _for(batch, sessions), _is_late(len(found), images)
             wanted = workers
             if number == 0:
-                declared = _declared(session, len(batch.images))
+                declared = _declared(session, len(batch.names))
                 wanted = 1 if declared is None else _affordable(declared)
             elif len(running) == workers:
                 size = running.popleft().result()
@@ -133,10 +134,10 @@ def _merged(memories: Sequence[_Memory]) -> tuple[Seen, tuple[str, ...]]:
     return first.seen, tuple(sorted(grown))
 
 
-def _for(batch: Batch, sessions: Sessions) -> ort.InferenceSession:
+def _for(batch: Batch | Fed, sessions: Sessions) -> ort.InferenceSession:
     """Return the session of a batch's size, or the only one, which takes any."""
-    height, width = batch.images.shape[2:]
-    return sessions.get((height, width)) or next(iter(sessions.values()))
+    size = (0, 0) if isinstance(batch, Fed) else batch.images.shape[2:]
+    return sessions.get((size[0], size[1])) or next(iter(sessions.values()))
 
 
 def _workers() -> int:
@@ -145,7 +146,7 @@ def _workers() -> int:
 
 def _declared(session: ort.InferenceSession, batch: int) -> int | None:
     """Return the bytes of a session's outputs; None where it leaves more than the batch open."""
-    opened = session.get_inputs()[0].shape[0]
+    opened = next(iter(session.get_inputs()[0].shape), None)
     size = 0
     for output in session.get_outputs():
         sizes = [batch if each == opened else each for each in output.shape]
@@ -165,10 +166,18 @@ def _affordable(size: int, *, held: int = 0) -> int:
     return min(_workers(), max(1, held + more))
 
 
-def _run(session: ort.InferenceSession, batch: Batch, seen: Iterable[str]) -> dict[str, Floats]:
-    """Return the values of the tensors `seen`, in the runtime's own memory."""
+def _feeds(session: ort.InferenceSession, batch: Batch | Fed) -> Mapping[str, Any]:
+    if isinstance(batch, Fed):
+        return batch.arrays
     specs = onnxruntime.specs(session.get_inputs())
-    feeds = cast("dict[str, Floats]", feeding.feeds(specs, batch.images, batch.geometries))
+    return feeding.feeds(specs, batch.images, batch.geometries)
+
+
+def _run(
+    session: ort.InferenceSession, batch: Batch | Fed, seen: Iterable[str]
+) -> dict[str, Floats]:
+    """Return the values of the tensors `seen`, in the runtime's own memory."""
+    feeds = cast("dict[str, Floats]", _feeds(session, batch))
     values = {name: array for name, array in feeds.items() if name in seen}
     inner = [name for name in seen if name not in feeds]
     if not inner:
@@ -182,14 +191,15 @@ def _run(session: ort.InferenceSession, batch: Batch, seen: Iterable[str]) -> di
         session.run_with_iobinding(bound)
     except Exception as error:  # the errors of the runtime have no common class
         raise ModelError(
-            f"ONNX Runtime failed on images of shape {batch.images.shape}: {error}"
+            f"ONNX Runtime failed on {', '.join(f'{n}{list(a.shape)}' for n, a in feeds.items())}: "
+            f"{error}"
         ) from error
     outputs = cast("Iterable[Floats]", map(np.from_dlpack, bound.get_outputs()))
     return values | dict(zip(inner, outputs, strict=True))
 
 
 def _take_in(
-    session: ort.InferenceSession, batch: Batch, spare: SimpleQueue[_Memory], *, late: bool
+    session: ort.InferenceSession, batch: Batch | Fed, spare: SimpleQueue[_Memory], *, late: bool
 ) -> int:
     """Run and observe a batch with a spare memory; return the bytes of what was observed.
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
 
+    from deploykit.data.arrays import ArraySet
     from deploykit.data.preprocess import Preprocess
     from deploykit.data.sources import Dataset
     from deploykit.precision.calibration import CalibrationOptions
@@ -99,6 +100,17 @@ def check_asked(
             f"the calibration table is not what is asked for: {'; '.join(different)}",
             expected="images, method and size as the table was made with",
             fix="ask for those, or give another name as the table: it is then made anew",
+        )
+
+
+def check_arrays(table: CalibrationTable, data: ArraySet) -> None:
+    """Check that a table was made on these arrays. Raises: StaleTableError, DataError."""
+    names, sha256 = data.fingerprint(_count(table))
+    if names != table.samples or sha256 != table.samples_sha256:
+        raise StaleTableError(
+            f"the calibration table was made on other arrays than those of {data.name}",
+            expected="the arrays that it was made on",
+            fix="give another name as the table: it is then made anew",
         )
 
 

@@ -1,0 +1,74 @@
+"""What a model is calibrated on, and how: a group of options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path  # noqa: TC003 - the parser reads it when it runs
+from typing import Annotated, Any
+
+from deploykit.cli import options
+from deploykit.cli.parsing import Option
+
+_IMAGES = 512
+"""To calibrate on, where nobody says how many."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """what it is calibrated on, and how"""  # noqa: D415 - the heading of a help page
+
+    calib_dir: Annotated[Path | None, Option(help="Folder of images, nested.")] = None
+    calib_source: Annotated[
+        str | None, Option(help="SOURCE:LOCATION, such as coco:DIR, in place of --calib-dir.")
+    ] = None
+    calib_data: Annotated[
+        Path | None, Option(help="Folder of .npy or .npz files, for a model without images.")
+    ] = None
+    calib_method: Annotated[
+        str | None, Option(help="mse (default), minmax, percentile or entropy.")
+    ] = None
+    calib_size: Annotated[
+        int | None, Option(help="Images to use, evenly spread.  [default: 512]")
+    ] = None
+    calib_batch_size: Annotated[
+        int | None,
+        Option(help="Images per forward pass.  [default: 8, fewer where they are large]"),
+    ] = None
+    percentile: Annotated[
+        float | None, Option(help="Of |x|, for --calib-method percentile.  [default: 99.99]")
+    ] = None
+    table: Annotated[
+        Path | None,
+        Option(help="Calibration table: read if it exists and is what is asked for, else written."),
+    ] = None
+    skip_unreadable: Annotated[
+        bool, Option(help="Count unreadable images instead of stopping.")
+    ] = False
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of `QuantizeOptions` about calibration. Raises: OptionError."""
+        from deploykit.precision.calibration import CalibrationOptions  # noqa: PLC0415 - slow
+
+        method = {
+            "observer": self.calib_method,
+            "size": self.calib_size,
+            "percentile": self.percentile,
+        }
+        asked: dict[str, Any] = {name: v for name, v in method.items() if v is not None}
+        known = self.table is not None and self.table.exists()
+        return {
+            "source": options.calibration(
+                self.calib_dir, self.calib_source, self.calib_data, needed=not known
+            ),
+            "data": self.calib_data,
+            "calibration": CalibrationOptions(
+                **{"size": _IMAGES, **asked},
+                batch_size=self.calib_batch_size,
+                skip_unreadable=self.skip_unreadable,
+            ),
+            "asked": asked,
+            "table": self.table,
+        }
+
+
+ON_NOTHING = Calibrated()
