@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import signal
@@ -122,7 +123,9 @@ def _log(error: BaseException) -> str:
 
 def _states(options: Mapping[str, Any]) -> dict[Path, tuple[int, int, int] | None]:
     """Return what lies at every path that a command may write; None: nothing."""
-    given = [value for value in options.values() if isinstance(value, Path) and value.name]
+    groups = (vars(value) for value in options.values() if dataclasses.is_dataclass(value))
+    values = [*options.values(), *(value for group in groups for value in group.values())]
+    given = [value for value in values if isinstance(value, Path) and value.name]
     paths = [path.with_name(path.name + end) for path in given for end in ("", *_BESIDE)]
     paths += [path.with_suffix(end) for path in given for end in _SIBLINGS]
     return {path: _state(path) for path in paths}
