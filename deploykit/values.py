@@ -214,6 +214,8 @@ class BenchRecord:
     protocol: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    time: str = field(default="", compare=False)
+    """When it was kept, UTC in ISO 8601; empty: not kept, or by a version that did not say it."""
 
     @property
     def wall(self) -> stats.Summary:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import traceback
 from collections import Counter
 from dataclasses import replace
@@ -76,8 +77,16 @@ def test_an_artifact_becomes_a_record_with_its_size(tmp_path: Path) -> None:
     path = tmp_path / "m.engine"
     path.write_bytes(b"12345")
     artifact = Artifact(path, "bb", parents={"m.onnx": "aa"})
-    found = records.artifact_record(artifact, [LayerPrecision("a", "Conv", "fp16", 1)], target="T4")
-    assert found == ArtifactRecord("m.engine", "bb", 5, {"fp16": 1.0}, "T4", {"m.onnx": "aa"})
+    layer = LayerPrecision("a", "Conv", "fp16", 1)
+    found = records.artifact_record(artifact, [layer], target="T4")
+    parents = {"m.onnx": "aa"}
+    assert found == ArtifactRecord(
+        *("m.engine", "bb", 5, {"fp16": 1.0}, "T4", parents), read_back=(layer,)
+    )
+    records.append(tmp_path / "r.jsonl", found)
+    (kept,) = records.read([tmp_path / "r.jsonl"])
+    assert kept == found
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", kept.time)
     path.unlink()
     with pytest.raises(InputError, match=r"cannot read .*m\.engine"):
         records.artifact_record(artifact, [])
@@ -144,6 +153,8 @@ def test_what_is_not_a_record_is_named_with_its_line(
         (FILE, "bytes", 1.5),
         (FILE, "precision", {"int8": 1.5}),
         (FILE, "parents", {"m.onnx": 1}),
+        (FILE, "read_back", [{"name": "a"}]),
+        (FILE, "time", 5),
     ],
 )
 def test_a_field_of_the_wrong_form_is_named(

@@ -1,20 +1,24 @@
 from __future__ import annotations
 
+import base64
+import io
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from deploykit import reporting
 from deploykit.errors import InputError, OptionError, OutputError
 from deploykit.measuring import conditions
 from deploykit.measuring.records import AccuracyRecord, ArtifactRecord, Record
-from deploykit.reporting import markdown, page
-from deploykit.values import BenchRecord
+from deploykit.reporting import markdown, page, pictures
+from deploykit.values import BenchRecord, LayerPrecision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +56,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag != "meta":
+        if tag not in {"meta", "img"}:
             self.open.append(tag)
         if tag == "tr":
             self.rows.append([])
@@ -72,7 +76,7 @@ class Page(HTMLParser):
             self._value = None
 
 
-def write(records: list[Record], path: Path, **options: str) -> tuple[str, str]:
+def write(records: list[Record], path: Path, **options: Any) -> tuple[str, str]:
     html, md = reporting.report(records, path / "report.html", **options)
     return html.read_text(encoding="utf-8"), md.read_text(encoding="utf-8")
 
@@ -236,3 +240,90 @@ def test_no_records_and_another_format_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"):
         reporting.report(RECORDS, tmp_path / "absent" / "r.html")
     assert list(tmp_path.iterdir()) == []
+
+
+LAYERS = (
+    LayerPrecision("stem.Conv", "Conv", "int8", 300),
+    LayerPrecision("head.Conv", "Conv", "fp16", 100, "not counted"),
+)
+
+
+def test_a_verdict_says_each_model_beside_the_one_it_was_made_from(tmp_path: Path) -> None:
+    whole = replace(BENCH, model="m.int8.onnx", model_sha256="8" * 64)
+    fast = replace(whole, seconds=tuple(value / 2 for value in BENCH.seconds))
+    html, md = write([*RECORDS, fast], tmp_path)
+    said = "m.int8.onnx: AP 0.6000, where m.onnx has 0.6123; 2.00 x its speed; 0.25 x its size; "
+    assert said + "97.3% of its work in INT8." in " ".join(Page(html).texts)
+    assert "97.3% of its work in INT8." in md
+    alone, _ = write(RECORDS[:1], tmp_path)
+    assert "No model here was scored beside" in alone
+
+
+def test_a_page_says_when_its_records_were_kept(tmp_path: Path) -> None:
+    html, md = write(RECORDS, tmp_path)
+    assert "The records have no date." in html
+    assert "The records have no date." in md
+    dated = [
+        replace(RECORDS[0], time="2026-03-04T05:06:07+00:00"),
+        replace(RECORDS[4], time="2026-03-06T05:06:07+00:00"),
+    ]
+    html, _ = write(dated, tmp_path)
+    assert "Measured 2026-03-04 to 2026-03-06." in html
+
+
+def test_the_precision_of_every_layer_is_folded_under_a_line(tmp_path: Path) -> None:
+    made = ArtifactRecord("m.int8.onnx", "8" * 64, 9, {"int8": 1.0}, read_back=LAYERS)
+    html, md = write([made, *RECORDS], tmp_path)
+    found = Page(html)
+    assert [tag for tag, _ in found.tags].count("details") == 0, "the later record counts"
+    html, md = write([*RECORDS, made], tmp_path)
+    found = Page(html)
+    assert "m.int8.onnx: 1 int8, 1 fp16" in found.texts
+    assert [("stem.Conv", None), ("Conv", None), ("int8", None), ("75.0", 0.75), ("-", None)] in (
+        found.rows
+    )
+    assert "<summary>m.int8.onnx: 1 int8, 1 fp16</summary>" in md
+
+
+def test_a_page_shows_a_few_of_the_pictures_that_predict_wrote(tmp_path: Path) -> None:
+    for i in range(9):
+        Image.new("RGB", (2000, 500), (i, 0, 0)).save(tmp_path / f"{i}.png")
+        said = [{"model": f"{name}.onnx", "said": "1 <cat>"} for name in "ab"]
+        if i == 1:
+            said[1]["said"] = ""
+        data = {"image": f"{i}.jpg", "models": said, "schema_version": 1}
+        (tmp_path / f"{i}.json").write_text(json.dumps(data))
+    Image.new("RGB", (9, 9)).save(tmp_path / "other.png")
+    seen = pictures.read(tmp_path)
+    assert len(seen) == pictures.MOST
+    assert seen[0].caption == "0.jpg. all models: 1 <cat>"
+    assert seen[1].caption == "1.jpg. a.onnx: 1 <cat>; b.onnx: nothing"
+    html, md = write(RECORDS, tmp_path, pictures=seen)
+    sources = [str(attrs["src"]) for tag, attrs in Page(html).tags if tag == "img"]
+    assert len(sources) == pictures.MOST
+    first = base64.b64decode(sources[0].removeprefix("data:image/jpeg;base64,"))
+    with Image.open(io.BytesIO(first)) as image:
+        assert image.size == (1000, 250)
+    assert "img-src data:" in html
+    assert "base64" not in md
+    with pytest.raises(InputError, match="holds no predictions"):
+        pictures.read(tmp_path / "absent")
+    (tmp_path / "0.json").write_text('{"image": 3}')
+    with pytest.raises(InputError, match="not a prediction"):
+        pictures.read(tmp_path)
+
+
+def test_charts_come_for_wide_and_for_narrow_screens_with_no_text_beyond_either(
+    tmp_path: Path,
+) -> None:
+    html, _ = write(RECORDS, tmp_path)
+    boxes = re.findall(r'viewBox="0 0 (\d+) \d+"', html)
+    assert set(boxes) == {"1000", "350"}
+    assert boxes.count("1000") == boxes.count("350")
+    for drawing in re.findall(r'<svg [^>]*viewBox="0 0 350 .*?</svg>', html, re.DOTALL):
+        for said, text in re.findall(r"<text ([^>]*)>([^<]*)<", drawing):
+            x, width = float(said.split('"')[1]), 6.4 * len(text)
+            shares = {"end": 1.0, "middle": 0.5}
+            start = x - width * next((s for name, s in shares.items() if f'"{name}"' in said), 0.0)
+            assert start >= -6, text
+            assert start + width <= 356, text

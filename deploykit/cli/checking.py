@@ -196,16 +196,19 @@ def report(
     output: Annotated[Path, Option("-o", "--output", help="report.html; .md beside it.")],
     *,
     title: Annotated[str, Option(help="Heading of the page.")] = "deploykit report",
+    pictures: Annotated[
+        Path | None, Option(help="Folder that `deploykit predict` wrote: a few are shown.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Records to one table: a self-contained HTML page, and the same as Markdown.
 
     Examples:
-        deploykit report records.jsonl -o report.html
+        deploykit report records.jsonl --pictures predictions -o report.html
     """
     from deploykit import pipeline  # noqa: PLC0415
 
-    summary, written = pipeline.report(records, output, title=title)
+    summary, written = pipeline.report(records, output, title=title, pictures=pictures)
     data = {"written": [str(path) for path in written]}
     text = "\n".join([summary, "", *(f"wrote {path}" for path in written)])
     printing.emit(data, text, as_json=as_json)

@@ -43,6 +43,9 @@ _DISPLAY = record(
         "scale": number(),
     },
 )
+_LAYER = record(
+    {"name": text(), "op": text(), "precision": text()}, {"macs": whole(0), "note": text()}
+)
 CHECKS: Mapping[str, Check] = {
     **dict.fromkeys(("model", "model_sha256", "backend", "scope", "dataset"), text()),
     **dict.fromkeys(("task", "primary"), text()),
@@ -57,5 +60,7 @@ CHECKS: Mapping[str, Check] = {
     **dict.fromkeys(("metrics", "per_class"), _SCORES),
     "precision": mapping(number(0, 1)),
     "parents": mapping(text()),
+    "read_back": schema.many(_LAYER),
+    "time": schema.text(most=40),
 }
 """Name of a record's field -> what its JSON value must be."""

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from deploykit.errors import InputError, OutputError
@@ -13,13 +14,13 @@ from deploykit.files import appending, jsonfile, paths, schema
 from deploykit.measuring.fields import CHECKS
 from deploykit.tasks import coco
 from deploykit.tasks.task import Display
-from deploykit.values import SCHEMA_VERSION, BenchRecord
+from deploykit.values import SCHEMA_VERSION, BenchRecord, LayerPrecision
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from deploykit.values import Artifact, Json, LayerPrecision
+    from deploykit.values import Artifact, Json
 
 _NAMED = 4
 """Layers that a remark names."""
@@ -49,6 +50,8 @@ class AccuracyRecord:
     """What makes the scores others than those of the family's own pipeline."""
     display: Mapping[str, Display] = field(default_factory=dict)
     """Metric name -> how it is shown; where a record does not say it, see `shown`."""
+    time: str = field(default="", compare=False)
+    """When it was kept, UTC in ISO 8601; empty: not kept, or by a version that did not say it."""
 
     def shown(self) -> dict[str, Display]:
         """Return how each metric is shown, the primary one first.
@@ -80,6 +83,10 @@ class ArtifactRecord:
     parents: Mapping[str, str] = field(default_factory=dict)
     """File name -> sha256 of each file this one was made from."""
     notes: tuple[str, ...] = ()
+    read_back: tuple[LayerPrecision, ...] = ()
+    """The precision of each layer; none in files of versions that did not say it."""
+    time: str = field(default="", compare=False)
+    """As of `AccuracyRecord`."""
 
     def to_json(self) -> Json:
         """Return the record as plain JSON values."""
@@ -97,6 +104,7 @@ def artifact_record(
     notes: tuple[str, ...] = (),
 ) -> ArtifactRecord:
     """Return the record of a file and its layers. Raises: InputError where it is not there."""
+    kept = list(layers)
     try:
         size = artifact.path.stat().st_size
     except OSError as error:
@@ -105,10 +113,11 @@ def artifact_record(
         path=artifact.path.name,
         sha256=artifact.sha256,
         bytes=size,
-        precision=shares(layers),
+        precision=shares(kept),
         target=target,
         parents=dict(artifact.parents),
         notes=notes,
+        read_back=tuple(kept),
     )
 
 
@@ -138,9 +147,10 @@ def _few(names: Sequence[str]) -> str:
 def append(path: Path, record: Record) -> None:
     """Add `record` to the file as one line, at once; a full disk leaves the file as it was.
 
-    Raises: OutputError.
+    The line says when. Raises: OutputError.
     """
-    appending.append(path, json.dumps(record.to_json(), sort_keys=True, allow_nan=False))
+    data = {**record.to_json(), "time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    appending.append(path, json.dumps(data, sort_keys=True, allow_nan=False))
 
 
 def check_appendable(path: Path) -> None:
@@ -191,7 +201,7 @@ def _read(path: Path) -> Iterator[Record]:
 
 
 _EXPECTED = "records as JSON lines, as bench, eval and build write them"
-_LATER = frozenset({"task", "primary", "display"})
+_LATER = frozenset({"task", "primary", "display", "read_back", "time"})
 """Fields that a record may lack."""
 _KINDS: Mapping[str, type[Any]] = {
     "bench": BenchRecord,
@@ -229,5 +239,7 @@ def _decode(data: Json, where: str) -> Record:
     jsonfile.fitted(data, schema.record(checks, later), "a record", where)
     if "display" in data:
         data["display"] = {name: Display(**shown) for name, shown in data["display"].items()}
+    if "read_back" in data:
+        data["read_back"] = [LayerPrecision(**layer) for layer in data["read_back"]]
     record: Record = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
     return record

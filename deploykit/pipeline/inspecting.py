@@ -13,6 +13,7 @@ from deploykit.measuring import records
 from deploykit.pipeline import intake, opening, places
 from deploykit.precision import lint
 from deploykit.recipes import opened
+from deploykit.reporting import pictures as shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,13 +92,22 @@ def engine_backend(path: Path) -> str:
 
 
 def report(
-    paths: Sequence[StrPath], output: StrPath, *, title: str = "deploykit report"
+    paths: Sequence[StrPath],
+    output: StrPath,
+    *,
+    title: str = "deploykit report",
+    pictures: StrPath | None = None,
 ) -> tuple[str, tuple[Path, ...]]:
-    """Return the summary table as text and the files written. Raises: InputError, OutputError."""
+    """Return the summary table as text and the files written.
+
+    pictures: A folder that `predict` wrote, of which the page shows a few. Raises: InputError,
+    OutputError.
+    """
     output, sources = Path(output), [Path(path) for path in paths]
     reads = {f"file {i} of records": path for i, path in enumerate(sources, start=1)}
     for page in reporting.pages(output):
         places.check(reads, output=page)
     found = records.read(sources)
-    written = reporting.report(found, output, title=title)
+    seen = () if pictures is None else shown.read(Path(pictures))
+    written = reporting.report(found, output, title=title, pictures=seen)
     return reporting.summary(found), written

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deploykit.measuring.records import Record
+    from deploykit.reporting.pictures import Picture
 
 __all__ = ["Joined", "Machine", "Row", "join", "pages", "report", "summary"]
-_FORMATS = {".html": page.render, ".md": markdown.render}
+_FORMATS = (".html", ".md")
 
 
 def summary(records: Sequence[Record]) -> str:
@@ -28,30 +29,35 @@ def summary(records: Sequence[Record]) -> str:
 
 
 def report(
-    records: Sequence[Record], output: Path, *, title: str = sections.TITLE
+    records: Sequence[Record],
+    output: Path,
+    *,
+    title: str = sections.TITLE,
+    pictures: Sequence[Picture] = (),
 ) -> tuple[Path, ...]:
     """Return the files written: `output` and the same report in the other format beside it.
 
-    Machines are never mixed in one table. The same records give the same bytes.
+    pictures: Shown on the page. Machines are never mixed in one table. The same records give the
+    same bytes.
 
     Raises: InputError where there are no records; OptionError where `output` ends neither in
     .html nor in .md; OutputError.
     """
     joined = _joined(records)
-    found = pages(output)
-    for path in found:
-        artifacts.write_text(path, _FORMATS[path.suffix](joined, title))
+    html, plain = found = pages(output)
+    artifacts.write_text(html, page.render(joined, title, pictures))
+    artifacts.write_text(plain, markdown.render(joined, title))
     return found
 
 
-def pages(output: Path) -> tuple[Path, ...]:
+def pages(output: Path) -> tuple[Path, Path]:
     """Return every file that a report called `output` consists of. Raises: OptionError."""
     if output.suffix not in _FORMATS:
         raise OptionError(
             f"a report cannot be written as {output.name!r}",
             expected=f"a name that ends in {' or '.join(_FORMATS)}",
         )
-    return tuple(output.with_suffix(suffix) for suffix in _FORMATS)
+    return output.with_suffix(".html"), output.with_suffix(".md")
 
 
 def _joined(records: Sequence[Record]) -> Joined:

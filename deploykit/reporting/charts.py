@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from deploykit.reporting.rows import Row
     from deploykit.values import BenchRecord
 
-WIDTH = 1000
-"""Of every chart, in the units of its view box."""
+WIDTH, NARROW = 1000, 350
+"""Of every chart, in the units of its view box; the second for screens as narrow as a phone's."""
+_LETTER = 6.4
+"""Width of a letter, about."""
 _MARGIN = 14
-_ROW = 64
-"""Height of one latency distribution, its label included."""
+_ROW, _LINE = 64, 18
+"""Height of one latency distribution, its label included, and of a further line of text."""
 _BINS = 90
 _LABEL = 260
 """Width of the column of names left of the bars."""
@@ -31,7 +33,7 @@ _LEAST_STEPS = 200
 below it must look small."""
 
 
-def latencies(rows: Sequence[Row]) -> Markup | None:
+def latencies(rows: Sequence[Row], width: int = WIDTH) -> Markup | None:
     """Return the distribution of the wall time of every timed row; None where there is none.
 
     All rows share one axis, which ends a little after the slowest 99th percentile; how many
@@ -42,15 +44,18 @@ def latencies(rows: Sequence[Row]) -> Markup | None:
         return None
     figures = [bench.wall for _, bench in timed]
     ends = [wall.minimum for wall in figures] + [wall.p99 for wall in figures]
-    axis = spanning([end * 1e3 for end in ends], _MARGIN, WIDTH - _MARGIN)
-    bottom = len(timed) * _ROW
-    drawn = [_distribution(row, bench, axis, i * _ROW) for i, (row, bench) in enumerate(timed)]
+    axis = spanning([end * 1e3 for end in ends], _MARGIN, width - _MARGIN)
+    tall = _ROW if width == WIDTH else _ROW + _LINE
+    bottom = len(timed) * tall
+    drawn = [_distribution(row, bench, axis, i * tall) for i, (row, bench) in enumerate(timed)]
     marks = _horizontal(axis, 0, bottom, "milliseconds per batch")
-    return _svg("Distribution of the latency of each model", bottom + 44, [marks, *drawn])
+    title = "Distribution of the latency of each model"
+    return _svg(title, (width, bottom + 44), [marks, *drawn])
 
 
 def _distribution(row: Row, bench: BenchRecord, axis: Axis, top: float) -> Markup:
-    base, wall = top + _ROW - 6, bench.wall
+    is_wide = axis.end > NARROW
+    base, wall = top + _ROW - 6 + (0 if is_wide else _LINE), bench.wall
     counts = [0] * _BINS
     inside = [s * 1e3 for s in bench.seconds if s * 1e3 <= axis.high]
     for value in inside:
@@ -61,6 +66,7 @@ def _distribution(row: Row, bench: BenchRecord, axis: Axis, top: float) -> Marku
     beyond = len(bench.seconds) - len(inside)
     p50, p99 = (axis(value * 1e3) for value in (wall.p50, wall.p99))
     note = f"p50 {milliseconds(wall.p50).text} ms, p99 {milliseconds(wall.p99).text} ms"
+    label = f"{_short(row.name)}, {measured(row).text}"
     if beyond:
         note += f"; {beyond} slower, up to {milliseconds(wall.maximum).text} ms"
     return element(
@@ -70,12 +76,14 @@ def _distribution(row: Row, bench: BenchRecord, axis: Axis, top: float) -> Marku
         _line(axis.start, base, axis.end, base, "grid"),
         _line(p50, base - _ROW + 28, p50, base + 4, "median"),
         _line(p99, base - 12, p99, base + 4, "tail"),
-        _text(axis.start, top + 14, f"{_short(row.name)}, {measured(row).text}", "label"),
-        _text(axis.end, top + 14, note, "value", anchor="end"),
+        _text(axis.start, top + 14, label if is_wide else _cut(label, axis), "label"),
+        _text(axis.end, top + 14, note, "value", anchor="end")
+        if is_wide
+        else _text(axis.start, top + 14 + _LINE, _cut(note, axis), "value"),
     )
 
 
-def trade_off(rows: Sequence[Row]) -> Markup | None:
+def trade_off(rows: Sequence[Row], width: int = WIDTH) -> Markup | None:
     """Return the primary metric against FPS, a point per row that has both; None for fewer than 2.
 
     Of the scopes `device` and `end-to-end` only the one that most rows have is drawn.
@@ -90,7 +98,7 @@ def trade_off(rows: Sequence[Row]) -> Markup | None:
     if len(known) < 2:
         return None
     display = next(row.primary.display for row, _, _ in known if row.primary)
-    across = spanning([fps for _, fps, _ in known], 64, WIDTH - _MARGIN, margin=0.15)
+    across = spanning([fps for _, fps, _ in known], 64, width - _MARGIN, margin=0.15)
     scores = [value for _, _, value in known]
     middle = (min(scores) + max(scores)) / 2
     room = _LEAST_STEPS * 10.0**-display.digits / 2
@@ -104,19 +112,27 @@ def trade_off(rows: Sequence[Row]) -> Markup | None:
     taken: list[tuple[float, float]] = []
     for row, fps, value in sorted(known, key=lambda point: up(point[2])):
         note = f"{display.title} {value:.{display.digits}f}, {rate(fps).text} FPS"
-        marks.append(_point(row, across(fps), up(value), note, taken))
-    return _svg("Accuracy against speed: up and to the right is better", _SCATTER + 44, marks)
+        marks.append(_point(row, (across(fps), up(value), width), note, taken))
+    said = "Accuracy against speed: up and to the right is better"
+    return _svg(said, (width, _SCATTER + 44), marks)
 
 
-def _point(row: Row, x: float, y: float, note: str, taken: list[tuple[float, float]]) -> Markup:
-    """Return a labelled point; the label moves down until it covers none that is `taken`."""
-    left = x > WIDTH * 0.6  # else the label would leave the chart
+def _point(
+    row: Row, place: tuple[float, float, int], note: str, taken: list[tuple[float, float]]
+) -> Markup:
+    """Return a labelled point; the label moves down until it covers none that is `taken`.
+
+    place: The point, and the width of the chart.
+    """
+    x, y, width = place
+    left = x > width * 0.6  # else the label would leave the chart
     at = y + 4
-    while any(abs(at - other) < 15 and abs(x - column) < WIDTH / 2 for column, other in taken):
+    while any(abs(at - other) < 15 and abs(x - column) < width / 2 for column, other in taken):
         at += 15
     taken.append((x, at))
     batch = f"batch {row.bench.batch_size}" if row.bench else ""
-    name = ", ".join(filter(None, (_short(row.name), row.precision, batch)))
+    room = int(((x if left else width - x) - 20) / _LETTER)
+    name = _short(", ".join(filter(None, (_short(row.name), row.precision, batch))), room)
     return element(
         "g",
         element("title", f"{row.name}, {measured(row).text}: {note}"),
@@ -125,23 +141,28 @@ def _point(row: Row, x: float, y: float, note: str, taken: list[tuple[float, flo
     )
 
 
-def sizes(rows: Sequence[Row]) -> Markup | None:
+def sizes(rows: Sequence[Row], width: int = WIDTH) -> Markup | None:
     """Return a bar per file whose size is known, each file once; None for fewer than two."""
     files = {(row.name, row.bytes): row for row in rows if row.bytes}
     if len(files) < 2:
         return None
     largest = max(row.bytes or 0 for row in files.values())
-    axis = Axis(0, largest, _LABEL, WIDTH - 90)
-    bars = [_size_bar(row, axis, i * _BAR) for i, row in enumerate(files.values())]
-    return _svg("File size of each model", len(files) * _BAR + 4, bars)
+    axis = Axis(0, largest, _LABEL if width == WIDTH else 0, width - 90)
+    tall = _BAR if width == WIDTH else _BAR + _LINE
+    bars = [_size_bar(row, axis, i * tall) for i, row in enumerate(files.values())]
+    return _svg("File size of each model", (width, len(files) * tall + 4), bars)
 
 
 def _size_bar(row: Row, axis: Axis, top: float) -> Markup:
-    end = axis(row.bytes or 0)
+    end, label = axis(row.bytes or 0), _text(0, top + 13, _short(row.name), "label")
+    if axis.start:
+        label = _text(axis.start - 10, top + 19, _short(row.name), "label", anchor="end")
+    else:
+        top += _LINE - 5
     return element(
         "g",
         element("title", f"{row.name}: {row.bytes} bytes"),
-        _text(_LABEL - 10, top + 19, _short(row.name), "label", anchor="end"),
+        label,
         element(
             "rect",
             x=axis.start,
@@ -158,7 +179,7 @@ def _size_bar(row: Row, axis: Axis, top: float) -> Markup:
 def _horizontal(axis: Axis, top: float, bottom: float, unit: str) -> Markup:
     """Return the grid lines and figures of an axis from left to right."""
     parts: list[Markup] = []
-    for tick in axis.ticks():
+    for tick in axis.ticks(8 if axis.end > NARROW else 5):
         x = axis(tick)
         parts += [
             _line(x, top, x, bottom, "grid"),
@@ -178,12 +199,12 @@ def _vertical(axis: Axis, across: Axis, title: str) -> Markup:
     return join([*parts, _text(across.start + 6, _MARGIN + 4, title, "tick")])
 
 
-def _svg(title: str, height: float, parts: Sequence[Markup]) -> Markup:
+def _svg(title: str, size: tuple[float, float], parts: Sequence[Markup]) -> Markup:
     return element(
         "svg",
         element("title", title),
         *parts,
-        viewBox=f"0 0 {WIDTH} {height:g}",
+        viewBox=f"0 0 {size[0]:g} {size[1]:g}",
         role="img",
         aria_label=title,
     )
@@ -198,9 +219,14 @@ def _text(x: float, y: float, text: str, kind: str, *, anchor: str | None = None
     return element("text", text, x=f"{x:.1f}", y=f"{y:.1f}", class_=kind, text_anchor=anchor)
 
 
+def _cut(text: str, axis: Axis) -> str:
+    """Return as much of a text as an axis is wide."""
+    return _short(text, int((axis.end - axis.start) / _LETTER))
+
+
 def _short(name: str, most: int = 32) -> str:
     text = plain(name)
-    return text if len(text) <= most else text[: most - 1] + "\u2026"
+    return text if len(text) <= most else text[: max(most - 1, 1)] + "\u2026"
 
 
 def _colour(row: Row) -> str:
@@ -209,8 +235,16 @@ def _colour(row: Row) -> str:
     return main if main in {"int8", "fp16", "fp32"} else "other"
 
 
-CHARTS: dict[str, Callable[[Sequence[Row]], Markup | None]] = {
+CHARTS: dict[str, Callable[[Sequence[Row], int], Markup | None]] = {
     "Accuracy against speed": trade_off,
     "Latency distribution": latencies,
 }
-"""Caption -> chart of the rows of one machine."""
+"""Caption -> chart of the rows of one machine, in a width."""
+
+
+def both(draw: Callable[[Sequence[Row], int], Markup | None], rows: Sequence[Row]) -> Markup | None:
+    """Return a chart for wide screens and for narrow ones, of which the style sheet shows one."""
+    wide, narrow = draw(rows, WIDTH), draw(rows, NARROW)
+    if wide is None or narrow is None:
+        return None
+    return join([element("div", wide, class_="wide"), element("div", narrow, class_="narrow")])

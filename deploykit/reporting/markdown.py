@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from deploykit.reporting import sections
+from deploykit.reporting import sections, verdict
 from deploykit.reporting.markup import plain
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ def _escaped(match: re.Match[str]) -> str:
 
 def render(joined: Joined, title: str) -> str:
     """Return the whole report under the heading `title`."""
-    lines = [f"# {escape(title)}", "", escape(sections.lead(joined)), ""]
+    lines = [f"# {escape(title)}", ""]
+    lines += [f"**{escape(line)}**\n" for line in verdict.verdict(joined)]
+    lines += [escape(f"{sections.lead(joined)} {verdict.dated(joined)}"), ""]
     found = sections.warnings(joined)
     if found:
         lines += ["> [!WARNING]", *(f"> - {escape(text)}" for text in found), ""]
@@ -43,13 +45,16 @@ def render(joined: Joined, title: str) -> str:
 
 
 def _section(section: Section) -> Iterator[str]:
-    if not section.tables:
+    if not section.tables and not section.folded:
         return
     yield from (f"{'#' * section.level} {escape(section.title)}", "")
     if section.prose:
         yield from (escape(section.prose), "")
     for table in section.tables:
         yield from _table(table)
+    for line, table in section.folded:
+        yield from ("<details>", f"<summary>{escape(line)}</summary>", "")
+        yield from (*_table(table), "</details>", "")
 
 
 def _table(table: Table) -> Iterator[str]:

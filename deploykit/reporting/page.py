@@ -1,24 +1,30 @@
-"""The report as one HTML page that loads nothing: no script, no font, no picture."""
+"""The report as one HTML page that loads nothing: no script, no font; pictures are inside it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit.reporting import sections
+from deploykit.reporting import sections, verdict
 from deploykit.reporting.markup import Markup, element, join
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from deploykit.reporting.pictures import Picture
     from deploykit.reporting.rows import Joined
     from deploykit.reporting.sections import Section
     from deploykit.reporting.tables import Cell, Table
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+    "form-action 'none'"
+)
 """Even markup that got in by mistake could neither run nor load anything."""
 _COLOURS = {"int8": "int8", "fp16": "fp16", "fp32": "fp32", "other": "not read back"}
 
 
-def render(joined: Joined, title: str) -> str:
+def render(joined: Joined, title: str, pictures: Sequence[Picture] = ()) -> str:
     """Return the whole page under the heading `title`."""
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
     head = element(
@@ -29,14 +35,16 @@ def render(joined: Joined, title: str) -> str:
         element("title", title),
         element("style", Markup(style)),
     )
+    found = map(_section, sections.sections(joined))
     body = element(
         "body",
         element(
             "header",
             element("h1", title),
-            element("p", sections.lead(joined), class_="lead"),
+            *(element("p", line, class_="verdict") for line in verdict.verdict(joined)),
+            element("p", f"{sections.lead(joined)} {verdict.dated(joined)}", class_="lead"),
         ),
-        element("main", _warnings(joined), *map(_section, sections.sections(joined))),
+        element("main", _warnings(joined), _seen(pictures), *found),
         element("footer", "Made by deploykit from records of measurements."),
     )
     return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
@@ -53,6 +61,23 @@ def _warnings(joined: Joined) -> Markup:
     )
 
 
+def _seen(pictures: Sequence[Picture]) -> Markup:
+    """Return a few pictures of what models find."""
+    if not pictures:
+        return Markup()
+    shown = (
+        element(
+            "figure",
+            element("img", src=picture.data, alt=picture.alt),
+            element("figcaption", picture.caption),
+        )
+        for picture in pictures
+    )
+    return element(
+        "section", element("h2", "What the models find"), element("div", *shown, class_="seen")
+    )
+
+
 def _section(section: Section) -> Markup:
     first, rest = section.tables[:1], section.tables[1:]
     prose = element("p", section.prose) if section.prose else Markup()
@@ -63,6 +88,10 @@ def _section(section: Section) -> Markup:
         *map(_table, first),
         *(_figure(caption, drawing) for caption, drawing in section.charts),
         *map(_table, rest),
+        *(
+            element("details", element("summary", line), _table(table))
+            for line, table in section.folded
+        ),
     )
 
 
@@ -88,8 +117,8 @@ def _table(table: Table) -> Markup:
             "tr",
             element("th", row[0].text, scope="row"),
             *(
-                element("td", _cell(c), class_=kind)
-                for c, kind in zip(row[1:], kinds[1:], strict=True)
+                element("td", _cell(c), class_=kind, data_title=title)
+                for c, kind, title in zip(row[1:], kinds[1:], table.header[1:], strict=True)
             ),
         )
         for row in table.rows

@@ -84,6 +84,10 @@ class Joined:
     accuracies: tuple[AccuracyRecord, ...]
     compared_on: DataKey | None
     """The data set whose scores stand in the rows; None where nothing was evaluated."""
+    artifacts: tuple[ArtifactRecord, ...] = ()
+    """Every file that was made, in order."""
+    times: tuple[str, ...] = ()
+    """When each record was kept, as far as they say it."""
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -110,6 +114,8 @@ def join(records: Sequence[Record]) -> Joined:
         untimed=tuple(files.row(sha, name) for sha, name in names.items() if sha not in timed),
         accuracies=files.accuracies,
         compared_on=files.compared_on,
+        artifacts=tuple(files.artifacts.values()),
+        times=tuple(record.time for record in records if record.time),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deploykit.reporting import charts, scores, tables
+from deploykit.reporting import charts, layers, scores, tables
 from deploykit.reporting.rows import data_key
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ class Section:
     charts: tuple[tuple[str, Markup], ...] = ()
     """Caption and drawing; formats without drawings leave them out."""
     level: int = 2
+    folded: tuple[tuple[str, Table], ...] = ()
+    """A line each, and the table that it opens."""
 
 
 def lead(joined: Joined) -> str:
@@ -93,12 +95,16 @@ def _sections(joined: Joined) -> Iterator[Section]:
         yield _results(machine, table)
     for table in found[len(joined.machines) :]:
         yield Section("Not timed", tables=(table,))
-    drawing = charts.sizes(joined.rows)
+    drawing = charts.both(charts.sizes, joined.rows)
     if drawing is not None:
         yield Section("File size", charts=(("Size on disk, in megabytes (10^6 bytes)", drawing),))
     if joined.accuracies:
         tables_ = _filled(scores.accuracy(joined), scores.per_class(joined))
         yield Section("Accuracy", "Every score as it was measured.", tables_)
+    folded = tuple(layers.layers(joined))
+    if folded:
+        prose = "As read back from each file. Engines join layers."
+        yield Section("Precision of every layer", prose, folded=folded)
     for machine in joined.machines:
         yield Section(f"How it was measured on {machine.name}", _METHOD, _conditions(machine))
 
@@ -126,11 +132,11 @@ def summaries(joined: Joined) -> tuple[Table, ...]:
 
 
 def _results(machine: Machine, table: Table) -> Section:
-    drawings = _drawn((caption, draw(machine.rows)) for caption, draw in charts.CHARTS.items())
+    drawn = ((caption, charts.both(draw, machine.rows)) for caption, draw in charts.CHARTS.items())
     return Section(
         f"Results on {machine.name}",
         tables=(table, tables.latency(machine)),
-        charts=drawings,
+        charts=_drawn(drawn),
     )
 
 
