@@ -97,6 +97,21 @@ def test_a_convolution_whose_bias_is_a_float_kernel_of_its_own_is_int8(tmp_path:
     assert len(named) > 1, "its bias is added by a kernel that bears its name alone"
 
 
+@needs_builder
+def test_of_two_equal_convolutions_the_engine_has_one_and_both_are_read_back(
+    tmp_path: Path,
+) -> None:
+    graph = Graph()
+    weights = graph.normal(16, 3, 3, 3)
+    for name in ("one", "two"):  # each with Q/DQ of its own
+        inputs = [graph.qdq("images"), graph.qdq(weights, 16)]
+        graph.node("Conv", inputs, name, kernel_shape=[3, 3], pads=[1] * 4)
+    both = [node.output[0] for node in graph.nodes if node.op_type == "Conv"]
+    output = graph.node("Mul", [both[0], graph.node("Sigmoid", both[1:])])
+    layers = build(graph.save(tmp_path / "m.onnx", output))
+    assert multiplying(layers) == {"one": "int8", "two": "int8"}
+
+
 NAMES = (
     'say "hi"',
     "say _hi_",

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 UNKNOWN = "unknown"
 WEIGHTED = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")
 """ONNX ops that a graph may ask INT8 of."""
+_COMPARED = 4096
+"""Numbers of a constant, such as scales, that are compared one by one; another is itself alone."""
 _SHOWN = 8
 """Layers that an error names one by one."""
 
@@ -105,7 +107,7 @@ def read_back(
     shown = own or {}
     works = counted(model) if works is None else works
     names = {work.name for work in works}
-    claims = _claims(layers, names)
+    claims = _merged(_claims(layers, names), works)
     nodes, asked = [], []
     for work in works:
         name, quantized = work.name, _asks_int8(work.node)
@@ -125,6 +127,34 @@ def _claims(layers: Iterable[EngineLayer], names: set[str]) -> dict[str, list[En
         for node in _names(layer, names):
             found.setdefault(node, []).append(layer)
     return found
+
+
+def _merged(
+    claims: dict[str, list[EngineLayer]], works: Sequence[Work]
+) -> dict[str, list[EngineLayer]]:
+    """Return the claims, with a twin's for a node that no kernel names.
+
+    Of nodes that compute the same a builder keeps one.
+    """
+    made = {_formula(work.node): claims[work.name] for work in works if work.name in claims}
+    absent = {work.name: made.get(_formula(work.node)) for work in works if work.name not in claims}
+    return {**claims, **{name: found for name, found in absent.items() if found}}
+
+
+def _formula(node: ir.Node) -> tuple[object, ...]:
+    """Return what tells whether two nodes compute the same, Q/DQ before them written out."""
+    attributes = sorted(f"{name}={given.value}" for name, given in node.attributes.items())
+    return (node.domain, node.op_type, *attributes, *map(_operand, node.inputs))
+
+
+def _operand(value: ir.Value | None) -> object:
+    node = None if value is None else value.producer()
+    stores = node is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear")
+    if node is not None and stores:
+        return _formula(node)
+    if value is None or value.const_value is None or value.const_value.size > _COMPARED:
+        return value
+    return value.const_value.numpy().tobytes()
 
 
 def _names(layer: EngineLayer, names: set[str]) -> tuple[str, ...]:
