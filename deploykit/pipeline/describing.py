@@ -20,6 +20,7 @@ from deploykit.recipes import opened
 from deploykit.recipes.describing import NOTHING, UNKNOWN, unsaid
 from deploykit.tasks import heads
 from deploykit.tasks.detections import Detections
+from deploykit.tasks.task import Result
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -104,7 +105,7 @@ def _relative(outputs: Mapping[str, Floats], card: ModelCard) -> bool:
 def _shown(found: object, names: tuple[str, ...]) -> str:
     """Return what was found in words."""
     if not isinstance(found, Detections):
-        return type(found).__name__
+        return found.said(names) if isinstance(found, Result) else type(found).__name__
     if not len(found.boxes):
         return "no objects"
     first = int(found.classes[0])

@@ -99,8 +99,7 @@ def _sections(joined: Joined) -> Iterator[Section]:
     if drawing is not None:
         yield Section("File size", charts=(("Size on disk, in megabytes (10^6 bytes)", drawing),))
     if joined.accuracies:
-        tables_ = _filled(scores.accuracy(joined), scores.per_class(joined))
-        yield Section("Accuracy", "Every score as it was measured.", tables_)
+        yield _accuracy(joined)
     folded = tuple(layers.layers(joined))
     if folded:
         prose = "As read back from each file. Engines join layers."
@@ -109,6 +108,17 @@ def _sections(joined: Joined) -> Iterator[Section]:
         yield Section(f"How it was measured on {machine.name}", _METHOD, _conditions(machine))
 
 
+def _accuracy(joined: Joined) -> Section:
+    """Return every score; the classes under a line that opens them, where they are many."""
+    whole, classes = scores.accuracy(joined), scores.per_class(joined)
+    prose = "Every score as it was measured."
+    if len(classes.rows) <= _MOST_CLASSES:
+        return Section("Accuracy", prose, _filled(whole, classes))
+    folded = ((f"{classes.caption}: {len(classes.rows)}", classes),)
+    return Section("Accuracy", prose, (whole,), folded=folded)
+
+
+_MOST_CLASSES = 40
 _METHOD = (
     "FPS is batch size times iterations over the sum of their times. A percentile is always a "
     "measured value; its index is max(n - 1 - floor(n (100 - p) / 100), 0)."

@@ -28,6 +28,13 @@ _LINE = 200
 _TEXT = 30
 """The same per pixel of text height, and its least height."""
 _LEAST_TEXT = 11
+_PERSON = 17
+"""Points of COCO's person."""
+_LIMBS = (
+    *((0, 1), (0, 2), (1, 3), (2, 4), (5, 6), (5, 7), (7, 9), (6, 8), (8, 10)),
+    *((5, 11), (6, 12), (11, 12), (11, 13), (13, 15), (12, 14), (14, 16)),
+)
+"""Pairs of them that a line joins."""
 _LEAST_WIDTH = 320
 """Pixels of a picture that has a list below it."""
 PAPER, INK = (255, 255, 255), (20, 20, 20)
@@ -171,6 +178,9 @@ def _label(
 def _points(
     draw: ImageDraw.ImageDraw, points: Sequence[Sequence[float]], fill: Colour, radius: float
 ) -> None:
+    limbs = _LIMBS if len(points) == _PERSON else ()
+    for one, other in limbs:
+        draw.line((*points[one], *points[other]), fill=fill, width=max(1, round(radius)))
     for x, y in points:
         ends = (x - radius, y - radius, x + radius, y + radius)
         draw.ellipse(ends, fill=fill, outline=(255, 255, 255))
