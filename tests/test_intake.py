@@ -216,3 +216,17 @@ def test_numbers_of_a_constant_are_kept(tmp_path: Path) -> None:
     model = intake.read(path, Description(preprocess="unit", inputs={"n": tmp_path / "n.npy"}))
     (kept,) = [w for w in onnx.load_from_string(model.data).graph.initializer if w.name == "n"]
     np.testing.assert_array_equal(numpy_helper.to_array(kept), np.arange(5))
+
+
+def test_a_quantised_file_is_verified_against_the_bare_one_it_came_from(
+    tmp_path: Path, photos: Path
+) -> None:
+    net, output = two_layers()
+    path = net.save(tmp_path / "m.onnx", output, ("n", 3, "h", "w"))
+    about = Description(preprocess="imagenet", input_size=(SIDE, SIDE))
+    result = quantized(path, photos, about)
+    options = pipeline.VerifyOptions(source=f"folder:{photos}", rtol=0.2, count=2)
+    assert all(found.passed for found in pipeline.verify(result, path, options))
+    assert all(found.passed for found in pipeline.verify(path, result, options))
+    alone = pipeline.VerifyOptions(about=about, rtol=0.2, count=2)
+    assert all(found.passed for found in pipeline.verify(path, path, alone))

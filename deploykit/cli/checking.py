@@ -61,6 +61,7 @@ def verify(
         str | None, Option(help="SOURCE:LOCATION of images. Default: random ones.")
     ] = None,
     count: Annotated[int, Option(help="Images to compare on.")] = 8,
+    about: About = NOT_SAID,
     op: Op = None,
     plugins: Library = None,
     as_json: AsJson = False,
@@ -73,7 +74,7 @@ def verify(
     """
     from deploykit import pipeline  # noqa: PLC0415
 
-    wanted = pipeline.VerifyOptions(recipe, atol, rtol, source, count)
+    wanted = pipeline.VerifyOptions(recipe, atol, rtol, source, count, about.description())
     with options.named(op, plugins):
         found = pipeline.verify(candidate, against, wanted, progress=progress.bar)
     header = ("output", "max error", "mean error", "of range", "cosine", "")

@@ -42,6 +42,8 @@ class VerifyOptions:
     source: str | Dataset | None = None
     """Data set of the images; None: random ones."""
     count: int = 8
+    about: Description = NOTHING
+    """What the files do not say themselves."""
 
 
 def verify(
@@ -60,10 +62,12 @@ def verify(
     """
     candidate, reference = Path(candidate), Path(reference)
     opened: dict[Path, Model] = {}
-    size = None  # a checkpoint has none of its own: it takes that of the file it is compared with
+    size = card = None  # a checkpoint has none of its own, nor have many files: as the other
     for path in sorted({candidate, reference}, key=lambda path: kind(path) == "checkpoint"):
-        opened[path] = open_model(path, recipe=options.recipe, input_size=size)
-        card = opened[path].card
+        opened[path] = open_model(
+            path, recipe=options.recipe, input_size=size, about=options.about, like=card
+        )
+        card = opened[path].card or card
         size = card.preprocess.size if card else None
     return verification.verify(
         opened[candidate].session,

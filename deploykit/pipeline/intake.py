@@ -34,21 +34,23 @@ def read(path: Path, said: Description = NOTHING) -> Opened:
     return taken(opened.read(path), said)
 
 
-def taken(model: Opened, said: Description = NOTHING) -> Opened:
+def taken(model: Opened, said: Description = NOTHING, *, like: ModelCard | None = None) -> Opened:
     """Return a model ready for any stage: the same where nothing had to be done.
 
-    What was done and guessed is in its `notes`. Raises: ModelError, OptionError.
+    like: the card of the same model in another file, for one that has none. What was done and
+    guessed is in its `notes`. Raises: ModelError, OptionError.
     """
     graph = model.copy()
     try:
-        known = model.card
+        own = model.card
     except ModelError:  # of a damaged card, which who needs it reads again
         if said:
             raise
-        known = None
+        own = None
+    known = own or like
     notes = interface.closed(graph, _wanted(facts(graph, said), said, known))
     found = describing.described(facts(graph, said), said, known)
-    if found is None or found.card == known:
+    if found is None or found.card == own:
         return model.altered(graph, notes) if notes else model
     metadata.write(graph.metadata_props, found.card)
     return model.altered(graph, (*found.notes, *notes), computes=bool(notes))

@@ -141,7 +141,7 @@ def _read_by(task: Detection, card: ModelCard, head: object) -> Detection:
     return replace(task, read=heads.Reader(head, card.preprocess.size, len(card.class_names)))
 
 
-def open_model(  # noqa: PLR0913 - five things that only some kinds of file take
+def open_model(  # noqa: PLR0913 - six things that only some kinds of file take
     path: StrPath,
     *,
     backend: str | None = None,
@@ -149,11 +149,13 @@ def open_model(  # noqa: PLR0913 - five things that only some kinds of file take
     input_size: tuple[int, int] | None = None,
     threads: int = 0,
     about: Description = NOTHING,
+    like: ModelCard | None = None,
 ) -> Model:
     """Return the model in `path`; its content, and an engine's sidecar, say what runs it.
 
     `recipe`: by name or as a file, over what the model's card says. `input_size` (H, W) is for
     checkpoints, which do not say it. `about`: what the user says of a file that does not say it.
+    `like`: the card of the same model in another file, for an ONNX file that has none.
 
     Raises: InputError, OptionError, BackendError.
     """
@@ -165,7 +167,8 @@ def open_model(  # noqa: PLR0913 - five things that only some kinds of file take
         case "engine":
             model = _described(_open_engine(path, backend, threads), about)
         case _:
-            model = _open_onnx(intake.taken(opened.parsed(data, path), about), backend, threads)
+            taken = intake.taken(opened.parsed(data, path), about, like=like)
+            model = _open_onnx(taken, backend, threads)
     return replace(model, recipe=recipe)
 
 
