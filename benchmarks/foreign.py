@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -160,6 +161,9 @@ class Graph:
         images = np.load(self.arrays)[CALIBRATED:]
         wanted = outputs(self.float, images)
         known: Found = {tool: peers[tool] for tool in ("ort", "modelopt") if tool in peers}
+        for peer in known.values():
+            quantized = self.folder / f"{self.name}.{peer['method']}.onnx"
+            peer |= {"said": inspected(quantized)} if quantized.exists() else {}  # noqa: PLW2901
         found: Found = {"ours": self.ours(wanted, images), **known}
         for tool in {"ort", "modelopt"} - known.keys():
             tried = [self.peer(m, wanted, images) for m in self.methods if m.startswith(tool)]
@@ -243,12 +247,17 @@ class Graph:
             macs = products(model, {given: images[:1]})
         except Exception as error:  # noqa: BLE001 - a file that does not run is a result
             return {"failed": f"does not run: {str(error)[:300]}"}
-        said = deploykit("inspect", model)
-        record["said"] = said.get("shares", {}).get("int8", 0.0) if "failed" not in said else said
+        record["said"] = inspected(model)
         engine, why = built(fixed(model, (1, self.channels, *self.size)))
         if engine is None:
             return {**record, "engine": why}
         return {**record, "runs": share(engine, macs)}
+
+
+def inspected(model: Path) -> float | str:
+    """Return the INT8 share that `inspect` says a file has, or why it says none."""
+    said = deploykit("inspect", model)
+    return str(said["failed"]) if "failed" in said else said.get("shares", {}).get("int8", 0.0)
 
 
 def fixed(model: Path, shape: tuple[int, ...]) -> Path:
@@ -270,30 +279,43 @@ def records(path: Path) -> dict[str, Found]:
     return {found["name"]: found for found in map(json.loads, lines)}
 
 
+TOOLS = {"ours": "ours", "all": "ours, --int8-layers all", "ort": "ORT", "modelopt": "ModelOpt"}
+
+
 def table(found: dict[str, Found]) -> Iterator[str]:
-    """Yield the lines of the table."""
-    yield "| graph | ours dB | ORT dB | ModelOpt dB | ours INT8 | ORT INT8 | ModelOpt INT8 | note |"
-    yield "|---|---|---|---|---|---|---|---|"
-    for name in NAMES:
-        if name in found:
-            yield row(name, found[name])
+    """Yield the lines of the table: dB and INT8 share by the engine of each tool."""
+    yield f"| graph | {' | '.join(TOOLS.values())} | note |"
+    yield f"|---|{'---|' * len(TOOLS)}---|"
+    yield from (row(name, found[name]) for name in NAMES if name in found)
 
 
 def row(name: str, record: Found) -> str:
     """Return one line of the table."""
     if "failed" in record:
-        return f"| {name} | | | | | | | {record['failed'].splitlines()[-1][:120]} |"
-    tools = [record[tool] for tool in ("ours", "ort", "modelopt")]
-    ratio = ["/".join(f"{value:.1f}" for value in tool.get("snr", [])[:4]) for tool in tools]
-    runs = [f"{tool['runs']:.3f}" if "runs" in tool else "refused" for tool in tools]
-    notes = [str(tools[0].get("failed", ""))[:150].replace("\n", " ")]
-    for tool, key in zip(tools, ("ours", "ORT", "ModelOpt"), strict=True):
-        if isinstance(tool.get("said"), float) and "runs" in tool:
-            if abs(tool["said"] - tool["runs"]) > 0.01:
-                notes.append(f"{key}: inspect says {tool['said']:.3f}")
-        elif "said" in tool and not isinstance(tool["said"], float):
-            notes.append(f"{key}: inspect fails")
-    return f"| {name} | {' | '.join((*ratio, *runs))} | {'; '.join(filter(None, notes))} |"
+        return f"| {name} | | | | | {reason(record['failed'])} |"
+    cells, notes = [], []
+    for key, label in TOOLS.items():
+        tool = record.get(key, {})
+        ratio = "/".join(f"{value:.1f}" for value in tool.get("snr", [])[:4])
+        cells.append(f"{ratio} {tool['runs']:.1%}" if "runs" in tool else ratio)
+        said = tool.get("said", tool.get("runs", 0.0))
+        if isinstance(said, str):
+            notes.append(f"{label}: inspect fails")
+        elif "runs" in tool and abs(said - tool["runs"]) > NEAR:
+            notes.append(f"{label}: inspect says {said:.1%}")
+        if "failed" in tool or "engine" in tool:
+            notes.append(f"{label}: {reason(tool.get('failed', tool.get('engine', '')))}")
+    return f"| {name} | {' | '.join(cells)} | {'; '.join(notes)} |"
+
+
+NEAR = 0.01
+"""Of the products, that `inspect` and the engine's text may differ by."""
+
+
+def reason(text: str) -> str:
+    """Return a failure in a few words."""
+    message = re.search(r'"message": "(.*?)"[,}]', text)
+    return (message[1] if message else text.strip())[:160].replace("|", "/").replace("\n", " ")
 
 
 def main() -> None:

@@ -167,3 +167,13 @@ def test_a_dynamic_height_is_an_error_that_names_the_node_and_the_way_out() -> N
     with pytest.raises(ModelError, match="Conv 'layer'") as caught:
         counted(single("Conv", (1, 4, "height", 8), (6, 4, 3, 3)))
     assert "fixed height and width" in str(caught.value)
+
+
+def test_sizes_below_zero_are_open_ones() -> None:
+    model = single("Conv", (-1, 3, 8, 8), (4, 3, 3, 3))
+    between = helper.make_tensor_value_info("y", TensorProto.FLOAT, [-1, 4, -1, -1])
+    model.graph.output[0].CopyFrom(between)
+    assert counted(model) == {"layer": 4 * 6 * 6 * 3 * 3 * 3}
+    model = single("Conv", (-1, 3, -1, 8), (4, 3, 3, 3))
+    with pytest.raises(ModelError, match="cannot count the cost of Conv 'layer'"):
+        counted(model)

@@ -80,7 +80,7 @@ def dims(value: ir.Value | None) -> tuple[int, ...] | None:
     """Return the shape of `value` where every dimension is known, else None."""
     if value is None or value.shape is None:
         return None
-    known = tuple(dim for dim in value.shape if isinstance(dim, int))
+    known = tuple(dim for dim in value.shape if isinstance(dim, int) and dim >= 0)
     return known if len(known) == len(value.shape) else None
 
 

@@ -27,6 +27,8 @@ _LONGEST = 200
 
 def with_shapes(shaped: ir.Model) -> ir.Model:
     """Return the model, changed in place: its batch is fixed, every shape is inferred."""
+    for value in _values(shaped.graph):
+        value.shape = _opened(value.shape, given=value in shaped.graph.inputs)
     batches = [v.shape[0] for v in shaped.graph.inputs if v.shape]
     dynamic = {batch for batch in batches if not isinstance(batch, int)}
     known = {*shaped.graph.inputs, *shaped.graph.initializers.values()}
@@ -38,6 +40,23 @@ def with_shapes(shaped: ir.Model) -> ir.Model:
             value.shape = None if stale else ir.Shape(dims)
     common.ShapeInferencePass(check_type=False, strict_mode=False)(shaped)
     return shaped
+
+
+def _opened(shape: ir.Shape | None, *, given: bool) -> ir.Shape | None:
+    """Return a shape without the sizes below 0 that some exporters write for open ones.
+
+    given: of an input, whose first is the batch.
+    """
+    if shape is None or not any(isinstance(dim, int) and dim < 0 for dim in shape):
+        return shape
+    dims = [ir.SymbolicDim(f"open_{i}") if _below(dim) else dim for i, dim in enumerate(shape)]
+    if given and _below(shape[0]):
+        dims[0] = 1
+    return ir.Shape(dims)
+
+
+def _below(dim: int | ir.SymbolicDim) -> bool:
+    return isinstance(dim, int) and dim < 0
 
 
 def _size(dim: int | ir.SymbolicDim, batches: Collection[object]) -> int | ir.SymbolicDim:

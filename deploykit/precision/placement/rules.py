@@ -74,7 +74,7 @@ class Layer:
             return None
         count = 1
         for size in shape[:-1]:
-            if not isinstance(size, int):
+            if not isinstance(size, int) or size < 0:
                 return None
             count *= size
         return count
