@@ -277,3 +277,40 @@ def test_a_preparation_that_changes_an_output_is_refused(
     monkeypatch.setattr(preparing, "_brought", spoil)
     with pytest.raises(ProofError, match="preparing changed output"):
         quantized(path, photos)
+
+
+def test_a_bias_stored_as_int32_becomes_float(tmp_path: Path, photos: Path) -> None:
+    net = Net()
+    scale, zero = net.weight(np.float32(0.01)), net.weight(np.int8(0))
+    x = net.op("DequantizeLinear", net.op("QuantizeLinear", "images", scale, zero), scale, zero)
+    weights = stored(net, net.kernel(WIDTH, 3, 3, 3))
+    numbers = net.random.integers(-9, 9, WIDTH).astype(np.int32)
+    bias = net.op("DequantizeLinear", net.weight(numbers), net.weight(np.float32(1e-3)))
+    first = net.op("Conv", x, weights, bias, kernel_shape=[3, 3], pads=[1] * 4)
+    output = net.conv(net.op("Relu", first), WIDTH, WIDTH)
+    found = pipeline.inspect(quantized(net.save(tmp_path / "m.onnx", output), photos))
+    assert found.shares == {"int8": 1.0}
+    assert not found.errors
+
+
+def test_own_steps_that_tensorrt_refuses_are_named_with_the_way_out(
+    tmp_path: Path, photos: Path
+) -> None:
+    net = Net()
+    scale, zero = net.weight(np.float32(0.01)), net.weight(np.uint8(128))
+    x = net.op("DequantizeLinear", net.op("QuantizeLinear", "images", scale, zero), scale, zero)
+    first = net.op("Relu", net.conv(x, 3, WIDTH, stored(net, net.kernel(WIDTH, 3, 3, 3))))
+    path = net.save(tmp_path / "m.onnx", net.conv(first, WIDTH, WIDTH))
+    with pytest.raises(ModelError, match=r"in a way that TensorRT refuses .* zero-point 128"):
+        quantized(path, photos)
+    assert pipeline.inspect(quantized(path, photos, strip_qdq=True)).shares == {"int8": 1.0}
+
+
+def test_ops_on_integers_are_refused_by_name(tmp_path: Path, photos: Path) -> None:
+    net = Net()
+    levels = net.op("Cast", "images", to=TensorProto.UINT8)
+    kernel = net.weight(net.random.integers(-9, 9, (WIDTH, 3, 3, 3)).astype(np.int8))
+    output = net.op("Cast", net.op("ConvInteger", levels, kernel), to=TensorProto.FLOAT)
+    path = net.save(tmp_path / "m.onnx", output)
+    with pytest.raises(ModelError, match="quantised already, in ops on integers: ConvInteger"):
+        quantized(path, photos)

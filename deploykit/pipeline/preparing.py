@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deploykit.errors import DeployError, ProofError
+from deploykit.errors import DeployError, ModelError, ProofError
 from deploykit.graph import fusion, opsets
 from deploykit.graph.passes import FOREIGN
+from deploykit.precision import lint
+from deploykit.precision.lint.rules import INTEGER_OPS
 from deploykit.precision.quantization import given
 from deploykit.proof import acceptance, proving
 from deploykit.recipes import metadata
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from deploykit.backends import Arrays
     from deploykit.recipes.opened import Opened
 
+_OWN = ("zero-point", "scale", "per-channel-activation", "weight-axis", "axis-opset")
+"""Rules of the lint that Q/DQ breaks whatever is done to other layers."""
 _FIX = "report the model; a file that `deploykit fuse` wrote needs no preparing"
 
 
@@ -44,11 +48,30 @@ def prepared(model: Opened, opset: int, *, strip: bool = False) -> Opened:
         graph = opsets.raised(graph, opset)
     if metadata.foreign(model.card):
         notes += _brought(graph)
+    _check_own(graph)
     if not notes:
         return model
     candidate = model.altered(graph, tuple(notes))
     _prove(candidate, model)
     return candidate
+
+
+def _check_own(graph: ir.Model) -> None:
+    """Check that Q/DQ that a file has, which stays, is none that TensorRT refuses.
+
+    Raises: ModelError.
+    """
+    kinds = {node.op_type for node in graph.graph}
+    if "QuantizeLinear" not in kinds or kinds.intersection(INTEGER_OPS):
+        return  # ops on integers cannot be taken off either: who looks for layers names them
+    wrong = [finding for finding in lint.lint(graph) if finding.rule in _OWN]
+    if wrong:
+        raise ModelError(
+            f"the file is quantised already, in a way that TensorRT refuses ({len(wrong)} nodes): "
+            f"{wrong[0].node}: {wrong[0].message}",
+            expected="Q/DQ that can be kept",
+            fix="--strip-qdq takes it off and places it anew",
+        )
 
 
 def _stripped(model: Opened) -> Opened:

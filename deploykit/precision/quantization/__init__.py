@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from deploykit import ops
 from deploykit.errors import ModelError, OptionError, ProofError
 from deploykit.precision import float16, lint, placement, tables
+from deploykit.precision.lint.rules import INTEGER_OPS
 from deploykit.precision.quantization.writing import insert
 from deploykit.values import Precision, digest
 
@@ -73,6 +74,12 @@ def check(model: ir.Model, placed: Placement, float_type: Precision) -> None:
             else "export with --opset 17 or higher",
         )
     if not placed.weights:
+        whole = sorted({n.op_type for n in model.graph if n.op_type in INTEGER_OPS})
+        if whole:
+            raise ModelError(
+                f"the model is quantised already, in ops on integers: {', '.join(whole)}",
+                fix="quantise the float model that it was made from",
+            )
         if any(node.op_type == "QuantizeLinear" for node in model.graph):
             raise ModelError(
                 "the model is quantised already",

@@ -67,7 +67,10 @@ def widened(model: ir.Model) -> int:
 
 
 def _stays(node: ir.Node) -> bool:
-    """Return whether a DQ belongs to a layer whose data is INT8 too."""
+    """Return whether a DQ belongs to a layer whose data is INT8 too; that of a bias never does."""
+    levels = constant(node.inputs[0])
+    if levels is not None and levels.dtype == np.int32:
+        return False
     readers = [reader for reader, _ in node.outputs[0].uses()]
     return any(is_layer(reader) and quantized_data(reader) is not None for reader in readers)
 
