@@ -179,8 +179,9 @@ def _places(chosen: Sequence[Sample], folder: Path) -> list[tuple[Path, Path]]:
     """Return the picture and the JSON file of each image: no two are one. Raises: OutputError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {folder}: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise OutputError(f"cannot make the folder {folder}: {why}") from error
     taken: dict[str, int] = {}
     found = []
     for sample in chosen:

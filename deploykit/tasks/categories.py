@@ -59,7 +59,8 @@ def match(categories: Mapping[int, str], classes: Sequence[str]) -> Match:
         f"the truth has {len(names)} categories, the model {len(classes)} classes; "
         + _differences(names, classes, moved),
         expected="the same class names, a part of them, or as many in the same order",
-        fix="evaluate on the data set the model was trained for",
+        fix="evaluate on the data set the model was trained for, or say which class each is: "
+        "imagefolder:DIR,classes=FILE, imagenet:DIR,synsets=FILE",
     )
 
 

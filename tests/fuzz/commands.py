@@ -86,6 +86,11 @@ _VERBS: dict[str, list[str]] = {
     "eval images": ["eval", "{copy}", "--source", "coco:{path}"],
     "bench": ["bench", "{path}", *_QUICK],
     "report from": ["report", "{path}", "-o", "r.html"],
+    "report pictures": ["report", "{records}", "-o", "r.html", "--pictures", "{path}"],
+    "predict images": ["predict", "{copy}", "{path}", "-o", "out"],
+    "predict to": ["predict", "{copy}", "shapes:count=1,size=64", "-o", "{path}"],
+    "eval folders": ["eval", "{copy}", "--source", "imagefolder:{path}"],
+    "eval maps": ["eval", "{copy}", "--source", "voc:{path}"],
     "report to": ["report", "{records}", "-o", "{path}.html"],
     "build library": ["build", "{copy}", "-o", "o", "--plugins", "{path}", "--sm", "86"],
 }
