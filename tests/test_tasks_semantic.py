@@ -134,7 +134,7 @@ def test_ids_of_the_truth_are_its_categories_and_a_part_of_the_classes_is_said()
         (np.full((2, 2), 9, np.uint8), [[0, 0], [0, 0]], DataError, "pixels of category 9"),
         (np.zeros((2, 3), np.uint8), [[0, 0], [0, 0]], DataError, "2x3 pixels, and the image 2x2"),
         ([[0]], [[0, 0], [0, 0]], DataError, "truth about a is a list"),
-        (np.zeros((2, 2)), [[0, 0], [0, 0]], DataError, "map of category ids"),
+        (np.zeros((2, 2)), [[0, 0], [0, 0]], DataError, "category ids .height, width."),
         (np.zeros((2, 2), np.uint8), [[0, 0], [3, 0]], ModelError, "class 3"),
     ],
 )

@@ -155,7 +155,7 @@ class Accuracy:
         if not isinstance(truth, int) or truth not in self._match.indices:
             raise DataError(
                 f"the truth about {name} is {_shown(truth)}",
-                expected="the id of one category, as imagefolder, imagenet, shapes:truth=class give it",
+                expected="one category id, as imagefolder, imagenet and shapes:truth=class give it",
             )
         if result.of != len(self._match.classes):
             raise ModelError(

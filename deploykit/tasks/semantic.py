@@ -184,7 +184,7 @@ class Overlap:
         if not isinstance(truth, np.ndarray) or truth.dtype.kind not in "iu" or truth.ndim != 2:
             raise DataError(
                 f"the truth about {name} is a {type(truth).__name__}",
-                expected="a map of category ids [height, width], as voc, ade, shapes:truth=map give",
+                expected="category ids [height, width], as voc, ade and shapes:truth=map give",
             )
         if truth.shape != size:
             raise DataError(
