@@ -35,7 +35,7 @@ docs: $(READY)  ## the pages of docs/ with the API reference, into out/site
 	@NO_MKDOCS_2_WARNING=1 COLUMNS=80 $(BIN)/mkdocs build --quiet --strict
 
 unit: $(READY)  ## pytest on two processes, with coverage of deploykit/
-	@$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=90
+	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=90
 
 wheel: $(READY)  ## build the wheel into dist/
 	@rm -rf build

@@ -50,7 +50,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "foreign.jsonl"
 CALIBRATED, COMPARED = 24, 6
 FURTHER = 0.02
-"""Of the products in INT8 that a peer has more, from where ours is measured with all of them too."""
+"""Of the products in INT8 that a peer has more: from there ours is measured with all too."""
 LIMIT = 600
 """Seconds that one step of one graph may take."""
 WORDS = ("deploykit", "INT8 engine", "proof 2026", "photograph", "Mask R-CNN", "0123456789")

@@ -116,8 +116,9 @@ class CalibrationTable:
     """The data set, as the user named it."""
     size: int | None = None
     """Images asked for; None: all of the data set."""
-    growing: tuple[str, ...] = ()
-    """Tensors that the last quarter of the images took further than those before by a tenth."""
+    growing: tuple[str, ...] = field(default=(), compare=False)
+    """Tensors that the last quarter of the images took further than those before by a tenth. Known
+    to who calibrates; it depends on the cut into batches, and so no file keeps it."""
 
     def __repr__(self) -> str:
         """Return what tells one table from another, without the ranges one by one."""
@@ -126,7 +127,9 @@ class CalibrationTable:
 
     def to_json(self) -> Json:
         """Return the table as plain JSON values."""
-        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        values = asdict(self)
+        del values["growing"]
+        return {"schema_version": SCHEMA_VERSION, **values}
 
     @classmethod
     def from_json(cls, data: Json) -> CalibrationTable:
@@ -142,7 +145,6 @@ class CalibrationTable:
                 skipped=tuple(data.get("skipped", ())),
                 source=data.get("source", ""),
                 size=data.get("size"),
-                growing=tuple(data.get("growing", ())),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(

@@ -26,6 +26,31 @@ SIDE = 64
 """Height and width of the exported test model's input, in pixels."""
 
 
+LONG = (
+    "test_two_stage",
+    "test_readme",
+    "test_shapes_masks",
+    "test_ssd",
+    "test_fuzz",
+    "test_exporters",
+    "test_two_stage_variants",
+    "test_benchmarks",
+    "test_bad_input",
+    "test_sizes",
+    "test_checkpoint_contents",
+    "test_retinanet",
+    "test_fcos",
+)
+"""Files that take longest, in this order."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first: where they came last, one process would wait."""
+    last = len(LONG)
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, last))  # stable: else as they were
+
+
 def pytest_configure() -> None:
     """Take interrupts, which the background jobs of a shell ignore: some tests send them."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

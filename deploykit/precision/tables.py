@@ -47,12 +47,7 @@ TABLE = record(
         "samples_sha256": text(most=64),
         "ranges": mapping(_range),
     },
-    {
-        "skipped": many(text()),
-        "source": text(),
-        "size": schema.nothing_or(whole(1)),
-        "growing": many(text()),
-    },
+    {"skipped": many(text()), "source": text(), "size": schema.nothing_or(whole(1))},
 )
 
 
