@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import copy as shallow
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
@@ -18,10 +19,11 @@ from deploykit.values import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
 LIMIT = (1 << 31) - 1
 """Bytes that one protobuf message can hold, and so the largest ONNX file."""
+_DATA, _SMALL = ".data", 256
+"""How the file of weights beside a model ends, and bytes from which on a weight goes there."""
 _WHAT = "an ONNX model"
 _REDO = "export the model again"
 _OPEN = "?"
@@ -171,13 +173,34 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def write_model(model: ir.Model, path: Path) -> None:
-    """Write `model` with all its weights to `path`, atomically.
+    """Write `model` with all its weights to `path`, atomically; beside it where they are too large.
 
-    Raises: OutputError where it cannot be written, or would exceed LIMIT bytes.
+    Raises: OutputError where it cannot be written.
     """
     data = to_bytes(model, path)
+    if has_data_beside(model):
+        _write_beside(model, path)
+        return
     with artifacts.replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def _write_beside(model: ir.Model, path: Path) -> None:
+    """Write `model` to `path`, and its larger weights to a file beside it, one after the other."""
+    bare, name, offset = copied(model), path.name + _DATA, 0
+    with artifacts.replacing(path) as temporary, artifacts.replacing(path.with_name(name)) as data:
+        with data.open("wb") as file:
+            for value in bare.graph.initializers.values():
+                tensor = value.const_value
+                if tensor is None or tensor.nbytes < _SMALL:
+                    continue
+                file.write(tensor.tobytes())
+                shape = ir.Shape(tensor.shape.numpy())
+                value.const_value = ir.ExternalTensor(
+                    name, offset, tensor.nbytes, tensor.dtype, shape=shape, name=str(value.name)
+                )
+                offset += tensor.nbytes
+        temporary.write_bytes(ir.to_proto(bare).SerializeToString(deterministic=True))
 
 
 def with_outputs(data: bytes, names: Sequence[str]) -> bytes:
@@ -194,16 +217,17 @@ def with_outputs(data: bytes, names: Sequence[str]) -> bytes:
 def to_bytes(model: ir.Model, path: Path) -> bytes:
     """Return the content of the file `path` that holds `model` with all its weights.
 
-    Raises: OutputError where that would exceed LIMIT bytes.
+    Where these are more than LIMIT bytes, those that lie beside the file they came from stay there.
+    Raises: OutputError where the others are too many.
     """
-    size = sum(
-        value.const_value.nbytes
-        for value in model.graph.initializers.values()
-        if value.const_value is not None
-    )
+    tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value]
+    size = sum(tensor.nbytes for tensor in tensors)
     if size > LIMIT:
-        raise _too_large(path, size)
-    ir.external_data.load_to_model(model)
+        size = sum(t.nbytes for t in tensors if not isinstance(t, ir.ExternalTensor))
+        if size > LIMIT:
+            raise _too_large(path, size)
+    else:
+        ir.external_data.load_to_model(model)
     try:
         data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
     except (EncodeError, ValueError) as error:
@@ -213,8 +237,15 @@ def to_bytes(model: ir.Model, path: Path) -> bytes:
 
 def has_data_beside(model: ir.Model) -> bool:
     """Return whether weights of `model` are in files beside its own (external data)."""
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    return any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
+    return data_folder(model) is not None
+
+
+def data_folder(model: ir.Model) -> Path | None:
+    """Return where the weights of `model` lie that are not in its own file; None: nowhere."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            return Path(value.const_value.base_dir)
+    return None
 
 
 def _too_large(path: Path, size: int) -> OutputError:

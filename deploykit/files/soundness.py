@@ -260,7 +260,7 @@ def _values(tensor: TensorProto | None) -> list[Any]:
 def _check_sizes(proto: onnx.ModelProto, where: Path) -> None:
     """Check that no tensor is too large for any machine, by the sizes that are known."""
     bare = onnx.ModelProto()
-    bare.CopyFrom(_without_weights(proto))
+    bare.CopyFrom(without_weights(proto))
     try:
         inferred = onnx.shape_inference.infer_shapes(bare)
     except Exception:  # noqa: BLE001 - the errors of onnx have no common class; others judge the graph
@@ -275,7 +275,7 @@ def _check_sizes(proto: onnx.ModelProto, where: Path) -> None:
             )
 
 
-def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+def without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model whose large weights are mere inputs, so that it is small."""
     kept = onnx.ModelProto()
     kept.ir_version = proto.ir_version

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -96,13 +97,26 @@ def _planned(plugins: str, counts: Mapping[str, int]) -> Mapping[str, Any] | Non
     return {"how": how, "ops": counts, "library": plugins} if counts else None
 
 
+@contextlib.contextmanager
+def _stored(subject: Opened) -> Iterator[Opened]:
+    """Yield a model whose file holds what it computes: a builder reads the file."""
+    if subject.as_stored:
+        yield subject
+        return
+    with tempfile.TemporaryDirectory(prefix="deploykit-model-") as folder:
+        part = opened.made(subject.graph, Path(folder) / subject.path.name)
+        part.write()
+        yield part
+
+
 def _built(
     chosen: Backend, subject: Opened, output: Path, options: BuildOptions, progress: Progress
 ) -> Built:
     """Return the outcome of a build, of one engine for each size of image that the model takes."""
     sizes = canvases.sizes(subject.graph)
     if len(sizes) < 2:
-        return chosen.build(subject, output, options, progress=progress)
+        with _stored(subject) as model:
+            return chosen.build(model, output, options, progress=progress)
     with tempfile.TemporaryDirectory(prefix="deploykit-engines-") as folder:
         found, engines = [], {}
         for size, graph in canvases.split(subject.graph).items():

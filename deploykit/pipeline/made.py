@@ -60,7 +60,7 @@ def written(candidate: Opened, parents: Mapping[str, str], made_by: Mapping[str,
         made_by=made_by,
         parents=parents,
         interface=onnxfile.interface(candidate.graph),
-        digest=candidate.sha256,
+        digest="" if onnxfile.has_data_beside(candidate.graph) else candidate.sha256,
     )
 
 

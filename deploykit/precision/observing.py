@@ -231,7 +231,8 @@ def open_session(model: Opened, tensors: Sequence[str]) -> ort.InferenceSession:
     options.intra_op_num_threads = max(1, (os.cpu_count() or 1) // _workers())
     # A thread that waits for work leaves its core to the observers and the decoders.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry(_WEIGHTS_BESIDE, str(model.path.resolve().parent))
+    folder = onnxfile.data_folder(model.graph) or model.path.parent
+    options.add_session_config_entry(_WEIGHTS_BESIDE, str(folder.resolve()))
     data = onnxfile.with_outputs(model.data, _inner(model, tensors))
     try:
         session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from deploykit import ops
 from deploykit.errors import DeployError, ProofError
+from deploykit.files import onnxfile
 from deploykit.graph.editing import exact
 from deploykit.proof import acceptance, proving
 from deploykit.proof.float64 import Float64Session, widened
@@ -58,6 +59,8 @@ def in_double(graph: ir.Model, fused: ir.Model | None = None) -> Float64Session 
     fused: the graph as rewrites left it in memory: weights that they computed are taken as they
     were before they were rounded.
     """
+    if onnxfile.has_data_beside(graph):
+        return None  # twice the memory of what is too large for one file
     weights = {} if fused is None else fused.graph.initializers
     kept = {name: found for name in weights if (found := exact(weights[name])) is not None}
     try:

@@ -31,6 +31,8 @@ class Opened:
     """The model as a file holds it, but for metadata; weights beside it are not among them."""
     graph: ir.Model = field(repr=False)
     """Parsed from `data`. Shared by everyone who has this value: clone it before a change."""
+    as_stored: bool = True
+    """Whether `path` holds what `graph` computes."""
     notes: tuple[str, ...] = ()
     """What was done to the graph of the file, and guessed about it, for the user."""
 
@@ -55,10 +57,15 @@ class Opened:
         Raises: OutputError where it is too large for one file.
         """
         data = onnxfile.to_bytes(graph, self.path) if computes else self.data
-        return replace(self, data=data, graph=graph, notes=(*self.notes, *notes))
+        stored = self.as_stored and not computes
+        said = (*self.notes, *notes)
+        return replace(self, data=data, graph=graph, as_stored=stored, notes=said)
 
     def write(self) -> None:
         """Write it to `path`, atomically. Raises: OutputError."""
+        if onnxfile.has_data_beside(self.graph):
+            onnxfile.write_model(self.graph, self.path)
+            return
         with artifacts.replacing(self.path) as temporary:
             temporary.write_bytes(self.data)
 
