@@ -15,6 +15,7 @@ from test_tasks_own import counter, dotted
 import deploykit
 from deploykit import DataError, OptionError, OutputError, PredictOptions
 from deploykit.tasks import sheets
+from deploykit.tasks.detections import Detections
 from deploykit.tasks.semantic import LabelMap
 
 if TYPE_CHECKING:
@@ -43,6 +44,31 @@ def test_a_loaded_model_is_a_function_of_an_image(tmp_path: Path, photo: Path) -
     drawn = found.draw(photo, found(photo))
     assert drawn.shape[2] == 3
     assert drawn.shape[1] % (2 * SIDE) == 0
+
+
+def test_a_loaded_model_is_one_line_and_takes_images_alone(tmp_path: Path) -> None:
+    found = deploykit.load(segmenter(tmp_path / "m.onnx"))
+    size = f"{SIDE}x{SIDE}"
+    said = f"<Predictor m.onnx, semantic_segmentation, {len(NAMES)} classes, {size}, onnxruntime>"
+    assert repr(found) == said
+    with pytest.raises(DataError, match="the image is a float32 array"):
+        found(picture(1).astype(np.float32))
+    with pytest.raises(DataError, match="the image is a int"):
+        found(5)  # type: ignore[arg-type]  # that is the point
+
+
+def test_objects_are_said_in_one_line() -> None:
+    none = np.zeros((0, 4), np.float32)
+    assert repr(Detections(none, none[:, 0], none[:, 0].astype(np.int64))) == (
+        "<Detections 0 objects>"
+    )
+    one = Detections(
+        np.ones((1, 4), np.float32),
+        np.array([0.5], np.float32),
+        np.array([2]),
+        masks=np.ones((1, 28, 28), np.float32),
+    )
+    assert repr(one) == "<Detections 1 objects, best score 0.500, masks>"
 
 
 def test_a_detector_finds_the_same_objects_as_its_network_decoded_by_hand(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,11 +42,18 @@ class Predictor:
     model: Model
     task: AnyTask
 
+    def __repr__(self) -> str:
+        """Return what runs where, in one line."""
+        card = self.model.contract()
+        height, width = card.preprocess.size
+        what = f"{card.task}, {len(card.class_names)} classes, {height}x{width}"
+        return f"<Predictor {self.model.path.name}, {what}, {self.model.backend}>"
+
     def __call__(self, image: Pixels | Image.Image | StrPath) -> Any:  # noqa: ANN401 - each task finds its own
         """Return what the model finds in one image, in its own pixels, as the task has it.
 
-        image: uint8[H, W, 3], RGB; a picture of Pillow's; or a file. Raises: DataError for one that
-        cannot be read; what the model and its task raise.
+        image: uint8[H, W, 3], RGB; a picture of Pillow's; or a file. Raises: DataError for anything
+        else; what the model and its task raise.
         """
         alone = Dataset("one image", [Sample("the image", partial(_pixels, image))])
         (batch,) = samples.batches(alone, self.model.contract().preprocess, 1)
@@ -73,11 +81,17 @@ class Predictor:
 
 
 def _pixels(image: Pixels | Image.Image | StrPath) -> Pixels:
-    if isinstance(image, np.ndarray):
-        return image
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))
-    return images.decode(Path(image))
+    if isinstance(image, (str, os.PathLike)):
+        return images.decode(Path(image))
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        found = f"{image.dtype} array" if isinstance(image, np.ndarray) else type(image).__name__
+        raise DataError(
+            f"the image is a {found}",
+            expected="a uint8[H, W, 3] array of 0 to 255, RGB; a picture of Pillow's; or a path",
+        )
+    return image
 
 
 @dataclass(frozen=True)

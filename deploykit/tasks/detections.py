@@ -48,6 +48,13 @@ class Detections:
     keypoints: Floats | None = None
     """float32[N, K, 3]: x, y in pixels of the original image, and a score (a logit)."""
 
+    def __repr__(self) -> str:
+        """Return how many objects there are, and what is known of each."""
+        parts = [f"{len(self.scores)} objects"]
+        parts += [f"best score {self.scores[0]:.3f}"] if len(self.scores) else []
+        parts += [name for name in ("masks", "keypoints") if getattr(self, name) is not None]
+        return f"<Detections {', '.join(parts)}>"
+
     def as_truth(self, number: int, size: tuple[int, int], /) -> ImageAnnotations:
         """Return the objects of some certainty as COCO's annotations; classes are categories."""
         sure = self.only(self.scores >= LEAST_SCORE)
