@@ -131,10 +131,10 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A RepVGG with random weights for three classes, as ONNX, at 64x64."""
     folder = tmp_path_factory.mktemp("classifier")
     torch.manual_seed(0)
-    torch.save(RECIPES.load("repvgg").network("a0", 3).state_dict(), folder / "a0.pth")
-    options = ExportOptions(input_size=(64, 64), class_names=("ant", "bee", "cat"))
-    deploykit.export(folder / "a0.pth", folder / "a0.onnx", options)
-    return folder / "a0.onnx"
+    torch.save(RECIPES.load("repvgg").network("pico", 3).state_dict(), folder / "pico.pth")
+    options = ExportOptions(class_names=("ant", "bee", "cat"))
+    deploykit.export(folder / "pico.pth", folder / "pico.onnx", options)
+    return folder / "pico.onnx"
 
 
 def put(root: Path, *names: str) -> None:
@@ -153,7 +153,7 @@ def test_a_repvgg_is_evaluated_verified_and_timed_on_a_folder_per_class(
     import onnxruntime
 
     runner = onnxruntime.InferenceSession(classifier, providers=["CPUExecutionProvider"])
-    preprocess = RECIPES.load("repvgg").variant("a0").sized((64, 64))
+    preprocess = RECIPES.load("repvgg").variant("pico").preprocess
     right = 0
     for path in (tmp_path / "set").rglob("*.png"):
         pixels, _ = preprocess(np.asarray(Image.open(path)))

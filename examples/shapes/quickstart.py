@@ -45,7 +45,14 @@ def steps(folder: Path, images: int) -> dict[str, list[str]]:
         "AP of the INT8 model": ["eval", str(int8), *held_out, *record],
         "AP of the FP16 model": ["eval", str(half), *held_out, *record],
         "FPS on this machine": ["bench", str(float_), str(int8), str(half), *record],
-        "Report": ["report", str(folder / "records.jsonl"), "-o", str(folder / "report.html")],
+        "What INT8 finds beside FP32": [
+            *("predict", str(int8), "shapes:split=val,seed=2,count=4"),
+            *("--against", str(float_), "-o", str(folder / "predictions")),
+        ],
+        "Report": [
+            *("report", str(folder / "records.jsonl"), "-o", str(folder / "report.html")),
+            *("--pictures", str(folder / "predictions")),
+        ],
     }
 
 
