@@ -1,4 +1,4 @@
-"""An ONNX model as a command found it: read once, hashed once, then handed down."""
+"""An ONNX model as a command found it: read once, hashed at most once, then handed down."""
 
 from __future__ import annotations
 
@@ -25,8 +25,6 @@ class Opened:
 
     path: Path
     """Where it was read from, or will be written to."""
-    sha256: str
-    """Of the file's content."""
     data: bytes = field(repr=False)
     """The model as a file holds it, but for metadata; weights beside it are not among them."""
     graph: ir.Model = field(repr=False)
@@ -35,6 +33,13 @@ class Opened:
     """Whether `path` holds what `graph` computes."""
     notes: tuple[str, ...] = ()
     """What was done to the graph of the file, and guessed about it, for the user."""
+    known_sha256: str = ""
+    """Of the file's content, where `data` is another."""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Return the hash (hex) of the file's content."""
+        return self.known_sha256 or hashlib.sha256(self.data).hexdigest()
 
     @cached_property
     def card(self) -> ModelCard | None:
@@ -59,7 +64,10 @@ class Opened:
         data = onnxfile.to_bytes(graph, self.path) if computes else self.data
         stored = self.as_stored and not computes
         said = (*self.notes, *notes)
-        return replace(self, data=data, graph=graph, as_stored=stored, notes=said)
+        known = self.sha256
+        return replace(
+            self, data=data, graph=graph, as_stored=stored, notes=said, known_sha256=known
+        )
 
     def write(self) -> None:
         """Write it to `path`, atomically. Raises: OutputError."""
@@ -78,7 +86,7 @@ def read(path: str | os.PathLike[str]) -> Opened:
 def parsed(data: bytes, path: Path) -> Opened:
     """Return the ONNX model in `data`, the content of `path`. Raises: ModelError."""
     graph = onnxfile.parse(data, path)
-    return Opened(path, hashlib.sha256(data).hexdigest(), data, graph)
+    return Opened(path, data, graph)
 
 
 def made(graph: ir.Model, path: Path) -> Opened:
@@ -87,4 +95,4 @@ def made(graph: ir.Model, path: Path) -> Opened:
     Raises: OutputError where it is too large for one file.
     """
     data = onnxfile.to_bytes(graph, path)
-    return Opened(path, hashlib.sha256(data).hexdigest(), data, graph)
+    return Opened(path, data, graph)
