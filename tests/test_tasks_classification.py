@@ -208,3 +208,10 @@ def test_many_classes_are_printed_as_the_lowest_few() -> None:
     assert "c7" in text
     assert "and 190 more" in text
     assert text.count("\n") < 30
+
+
+def test_a_model_without_class_names_ranks_numbers() -> None:
+    ranking = Ranking(np.array([7, 2]), np.array([0.75, 0.25], np.float32), 10)
+    assert ranking.said(()) == "class 7 75.0%"
+    found = ranking.to_json((), (4, 4))["classes"]
+    assert [row["class"] for row in found] == ["class 7", "class 2"]

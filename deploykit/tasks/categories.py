@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from deploykit.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,12 @@ def unique(names: Sequence[str]) -> list[str]:
     """Return the names, with its index behind each that stands more than once."""
     times = Counter(names)
     return [f"{name} ({i})" if times[name] > 1 else name for i, name in enumerate(names)]
+
+
+def named(names: Sequence[str], indices: Iterable[int]) -> dict[int, str]:
+    """Return what each class is called: its name, told apart, or its number where it has none."""
+    distinct = unique(names)
+    return {i: distinct[i] if i < len(distinct) else f"class {i}" for i in indices}
 
 
 def _differences(names: Sequence[str], classes: Sequence[str], moved: Sequence[str]) -> str:

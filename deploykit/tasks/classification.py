@@ -58,14 +58,17 @@ class Ranking:
 
     def said(self, classes: Sequence[str], /) -> str:
         """Return the best class and its share."""
-        names = categories.unique(classes)
-        return f"{names[self.classes[0]]} {self.scores[0]:.1%}" if len(self.classes) else ""
+        if not len(self.classes):
+            return ""
+        best = int(self.classes[0])
+        return f"{categories.named(classes, [best])[best]} {self.scores[0]:.1%}"
 
     def to_json(self, classes: Sequence[str], size: tuple[int, int], /) -> Json:
         """Return the best classes, each with its name, index and share."""
         del size
         rows = zip(self.classes.tolist(), self.scores.tolist(), strict=True)
-        found = [{"class": classes[i], "index": i, "score": share} for i, share in rows]
+        names = dict(enumerate(classes)) or categories.named((), self.classes.tolist())
+        found = [{"class": names[i], "index": i, "score": share} for i, share in rows]
         return {"classes": found}
 
 
@@ -122,7 +125,7 @@ class Classification:
 
     def draw(self, image: Pixels, result: Ranking, classes: Sequence[str], /) -> Pixels:
         """Return the image with its best classes listed below it."""
-        names = categories.unique(classes)
+        names = categories.named(classes, result.classes.tolist())
         rows = zip(result.classes.tolist(), result.scores.tolist(), strict=True)
         return painting.listed(image, [(names[i], share, i) for i, share in rows])
 

@@ -62,7 +62,7 @@ class LabelMap:
         """Return the largest classes and their shares of the image."""
         shares = self._shares()
         best = sorted(shares, key=lambda i: -shares[i])[:_SAID]
-        names = categories.unique(classes)
+        names = categories.named(classes, best)
         return ", ".join(f"{names[i]} {shares[i]:.1%}" for i in best)
 
     def to_json(self, classes: Sequence[str], size: tuple[int, int], /) -> Json:
@@ -70,9 +70,10 @@ class LabelMap:
         flat = self.labels.ravel()
         ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]) + 1, flat.size)
         shares = self._shares()
+        names = dict(enumerate(classes)) or categories.named((), shares)
         return {
             "classes": [
-                {"class": classes[i], "index": i, "share": share} for i, share in shares.items()
+                {"class": names[i], "index": i, "share": share} for i, share in shares.items()
             ],
             "size": list(size),
             "labels": flat[ends - 1].tolist(),
