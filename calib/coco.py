@@ -45,7 +45,7 @@ def _open(location: str) -> Dataset:
         Sample(image.name, partial(images.decode, folder / image.name), partial(index.truth, image))
         for image in index.images
     ]
-    return Dataset(f"coco:{location}", samples, index.categories)
+    return Dataset(f"coco:{location}", samples, index.categories, used=index.used)
 
 
 class _Image(NamedTuple):
@@ -67,6 +67,8 @@ class _Index:
     """int64[N]: of each annotation its image's id, in rising order."""
     spans: NDArray[np.int64]
     """int64[N, 2]: its first byte, and the byte behind it."""
+    used: frozenset[int]
+    """Ids of the categories that annotations have."""
 
     def truth(self, image: _Image) -> ImageAnnotations:
         """Return what the file says about an image. Raises: DataError where it has changed."""
@@ -187,7 +189,8 @@ def _read(path: Path) -> _Index:
     _check_link(path, "image_id", places[:, 0], [image.number for image in pictures])
     _check_link(path, "category_id", places[:, 1], [number for number, _ in categories])
     order = np.argsort(places[:, 0], kind="stable")
-    return _Index(path, pictures, dict(categories), places[order, 0], places[order, 2:])
+    used = frozenset(np.unique(places[:, 1]).tolist())
+    return _Index(path, pictures, dict(categories), places[order, 0], places[order, 2:], used)
 
 
 def _entry(path: Path, element: Element, number: int) -> Any:  # noqa: ANN401 - one form per list

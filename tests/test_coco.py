@@ -144,3 +144,14 @@ def test_names_beyond_ascii_are_read(tmp_path: Path, escaped: bool) -> None:  # 
     path = write(tmp_path, "annotations/instances_val.json", "images")
     path.write_text(json.dumps(truth, ensure_ascii=escaped), encoding="utf-8")
     assert sources.dataset(f"coco:{tmp_path}").categories == {18: "Hündin \u3042"}
+
+
+def test_a_category_above_all_others_is_left_out_where_nothing_has_it(tmp_path: Path) -> None:
+    above = {"id": 0, "name": "animals"}
+    truth = {**TRUTH, "categories": [above, *TRUTH["categories"], {"id": 19, "name": "cat"}]}
+    write(tmp_path, "_annotations.coco.json", ".", truth)
+    data = sources.dataset(f"coco:{tmp_path}")
+    assert data.categories == {0: "animals", 18: "dog", 19: "cat"}
+    assert data.known(["cat", "dog", "cow"]) == {18: "dog", 19: "cat"}
+    assert data.known(["class0", "class1", "class2"]) == data.categories, "by position"
+    assert data.known(["cat", "cow"]) == data.categories, "a dog is seen, and unknown"

@@ -38,14 +38,20 @@ class Dataset:
     """Id -> name of what the truth tells apart."""
     by_index: bool = False
     """Whether the ids are the indices of the model's classes, whatever their names."""
+    used: frozenset[int] | None = None
+    """The ids that the truth has anywhere; None: nobody has looked."""
 
     def known(self, classes: Sequence[str]) -> Mapping[int, str]:
         """Return the categories as a model with these classes is judged by.
 
-        Raises: DataError for an index that the model has no class for.
+        Those that the model has no name for, and the truth no example of, are left out: some tools
+        list one above all others. Raises: DataError for an index that the model has no class for.
         """
         if not self.by_index:
-            return self.categories
+            foreign = {number for number, name in self.categories.items() if name not in classes}
+            if self.used is None or foreign & self.used or len(foreign) == len(self.categories):
+                return self.categories
+            return {n: name for n, name in self.categories.items() if n not in foreign}
         beyond = sorted(number for number in self.categories if number >= len(classes))
         if beyond:
             name = self.categories[beyond[0]]
