@@ -31,3 +31,9 @@ def test_the_finder_is_there_once_and_leaves_other_modules_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == "(1, None)"
+
+
+@pytest.mark.parametrize("verb", ["building", "quantizing", "checking", "benching", "inspecting"])
+def test_a_verb_that_folds_nothing_does_not_import_the_folder(verb: str) -> None:
+    code = f"import sys, deploykit.pipeline.{verb}; sys.exit('onnxscript' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
-from onnxscript import optimizer
 
 from deploykit.graph.editing import Pass
 
@@ -18,6 +17,8 @@ LARGEST = 1 << 22
 
 def apply(model: ir.Model) -> bool:
     """Return whether something was folded. Q/DQ of weights and ConstantOfShape stay nodes."""
+    from onnxscript import optimizer  # noqa: PLC0415 - slow, and most commands fold nothing
+
     folded = optimizer.fold_constants(
         model, onnx_shape_inference=True, input_size_limit=LARGEST, output_size_limit=LARGEST
     )
