@@ -11,6 +11,7 @@ from segmenters import DATA, NAMES, segmenter
 
 import deploykit
 from deploykit import EvalOptions, Preprocess, VerifyOptions
+from deploykit.data.preprocess import Geometry
 from deploykit.errors import DataError, ModelError, ProofError
 from deploykit.tasks import label_maps
 from deploykit.tasks.semantic import LabelMap, Overlap, Semantic
@@ -47,6 +48,22 @@ def test_scores_are_brought_to_the_image_as_torch_interpolates(size: tuple[int, 
     assert nearly(found, upsampled(scores, size))
 
 
+def test_an_image_between_samples_gets_what_it_would_get_by_itself() -> None:
+    """At a quarter of the input's size, an image of 30 rows at row 1 ends between samples."""
+    scores = np.random.default_rng(6).normal(size=(4, 8, 8)).astype(np.float32)
+    place = Geometry(60, 64, 0.5, 0.5, 0.0, 1.0, canvas=(32, 32))
+    where = ((np.arange(60) + 0.5) * 0.5 + 1) / 4 - 0.5
+    assert where[0] < 0 < where[2]
+    rows = np.stack(
+        [[np.interp(np.clip(where, 0, 7), np.arange(8), c) for c in plane.T] for plane in scores]
+    ).transpose(0, 2, 1)
+    across = ((np.arange(64) + 0.5) * 0.5) / 4 - 0.5
+    whole = np.stack(
+        [[np.interp(np.clip(across, 0, 7), np.arange(8), c) for c in plane] for plane in rows]
+    )
+    assert nearly(label_maps.best(scores, place), whole)
+
+
 @pytest.mark.parametrize("resize", ["letterbox", "corner"])
 def test_what_lies_beside_the_image_is_left_out_before_the_interpolation(resize: Any) -> None:
     _, place = Preprocess((64, 64), resize)(np.zeros((60, 120, 3), np.uint8))
@@ -58,7 +75,7 @@ def test_what_lies_beside_the_image_is_left_out_before_the_interpolation(resize:
 
 def test_large_images_of_many_classes_are_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = np.random.default_rng(2).normal(size=(300, 8, 8)).astype(np.float32)
-    _, place = Preprocess((32, 32), "stretch")(np.zeros((50, 40, 3), np.uint8))
+    _, place = Preprocess((32, 32), "letterbox")(np.zeros((50, 40, 3), np.uint8))
     whole = label_maps.best(scores, place)
     monkeypatch.setattr(label_maps, "_BLOCK", 300 * 40 * 7)
     assert (label_maps.best(scores, place) == whole).all()

@@ -74,6 +74,15 @@ def _by_cv2(image: Pixels, sides: tuple[int, int], resampler: str, ratio: float)
     return cv2.resize(floats, None, fx=ratio, fy=ratio, interpolation=cv2.INTER_LINEAR)
 
 
+def linear(plane: NDArray[Any], sides: tuple[int, int]) -> Floats:
+    """Return float32[h, w] with `sides` (H, W): linear, corners not aligned, not antialiased."""
+    import cv2  # noqa: PLC0415 - as above
+
+    floats = np.ascontiguousarray(plane, np.float32)
+    found = cv2.resize(floats, sides[::-1], interpolation=cv2.INTER_LINEAR)
+    return np.asarray(found, np.float32)
+
+
 def _sampled(image: Floats, size: int, axis: int) -> Floats:
     """Return `image` with `size` samples along an axis, each between its two nearest pixels."""
     length = image.shape[axis]

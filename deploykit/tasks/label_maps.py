@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from deploykit.data import resizing
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -24,6 +26,8 @@ LINEAR = "class scores interpolated linearly to the size of the image, then the 
 NEAREST = "the nearest of the network's class indices"
 _BLOCK = 1 << 24
 """Scores in memory at a time."""
+_NEAR = 1e-4
+"""Of a sample: sides are products of rounded scales."""
 
 
 class _Line(NamedTuple):
@@ -32,6 +36,10 @@ class _Line(NamedTuple):
     low: NDArray[np.int64]
     high: NDArray[np.int64]
     part: NDArray[np.float32]
+    inside: slice
+    """The samples on the image."""
+    whole: bool
+    """Whether the image ends where these do, so that they are its samples alone."""
 
 
 def best(scores: NDArray[Any], place: Geometry) -> Labels:
@@ -40,6 +48,8 @@ def best(scores: NDArray[Any], place: Geometry) -> Labels:
     scores: float[classes, h, w], over the whole of the input.
     """
     down, across = _axes(scores.shape[1:], place)
+    if down.whole and across.whole:
+        return _grown(scores[:, down.inside, across.inside], (place.height, place.width))
     labels = np.empty((place.height, place.width), np.uint8 if len(scores) <= 256 else np.int32)
     rows = max(1, _BLOCK // (len(scores) * place.width))
     for first in range(0, place.height, rows):
@@ -49,6 +59,21 @@ def best(scores: NDArray[Any], place: Geometry) -> Labels:
         )
         whole = _mixed(lines[..., across.low], lines[..., across.high], across.part)
         labels[block] = whole.argmax(0)
+    return labels
+
+
+def _grown(scores: NDArray[Any], size: tuple[int, int]) -> Labels:
+    """Return the best class of each pixel where the samples lie within the image exactly."""
+    labels = np.zeros(size, np.uint8 if len(scores) <= 256 else np.int32)
+    top: NDArray[Any] | None = None
+    for number, plane in enumerate(scores):
+        grown = resizing.linear(plane, size)
+        if top is None:
+            top = grown
+            continue
+        better = grown > top
+        np.copyto(top, grown, where=better)
+        labels[better] = number
     return labels
 
 
@@ -85,15 +110,17 @@ def _line(samples: int, side: int, placed: tuple[int, float, float]) -> _Line:
     pixels, scale, offset = placed
     ratio = samples / side
     where = ((np.arange(pixels) + 0.5) * scale + offset) * ratio - 0.5
-    first, last = _inside(samples, offset * ratio, (offset + pixels * scale) * ratio)
+    start, end = offset * ratio, (offset + pixels * scale) * ratio
+    first, last = _inside(samples, start, end)
     where = np.clip(where, first, last)
     low = np.floor(where).astype(np.int64)
-    return _Line(low, np.minimum(low + 1, last), (where - low).astype(np.float32))
+    whole = max(abs(start - first), abs(end - last - 1)) < _NEAR
+    part = (where - low).astype(np.float32)
+    return _Line(low, np.minimum(low + 1, last), part, slice(first, last + 1), whole)
 
 
 def _inside(samples: int, start: float, end: float) -> tuple[int, int]:
     """Return the first and the last sample whose centres lie on the image: at least one."""
-    near = 1e-4  # of a sample: sides are products of rounded scales
-    first = min(max(0, int(np.ceil(start - 0.5 - near))), samples - 1)
-    last = max(min(samples - 1, int(np.floor(end - 0.5 + near))), first)
+    first = min(max(0, int(np.ceil(start - 0.5 - _NEAR))), samples - 1)
+    last = max(min(samples - 1, int(np.floor(end - 0.5 + _NEAR))), first)
     return first, last
