@@ -91,7 +91,8 @@ def verify(
         if "[" not in a.output or not a.passed
     ]
     data = {"agreements": [vars(a) for a in found], "passed": all(a.passed for a in found)}
-    printing.emit(data, printing.table(header, rows), as_json=as_json)
+    notes = [f"{a.output}: {a.note}" for a in found if a.note]
+    printing.emit(data, "\n".join([printing.table(header, rows), *notes]), as_json=as_json)
     different = [a.output for a in found if not a.passed]
     if different:
         raise ProofError(
