@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from deploykit.errors import DataError, ModelError, ProofError
+from deploykit.errors import DataError, ModelError
 from deploykit.tasks import categories, painting
 from deploykit.tasks.agreement import InOrder, span
+from deploykit.tasks.outputs import check_finite
 from deploykit.tasks.task import Display, Pair, Scores
 from deploykit.values import Agreement
 
@@ -107,12 +108,7 @@ class Classification:
     ) -> Sequence[Ranking]:
         """Return the best classes of each image. Raises: ModelError, ProofError."""
         found = self.read(outputs)
-        if not np.isfinite(found).all():
-            raise ProofError(
-                "a class score is NaN or infinity",
-                expected="finite scores",
-                fix="check the weights; in FP16, keep the layers that overflow in FP32",
-            )
+        check_finite(found, "a class score")
         return [_ranking(row) for row in found[: len(geometries)]]
 
     def metric(self, known: Mapping[int, str], classes: Sequence[str], /) -> Accuracy:

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from deploykit.errors import ProofError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 OutputKind: TypeAlias = Literal[
     "logits",
@@ -36,3 +43,13 @@ class Output:
 
 
 _COLUMNS = ("boxes", "rows", "values")
+
+
+def check_finite(values: NDArray[Any], what: str) -> None:
+    """Raise ProofError where `what`, e.g. "a class score", is NaN or infinity."""
+    if not np.isfinite(values).all():
+        raise ProofError(
+            f"{what} is NaN or infinity",
+            expected="finite numbers",
+            fix="check the weights; in FP16, keep the layers that overflow in FP32",
+        )

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from deploykit.errors import DataError, ModelError, ProofError
+from deploykit.errors import DataError, ModelError
 from deploykit.tasks import categories, label_maps, painting_maps
 from deploykit.tasks.agreement import span
+from deploykit.tasks.outputs import check_finite
 from deploykit.tasks.task import Display, Pair, Scores
 from deploykit.values import Agreement
 
@@ -121,12 +122,7 @@ class Semantic:
     ) -> Sequence[LabelMap]:
         """Return the class of each pixel of the original images. Raises: ModelError, ProofError."""
         found = self.read(outputs)
-        if not np.isfinite(found).all():
-            raise ProofError(
-                "a class score is NaN or infinity",
-                expected="finite scores",
-                fix="check the weights; in FP16, keep the layers that overflow in FP32",
-            )
+        check_finite(found, "a class score")
         if found.ndim == 4:
             made, of = label_maps.LINEAR, found.shape[1]
             maps = [label_maps.best(*pair) for pair in zip(found, geometries, strict=False)]
