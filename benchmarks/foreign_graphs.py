@@ -286,6 +286,8 @@ TASKS = {
     },
 }
 """Graph -> its task, where that is not classification."""
+READERS = ("ppocr_cls", "ppocr_det", "ppocr_rec", "ddddocr", "ddddocr_old")
+"""Graphs that are fed with lines of text."""
 
 
 def _vit(**settings: Any) -> Any:  # noqa: ANN401
