@@ -445,6 +445,23 @@ def test_a_product_that_is_taken_apart_is_int8_behind_its_bias(graph: Graph, tak
     assert set(found.kept) == {"qk", "pv"}
 
 
+@pytest.mark.parametrize("kinds", [Kinds(int8=["computed"]), Kinds(int8=["all"])])
+def test_products_of_attention_are_int8_where_asked(graph: Graph, kinds: Kinds) -> None:
+    model = graph(
+        f"{HEAD} {{ [a] q = Relu(x) [t] k = Transpose<perm=[0,1,3,2]>(x) [qk] d = MatMul(q, k) "
+        "[soft] e = Softmax(d) [pv] y = MatMul(e, x) }"
+    )
+    found = place(model, default_plan(model, None, kinds))
+    assert readers(found) == {
+        "q": {("qk", 0)},
+        "x": {("t", 0), ("pv", 1)},
+        "k": {("qk", 1)},
+        "e": {("pv", 0)},
+    }
+    assert not found.weights
+    assert not found.kept
+
+
 def test_a_product_that_is_read_whole_is_not_rounded_behind_its_bias(graph: Graph) -> None:
     body = "[l] a = MatMul(x, w) [add] b = Add(a, bias) [r] c = Reshape(b, same) [s] y = Softmax(c)"
     model = graph(f"{HEAD} {{ {body} }}", w=(8, 48), bias=(48,), same=np.zeros(4, np.int64))
@@ -491,7 +508,8 @@ def test_a_plan_that_names_a_layer_overrides_a_rule_of_taste_but_no_impossibilit
     plan = PrecisionPlan(Precision.INT8, {"l": Precision.INT8})
     found = placed(graph, deconv, plan, w=(16, 16, 2, 2))
     assert [(w.node, w.axis) for w in found.weights] == [("l", None)]
-    assert placed(graph, "[l] y = MatMul(x, x)", plan).kept["l"].startswith("rule 1")
+    moving = "[v] w = Relu(x) [l] y = Conv<kernel_shape=[8,8]>(x, w)"
+    assert placed(graph, moving, plan).kept["l"].startswith("rule 1")
 
 
 def test_a_plan_may_start_from_float_and_name_the_int8_layers(graph: Graph) -> None:

@@ -260,8 +260,13 @@ def test_every_kind_of_layer_is_quantised_lints_clean_and_stays_close(
         (MEETING, MEETING_WEIGHTS, (1, 16, 8, 8)),
         (BRANCHES, BRANCHES_WEIGHTS, (1, 16, 8, 8)),
         (ATTENTION, ATTENTION_WEIGHTS, (1, 16, 16)),
+        (
+            ATTENTION.replace("[qk]", "[qk_int8]").replace("[pv]", "[pv_int8]"),
+            ATTENTION_WEIGHTS,
+            (1, 16, 16),
+        ),
     ],
-    ids=["one of everything", "one tensor with two steps", "float readers", "attention"],
+    ids=["one of everything", "two steps", "float readers", "attention", "INT8 attention"],
 )
 def test_the_real_builder_runs_in_int8_what_the_lint_says_it_will(
     graph: Graph, tmp_path: Path, body: str, weights: dict[str, Any], shape: tuple[int, ...]
@@ -272,7 +277,9 @@ def test_the_real_builder_runs_in_int8_what_the_lint_says_it_will(
         pytest.skip(available.reason)
     path = saved(graph(body, **weights), tmp_path / "zoo.onnx")
     out = tmp_path / "zoo.int8.onnx"
-    quantize(path, table_of(path, images(*shape)), INT8, out, float_type=FP16)
+    named = [name for name in ("qk_int8", "pv_int8") if name in body]
+    plan = PrecisionPlan(Precision.INT8, dict.fromkeys(named, Precision.INT8))
+    quantize(path, table_of(path, images(*shape), plan), plan, out, float_type=FP16)
     shapes = (shape,) * 3
     built = backend.build(
         opened.read(out), tmp_path / "zoo.engine", BuildOptions(sms=("86",), shapes={"x": shapes})

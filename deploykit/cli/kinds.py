@@ -14,7 +14,7 @@ class Kinds:
 
     int8_layers: Annotated[
         list[str] | None,
-        Option(help="In INT8 all the same: narrow, grouped, vector, all ...; repeat."),
+        Option(help="In INT8 all the same: narrow, vector, computed, all ...; repeat."),
     ] = None
     float_layers: Annotated[
         list[str] | None,

@@ -86,12 +86,15 @@ def place(model: ir.Model, plan: PrecisionPlan) -> Placement:
     found = _Reads(model.graph, plan)
     for layer in chosen:
         found.add(layer.node, 0)
+        if layer.weights is None:
+            found.add(layer.node, 1)
         found.close(layer.node)
     found.pass_back()
     found.read_skips({layer.node for layer in chosen})
     found.pass_back()
     found.read_copies()
-    return Placement(tuple(_activations(found.reads)), tuple(map(_weight, chosen)), kept)
+    weights = tuple(_weight(layer) for layer in chosen if layer.weights is not None)
+    return Placement(tuple(_activations(found.reads)), weights, kept)
 
 
 def _activations(reads: Reads) -> Iterator[Activation]:

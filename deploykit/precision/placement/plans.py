@@ -85,9 +85,11 @@ def default_plan(model: ir.Model, card: ModelCard | None, kinds: Kinds = DEFAULT
             layers[name], reasons[name] = keep.precision, keep.reason
     for layer in weighted_layers(model.graph):
         name = str(layer.node.name or "")
-        if name in layers or layer.weights is None:
+        if name in layers or (layer.weights is None and not layer.multiplies_activations):
             continue
-        rules = [rule for rule in FLOAT_RULES if rule.applies(layer)]
+        rules = [FLOAT_RULES[0]]
+        if layer.weights is not None:
+            rules = [rule for rule in FLOAT_RULES if rule.applies(layer)]
         held = [rule for rule in rules if rule.holds == "always" and not _asked(rule, kinds)]
         kept_by = next((rule for rule in rules if _keeps(rule, kinds)), None)
         if kept_by is not None:
@@ -106,8 +108,6 @@ def _keeps(rule: Rule, kinds: Kinds) -> bool:
 
 def _asked(rule: Rule, kinds: Kinds) -> bool:
     """Return whether INT8 is asked for what a rule keeps in float."""
-    if not rule.optional:
-        return False
     return rule.name in kinds.int8 or (ALL in kinds.int8 and rule.name not in _NO_KERNEL)
 
 

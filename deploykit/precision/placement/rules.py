@@ -54,6 +54,11 @@ class Layer:
         return integer(self.node, "group", 1)
 
     @property
+    def multiplies_activations(self) -> bool:
+        """Return whether it is a product of two computed tensors, as in attention."""
+        return self.weights is None and self.node.op_type == "MatMul"
+
+    @property
     def channels(self) -> tuple[int, int]:
         """Return the input and output channels, all groups together."""
         shape, group = self.weights or (), self.group
@@ -96,8 +101,6 @@ class Rule:
     reason: str
     applies: Callable[[Layer], bool]
     holds: When = "always"
-    optional: bool = True
-    """A plan that asks for INT8 by the layer's name overrides it."""
 
     def text(self) -> str:
         """Return what a plan says of a layer that the rule keeps."""
@@ -114,7 +117,6 @@ FLOAT_RULES = (
         "computed",
         "its weights are not constant",
         lambda s: s.weights is None,
-        optional=False,
     ),
     Rule(
         2,
@@ -150,7 +152,7 @@ FLOAT_RULES = (
         holds="asked",
     ),
 )
-NAMES = tuple(rule.name for rule in FLOAT_RULES if rule.optional)
+NAMES = tuple(rule.name for rule in FLOAT_RULES)
 """Kinds of layers that options can choose."""
 
 
@@ -194,10 +196,12 @@ for it must stay fused to the layer before it; nor is a float layer, which would
 def float_rule(layer: Layer, *, asked: bool = False) -> Rule | None:
     """Return the rule that keeps a layer in float on every target; None: it is INT8.
 
-    asked: a plan asks for INT8 by the layer's name.
+    asked: a plan asks for INT8 by the layer's name, which overrides all but impossibilities.
     """
-    rules = (rule for rule in FLOAT_RULES if not (asked and rule.optional))
-    return next((rule for rule in rules if rule.holds == "always" and rule.applies(layer)), None)
+    if layer.weights is None:
+        return None if asked and layer.multiplies_activations else FLOAT_RULES[0]
+    rules = (rule for rule in FLOAT_RULES if not asked and rule.holds == "always")
+    return next((rule for rule in rules if rule.applies(layer)), None)
 
 
 def weighted_layers(graph: ir.Graph) -> Iterator[Layer]:
