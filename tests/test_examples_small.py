@@ -86,3 +86,24 @@ def test_the_committed_classifier_scores_what_the_readme_says() -> None:
     data = sources.dataset("shapes:split=val,seed=1,count=120,size=64,truth=class")
     scores = loops.scores(made.module, made.recipe, "pico", data, made.card.class_names)
     assert scores["top1"] > 0.92
+
+
+def test_the_committed_segmenter_has_the_mean_iou_of_a_confusion_matrix_counted_apart() -> None:
+    made = network("shapes_maps/fcn_light.pth")
+    data = sources.dataset("shapes:split=val,seed=1,count=12,size=128,truth=map")
+    scores = loops.scores(made.module, made.recipe, "light", data, made.card.class_names)
+    table = np.zeros((7, 7), np.int64)
+    for sample in data.samples:
+        pixels, _ = made.card.preprocess(sample.read())
+        assert sample.truth is not None
+        truth: Any = sample.truth()
+        with torch.inference_mode():
+            found = made.module(torch.from_numpy(pixels)[None])["out"]
+            whole = torch.nn.functional.interpolate(
+                found, truth.shape, mode="bilinear", align_corners=False
+            )
+        np.add.at(table, (truth, whole.argmax(1)[0].numpy()), 1)
+    union = table.sum(0) + table.sum(1) - table.diagonal()
+    iou = table.diagonal()[union > 0] / union[union > 0]
+    assert scores["miou"] == pytest.approx(iou.mean(), abs=2e-4)  # ties of rounding
+    assert scores["pixel_accuracy"] == pytest.approx(table.trace() / table.sum(), abs=1e-4)
