@@ -11,7 +11,6 @@ The first axis counts samples; an array that lacks it is one. Nothing that a fil
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -19,6 +18,7 @@ import numpy as np
 
 from deploykit.data import samples
 from deploykit.errors import DataError, OptionError
+from deploykit.files import npyfile
 from deploykit.values import silent
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     Array: TypeAlias = NDArray[np.generic]
 
-_LARGEST = 1 << 31
-"""Bytes of one array."""
 PREFIX = "arrays:"
 """How the name of a set of arrays begins."""
 _NPY, _NPZ = ".npy", ".npz"
@@ -175,20 +173,14 @@ def _groups(path: Path, inputs: Sequence[TensorSpec]) -> Iterator[tuple[str, dic
 
 def _members(file: Path, names: Sequence[str]) -> dict[str, _Part]:
     """Return the arrays of an archive by input. Raises: DataError."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            sizes = {i.filename.removesuffix(_NPY): i.file_size for i in archive.infolist()}
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{file} is no .npz archive: {error}") from error
-    alone = len(names) == 1 and len(sizes) == 1
-    members = dict(zip(names, sizes if alone else names, strict=True))
-    absent = [name for name, member in members.items() if member not in sizes]
+    held = npyfile.members(file, DataError)
+    alone = len(names) == 1 and len(held) == 1
+    members = dict(zip(names, held if alone else names, strict=True))
+    absent = [name for name, member in members.items() if member not in held]
     if absent:
         raise DataError(
             f"{file} has no array {absent[0]!r}", expected=f"one for each of {', '.join(names)}"
         )
-    if max(sizes[member] for member in members.values()) > _LARGEST:
-        raise DataError(f"{file} holds an array of more than {_LARGEST} bytes")
     return {name: _Part(file, member) for name, member in members.items()}
 
 
@@ -231,17 +223,7 @@ def _check(array: Array, spec: TensorSpec, path: Path) -> None:
 
 def _load(part: _Part) -> Array:
     """Return an array; one of its own file is mapped, not read. Raises: DataError."""
-    try:
-        if part.member is None:
-            found = np.load(part.path, mmap_mode="r", allow_pickle=False)
-        else:
-            with np.load(part.path, allow_pickle=False) as archive:
-                found = archive[part.member]
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        raise DataError(f"{part.path} is no file of arrays of numbers: {error}") from error
-    if not isinstance(found, np.ndarray) or found.dtype.kind not in "biuf":
-        raise DataError(f"{part.path} holds no array of numbers")
-    return found
+    return npyfile.read(part.path, DataError, member=part.member)
 
 
 def _typed(array: Array, spec: TensorSpec) -> Array:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deploykit.errors import InputError, ModelError
-from deploykit.files import contents, onnxfile
+from deploykit.files import npyfile, onnxfile
 from deploykit.graph import interface
 from deploykit.graph.interface import Wanted
 from deploykit.recipes import describing, metadata, opened
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from deploykit.recipes.describing import Description
     from deploykit.recipes.metadata import ModelCard
     from deploykit.recipes.opened import Opened
-
-_LARGEST = 1 << 28
-"""Bytes of an .npy file that becomes a constant."""
 
 
 def read(path: Path, said: Description = NOTHING) -> Opened:
@@ -83,7 +80,7 @@ def _wanted(seen: Facts, said: Description, known: ModelCard | None) -> Wanted:
 def _values(given: Mapping[str, Path | float]) -> dict[str, NDArray[Any]]:
     """Return the values of inputs that become constants. Raises: InputError."""
     return {
-        name: _array(value) if isinstance(value, Path) else _number(value)
+        name: npyfile.read(value, InputError) if isinstance(value, Path) else _number(value)
         for name, value in given.items()
     }
 
@@ -91,20 +88,3 @@ def _values(given: Mapping[str, Path | float]) -> dict[str, NDArray[Any]]:
 def _number(value: float) -> NDArray[Any]:
     whole = float(value).is_integer()
     return np.array(int(value)) if whole else np.array(value)
-
-
-def _array(path: Path) -> NDArray[Any]:
-    """Return the array in an .npy file; nothing in it is run. Raises: InputError."""
-
-    def check(size: int) -> None:
-        if size > _LARGEST:
-            raise InputError(f"{path} has {size} bytes", expected=f"at most {_LARGEST}")
-
-    contents.read(path, InputError, "an .npy file", check=check)
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(f"{path} is no .npy file of numbers: {error}") from error
-    if not isinstance(found, np.ndarray):
-        raise InputError(f"{path} holds several arrays", expected="an .npy file of one")
-    return found
