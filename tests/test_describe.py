@@ -11,7 +11,7 @@ from foreign_nets import SIDE, Net, two_layers
 from deploykit import cli, pipeline
 from deploykit.cli.about import About
 from deploykit.data.preprocess import Preprocess
-from deploykit.errors import InputError, OptionError
+from deploykit.errors import InputError, ModelError, OptionError
 from deploykit.pipeline import intake
 from deploykit.recipes import guessing, opened
 from deploykit.recipes.describing import NOTHING, Description, described
@@ -113,13 +113,16 @@ def test_names_of_any_other_form_are_none(text: str) -> None:
     assert guessing.names_of(text) == ()
 
 
-@pytest.mark.parametrize("size", ["[0, 64]", "[64]", "64", "[99999, 1]", "[1, 2, 3]", "[a, b]"])
+@pytest.mark.parametrize(
+    "size", ["[0, 64]", "[64]", "64", "[32768, 32768]", "[99999, 1]", "[1, 2, 3]", "[a, b]"]
+)
 def test_an_odd_size_in_the_metadata_is_no_size(size: str) -> None:
     open_image = TensorSpec("images", "float32", ("n", 3, "h", "w"))
     facts = Facts((open_image,), (), {**ULTRALYTICS, "imgsz": size})
     assert guessing.guess(facts).size is None
+    assert described(facts, NOTHING, None) is None, "nobody asked"
     with pytest.raises(OptionError, match="leaves the height and the width of its images open"):
-        described(facts, NOTHING, None)
+        described(facts, Description(task="detection"), None)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +138,13 @@ def test_parts_that_do_not_fit_together_are_refused(said: Description, message: 
     logits = TensorSpec("logits", "float32", ("n", 10))
     with pytest.raises(OptionError, match=message):
         described(Facts((IMAGES,), (logits,)), said, None)
+
+
+def test_numbers_that_no_card_may_hold_are_refused_at_once() -> None:
+    with pytest.raises(ModelError, match="std"):
+        described(Facts((IMAGES,), ()), Description(preprocess="unit", std=(1e-9, 1, 1)), None)
+    with pytest.raises(OptionError, match="--input-size 32768x32768"):
+        Description(input_size=(32768, 32768))
 
 
 @pytest.mark.parametrize("field", ["preprocess", "resize", "channels", "layout", "task"])

@@ -63,7 +63,10 @@ def verify(
     candidate, reference = Path(candidate), Path(reference)
     opened: dict[Path, Model] = {}
     size = card = None  # a checkpoint has none of its own, nor have many files: as the other
-    for path in sorted({candidate, reference}, key=lambda path: kind(path) == "checkpoint"):
+    both = sorted({candidate, reference}, key=lambda path: kind(path) == "checkpoint")
+    for path in (*both, both[0]):
+        if path in opened and (opened[path].card or card is None):
+            continue
         opened[path] = open_model(
             path, recipe=options.recipe, input_size=size, about=options.about, like=card
         )

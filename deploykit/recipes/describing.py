@@ -11,7 +11,8 @@ from deploykit.data.preprocess import Channels, Resize
 from deploykit.data.presets import PRESETS
 from deploykit.data.resizing import Interpolation
 from deploykit.errors import OptionError, unknown_name
-from deploykit.recipes.guessing import Guess, guess
+from deploykit.recipes import metadata
+from deploykit.recipes.guessing import PIXELS, SIDE, Guess, guess, is_size
 from deploykit.recipes.identity import Setting
 from deploykit.recipes.metadata import ModelCard
 from deploykit.tasks import heads
@@ -29,8 +30,6 @@ Three: TypeAlias = tuple[float, float, float]
 UNKNOWN = "unknown"
 """The task of a card where nobody says it: enough to calibrate."""
 _LEVELS = 255
-_SIDE = 1 << 15
-"""Of an input, in pixels, at most."""
 _NEEDS_PREPROCESS = (
     "task",
     "decode",
@@ -87,9 +86,12 @@ class Description:
             raise unknown_name("--decode", str(self.decode), [*heads.HEADS, heads.NONE])
         if self.task is not None:
             tasks.find(self.task)
-        if self.input_size is not None and not all(0 < side <= _SIDE for side in self.input_size):
-            height, width = self.input_size
-            raise OptionError(f"--input-size {height}x{width}", expected=f"sides of 1 to {_SIDE}")
+        height, width = self.input_size or (1, 1)
+        if not is_size(height, width):
+            raise OptionError(
+                f"--input-size {height}x{width}",
+                expected=f"sides of 1 to {SIDE}, at most {PIXELS} pixels",
+            )
 
     def __bool__(self) -> bool:
         """Return whether anything is said."""
@@ -123,6 +125,8 @@ def described(facts: Facts, said: Description, known: ModelCard | None) -> Descr
         if any(getattr(said, name) is not None for name in _NEEDS_PREPROCESS):
             raise unsaid()
         return None
+    if not said and guessed.size is None:
+        return None  # nobody asked
     size = _size(said, known, guessed)
     base = known.preprocess if known and preset is None else PRESETS[str(preset)].sized(size)
     prepared = _prepared(base, said, guessed, preset)
@@ -138,7 +142,9 @@ def described(facts: Facts, said: Description, known: ModelCard | None) -> Descr
     assumed = [] if said.preprocess or known else [f"images prepared as {preset}"]
     parts = [*assumed, *read, *named, *judged]
     notes = (f"guessed from {guessed.by}: {', '.join(parts)}",) if parts else ()
-    return Described(card, notes)
+    properties: dict[str, str] = {}
+    metadata.write(properties, card)
+    return Described(metadata.read(properties) or card, notes)  # as files may hold it
 
 
 def unsaid(what: str = "the options do not say how images are prepared") -> OptionError:

@@ -30,7 +30,8 @@ _TASKS = {
     "classify": "classification",
 }
 """Task in Ultralytics' words -> in ours."""
-_SIDE = 1 << 15
+SIDE, PIXELS = 1 << 15, 1 << 26
+"""Of an input, at most."""
 _BY = "the file's inputs and outputs"
 _TOLD = ("yolov8", "yolov5", "torchvision")
 """Heads that the form of the outputs tells; YOLOX's is that of rows that are decoded already."""
@@ -130,7 +131,12 @@ def _pair(text: str) -> Size | None:
     """Return `[640, 640]` as a size."""
     match = _PAIR.fullmatch(text) if len(text) < 50 else None
     found = (int(match[1]), int(match[2])) if match else (0, 0)
-    return found if all(0 < side <= _SIDE for side in found) else None
+    return found if is_size(*found) else None
+
+
+def is_size(height: int, width: int) -> bool:
+    """Return whether an input can have this height and width."""
+    return 0 < height <= SIDE and 0 < width <= SIDE and height * width <= PIXELS
 
 
 def names_of(text: str) -> tuple[str, ...]:

@@ -57,7 +57,8 @@ def objects(outputs: Mapping[str, Floats], geometries: Sequence[Geometry], /) ->
     raise ModelError(
         f"the outputs {forms} are no detections",
         expected=f"{', '.join(KEYS)}; or one output [batch, anchors, {_BOX} + classes]",
-        fix="give a task of your own: `Detection(read=...)`",
+        fix="name the head that they come from: --decode yolov8, yolov5, yolox or torchvision; in "
+        "Python give a task of your own: `Detection(read=...)`",
     )
 
 
