@@ -462,6 +462,18 @@ def test_products_of_attention_are_int8_where_asked(graph: Graph, kinds: Kinds) 
     assert not found.kept
 
 
+def test_a_product_that_has_qdq_already_is_left_alone(graph: Graph) -> None:
+    model = graph(
+        f"{HEAD} {{ [q] a = QuantizeLinear(x, s, z) [d] b = DequantizeLinear(a, s, z) "
+        "[w] c = DequantizeLinear(w, s, z) [l] y = MatMul(b, c) }",
+        s=np.float32(0.1),
+        z=np.int8(0),
+        w=np.ones((8, 8), np.int8),
+    )
+    plan = default_plan(model, None, Kinds(int8=["all"]))
+    assert not place(model, plan).activations
+
+
 def test_a_product_that_is_read_whole_is_not_rounded_behind_its_bias(graph: Graph) -> None:
     body = "[l] a = MatMul(x, w) [add] b = Add(a, bias) [r] c = Reshape(b, same) [s] y = Softmax(c)"
     model = graph(f"{HEAD} {{ {body} }}", w=(8, 48), bias=(48,), same=np.zeros(4, np.int64))

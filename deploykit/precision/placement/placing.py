@@ -169,10 +169,9 @@ class _Reads:
 
     def __init__(self, graph: ir.Graph, plan: PrecisionPlan) -> None:
         self.reads: Reads = {}
-        self._graph = graph
         nodes = [node for node in graph if not _stays(plan, node)]
-        self._movers = [node for node in nodes if moves(node)]
-        self._adds = [node for node in nodes if len(_summands(node)) > 1]
+        self._movers = dict.fromkeys(node for node in nodes if moves(node))
+        self._adds = dict.fromkeys(node for node in nodes if len(_summands(node)) > 1)
         self._pointwise = {node for node in nodes if is_op(node, *READERS)}
 
     def add(self, node: ir.Node, index: int) -> None:
@@ -193,7 +192,7 @@ class _Reads:
 
     def pass_back(self) -> None:
         """Rule 8: where all readers of what a node moves are INT8, so is what it moves."""
-        for node in reversed(self._movers):
+        for node in reversed(tuple(self._movers)):
             if any(out in self.reads for out in node.outputs) and self._is_int8(node):
                 for index in moved_inputs(node):
                     self.add(node, index)

@@ -55,8 +55,13 @@ class Layer:
 
     @property
     def multiplies_activations(self) -> bool:
-        """Return whether it is a product of two computed tensors, as in attention."""
-        return self.weights is None and self.node.op_type == "MatMul"
+        """Return whether it is a product of two computed tensors, as in attention.
+
+        One that has Q/DQ already is none.
+        """
+        makers = [None if value is None else value.producer() for value in self.node.inputs]
+        has_own = any(is_op(node, "DequantizeLinear") for node in makers)
+        return self.weights is None and self.node.op_type == "MatMul" and not has_own
 
     @property
     def channels(self) -> tuple[int, int]:
