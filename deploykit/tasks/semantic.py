@@ -64,7 +64,7 @@ class LabelMap:
         shares = self._shares()
         best = sorted(shares, key=lambda i: -shares[i])[:_SAID]
         names = categories.named(classes, best)
-        return ", ".join(f"{names[i]} {shares[i]:.1%}" for i in best)
+        return ", ".join(f"{names[i]} {_percent(shares[i])}" for i in best)
 
     def to_json(self, classes: Sequence[str], size: tuple[int, int], /) -> Json:
         """Return the share of each class, and the map as runs along its rows: label and length."""
@@ -143,6 +143,15 @@ class Semantic:
     def draw(self, image: Pixels, result: LabelMap, classes: Sequence[str], /) -> Pixels:
         """Return the image in the colours of its classes, with their names below."""
         return painting_maps.tinted(image, result.labels, categories.unique(classes))
+
+
+def _percent(share: float) -> str:
+    """Return a share in per cent; of little at least that there is some."""
+    return f"{share:.1%}" if share >= _LEAST else f"under {_LEAST:.1%}"
+
+
+_LEAST = 1e-3
+"""Share of an image that is written as a number."""
 
 
 class Overlap:
