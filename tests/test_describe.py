@@ -43,12 +43,12 @@ def rows(tmp_path: Path) -> Path:
 def test_a_copy_carries_what_the_user_said(rows: Path, tmp_path: Path) -> None:
     output = tmp_path / "described.onnx"
     about = Description(
-        task="detection", preprocess="yolo", scale=1.0, channels="BGR", class_names=("a", "b", "c")
+        task="detection", preprocess="yolo", scale=1.0, channels="BGR", class_names=tuple("abcdef")
     )
     made = pipeline.describe(rows, output, about)
     card = opened.read(output).card
     assert card is not None
-    assert (card.task, card.recipe, card.class_names) == ("detection", "", ("a", "b", "c"))
+    assert (card.task, card.recipe, card.class_names) == ("detection", "", tuple("abcdef"))
     expected = Preprocess((SIDE, SIDE), "letterbox", "BGR", scale=1.0, resampler="cv2-linear")
     assert card.preprocess == expected
     assert any("trial run on an image of patches" in note for note in made.notes)

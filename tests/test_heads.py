@@ -270,6 +270,29 @@ def test_outputs_of_another_form_are_refused_and_the_right_head_is_named(
         heads.Reader(head, SIZE, CLASSES)(outputs, [Geometry(8, 8, 1, 1)])
 
 
+def test_rows_that_are_suppressed_already_are_taken_as_they_are() -> None:
+    rows = np.zeros((1, 300, 6), np.float32)
+    rows[0, :2] = [[10, 10, 20, 30, 0.4, 1], [0, 0, 40, 40, 0.9, 2]]
+    place = Geometry(HEIGHT, WIDTH, GAIN, GAIN, 8.0)
+    (found,) = heads.Reader("end2end", SIZE, CLASSES)({"y": rows}, [place])
+    np.testing.assert_allclose(found.boxes, [[0, 0, 64, 80], [4, 20, 24, 60]])
+    np.testing.assert_array_equal(found.classes, [2, 1])
+    assert heads.fitting({"y": ("n", 300, 6)}, SIZE) == {"end2end": 0}
+    with pytest.raises(ModelError, match="an object of class 2, counted from 0"):
+        heads.Reader("end2end", SIZE, 2)({"y": rows}, [place])
+
+
+def test_rows_with_other_columns_than_classes_are_no_decoded_ones(tmp_path: Path) -> None:
+    net = Net()
+    shape = net.weight(np.array([0, -1, 8]))
+    output = net.op("Reshape", net.conv("images", 3, 8), shape)
+    path = net.save(tmp_path / "net.onnx", output, (1, 3, *SIZE))
+    words = [f"class{i}" for i in range(80)]
+    about = Description(task="detection", preprocess="yolo", class_names=tuple(words))
+    with pytest.raises(ModelError, match="are no decoded rows of 80 classes"):
+        pipeline.describe(path, tmp_path / "d.onnx", about)
+
+
 def test_an_unknown_head_is_answered_with_the_known_ones() -> None:
     with pytest.raises(OptionError, match="unknown --decode 'yolov9'"):
         Description(decode="yolov9")

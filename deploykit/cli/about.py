@@ -49,7 +49,7 @@ class About:
     ] = None
     decode: Annotated[
         str | None,
-        Option(help="Outputs of a detector: yolov5, yolov8, yolox, torchvision or none."),
+        Option(help="Head of a detector: yolov5, yolov8, yolox, end2end, torchvision or none."),
     ] = None
     input: Annotated[
         list[str] | None,

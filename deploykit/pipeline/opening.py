@@ -19,7 +19,7 @@ from deploykit.recipes.describing import NOTHING, UNKNOWN, unsaid
 from deploykit.recipes.guessing import Facts
 from deploykit.recipes.metadata import ModelCard
 from deploykit.recipes.recipe import RECIPES
-from deploykit.tasks import heads, masks
+from deploykit.tasks import decoding, heads, masks
 from deploykit.tasks.detection import Detection
 from deploykit.tasks.instances import Instances
 
@@ -116,8 +116,9 @@ class Model:
 def _as_made(task: AnyTask, card: ModelCard | None) -> AnyTask:
     """Return a task as the family of a model's network does it. Raises: ModelError."""
     head = card.settings.get(heads.SETTING) if card else None
-    if card is not None and head is not None and isinstance(task, Detection):
-        task = _read_by(task, card, head.value)
+    told = card is not None and (head is not None or metadata.foreign(card))
+    if told and card and isinstance(task, Detection) and task.read is decoding.objects:
+        task = _read_by(task, card, heads.NONE if head is None else head.value)
     said = card.settings.get(masks.SETTING) if card else None
     if said is None or not isinstance(task, Instances):
         return task
@@ -131,12 +132,10 @@ def _as_made(task: AnyTask, card: ModelCard | None) -> AnyTask:
 
 def _read_by(task: Detection, card: ModelCard, head: object) -> Detection:
     """Return a task that reads the outputs of a head. Raises: ModelError for an unknown one."""
-    if head == heads.NONE:
-        return task
     if not isinstance(head, str) or head not in heads.HEADS:
         raise ModelError(
             f"the card says that outputs are read as {str(head)[:100]!r}",
-            expected="one of " + ", ".join([*heads.HEADS, heads.NONE]),
+            expected="one of " + ", ".join(heads.HEADS),
         )
     return replace(task, read=heads.Reader(head, card.preprocess.size, len(card.class_names)))
 

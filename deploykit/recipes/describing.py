@@ -72,7 +72,7 @@ class Description:
     """Height and width, where the file leaves them open."""
     class_names: tuple[str, ...] | None = None
     decode: str | None = None
-    """How a detector's outputs are read: one of `tasks.heads.HEADS`, by its name, or "none"."""
+    """How a detector's outputs are read: one of `tasks.heads.HEADS`, by its name."""
     inputs: Mapping[str, Path | float] = field(default_factory=dict)
     """Inputs beside the images -> their value: a number, or an .npy file; they become constants."""
 
@@ -82,8 +82,8 @@ class Description:
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise unknown_name(f"--{name}", str(value), map(str, known))
-        if self.decode not in (None, heads.NONE, *heads.HEADS):
-            raise unknown_name("--decode", str(self.decode), [*heads.HEADS, heads.NONE])
+        if self.decode not in (None, *heads.HEADS):
+            raise unknown_name("--decode", str(self.decode), heads.HEADS)
         if self.task is not None:
             tasks.find(self.task)
         height, width = self.input_size or (1, 1)
@@ -136,7 +136,7 @@ def described(facts: Facts, said: Description, known: ModelCard | None) -> Descr
     card = known or ModelCard("", "", task, prepared, names, "")
     card = replace(card, task=task, preprocess=prepared, class_names=names)
     card = replace(card, settings={**card.settings, **head})
-    if said.decode is not None and said.decode != heads.NONE:
+    if said.decode is not None:
         shapes = {spec.name: spec.shape for spec in facts.outputs}
         heads.check(said.decode, shapes, prepared.size, len(names))
     assumed = [] if said.preprocess or known else [f"images prepared as {preset}"]

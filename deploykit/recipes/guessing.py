@@ -33,7 +33,7 @@ _TASKS = {
 SIDE, PIXELS = 1 << 15, 1 << 26
 """Of an input, at most."""
 _BY = "the file's inputs and outputs"
-_TOLD = ("yolov8", "yolov5", "torchvision")
+_TOLD = ("yolov8", "yolov5", "end2end", "torchvision")
 """Heads that the form of the outputs tells; YOLOX's is that of rows that are decoded already."""
 
 
@@ -73,7 +73,7 @@ def guess(facts: Facts) -> Guess:
     found = {} if size is None else heads.fitting(_shapes(facts), size)
     for head in _TOLD:
         if head in found:
-            known = None if head == "torchvision" else found[head]
+            known = found[head] or None
             return Guess(_BY, size, planes, "detection", classes=known, decode=head)
     return Guess(_BY, size, planes, task, classes=classes)
 

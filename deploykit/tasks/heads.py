@@ -7,7 +7,7 @@ those of the published architectures.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,22 +15,22 @@ from deploykit.errors import ModelError, unknown_name
 from deploykit.tasks import decoding
 from deploykit.tasks.decoding import Limits
 from deploykit.tasks.detections import Detections
+from deploykit.tasks.head_shapes import STRIDES, cells, one, single, strides_of
+from deploykit.tasks.matching import KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from deploykit.data.preprocess import Floats, Geometry, Size
-
-    Shapes: TypeAlias = Mapping[str, Sequence[Any]]
-    """Output -> its sizes; a text is an open one."""
+    from deploykit.tasks.head_shapes import Shapes
 
 SETTING = "decode"
 """Name of the setting of a card."""
 NONE = "none"
 """Outputs that are decoded already, see `decoding.objects`."""
-_STRIDES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32))
-"""Of the levels of a head, in pixels, the most frequent first."""
 _MANY = 30_000
+_END, _MOST_ROWS = 6, 1000
+"""Columns of rows that are suppressed already, and how many rows there are at most."""
 _V5 = Limits(confidence=0.001, iou=0.6)
 _V8 = Limits(confidence=0.001, iou=0.7)
 _YOLOX = Limits(confidence=0.01, iou=0.65, objects=_MANY)
@@ -77,16 +77,17 @@ class Reader:
 def check(head: str, outputs: Shapes, size: Size, classes: int = 0) -> None:
     """Check that outputs have the form of a head. Raises: ModelError, OptionError."""
     if head not in HEADS:
-        raise unknown_name("--decode", head, [*HEADS, NONE])
+        raise unknown_name("--decode", head, HEADS)
     others = [name for name in fitting(outputs, size) if name != head]
-    found = HEADS[head].classes(outputs, size, 0 if others else classes)
+    strict = others and head != NONE
+    found = HEADS[head].classes(outputs, size, 0 if strict else classes)
     if found is not None and (not classes or not HEADS[head].counts or classes == found):
         return
     forms = ", ".join(f"{name}[{', '.join(map(str, shape))}]" for name, shape in outputs.items())
     near = [f"--decode {name}" for name in others]
     many = f" of {classes} classes" if classes else ""
     raise ModelError(
-        f"the outputs {forms} are no {head} head{many}",
+        f"the outputs {forms} are no {'decoded rows' if head == NONE else f'{head} head'}{many}",
         expected=HEADS[head].form,
         fix=f"they have the form of {' or '.join(near)}" if near else "",
     )
@@ -94,23 +95,9 @@ def check(head: str, outputs: Shapes, size: Size, classes: int = 0) -> None:
 
 def fitting(outputs: Shapes, size: Size) -> dict[str, int]:
     """Return the heads that outputs have the form of -> their classes."""
-    found = {name: head.classes(outputs, size, 0) for name, head in HEADS.items()}
+    told = {name: head for name, head in HEADS.items() if name != NONE}
+    found = {name: head.classes(outputs, size, 0) for name, head in told.items()}
     return {name: classes for name, classes in found.items() if classes is not None}
-
-
-def _cells(size: Size, strides: Sequence[int]) -> int:
-    return sum((size[0] // stride) * (size[1] // stride) for stride in strides)
-
-
-def _strides(count: int, size: Size) -> tuple[int, ...] | None:
-    """Return the strides of levels that have `count` cells together."""
-    return next((each for each in _STRIDES if _cells(size, each) == count), None)
-
-
-def _single(outputs: Shapes) -> list[Any] | None:
-    """Return the sizes of the only output, where it has three."""
-    shapes = [list(shape) for shape in outputs.values()]
-    return shapes[0] if len(shapes) == 1 and len(shapes[0]) == 3 else None
 
 
 def _rows(
@@ -119,33 +106,29 @@ def _rows(
     """Return how classes are told: `anchors` a cell, where they and the columns stand."""
 
     def classes(outputs: Shapes, size: Size, known: int) -> int | None:
-        shape = _single(outputs)
+        shape = single(outputs)
         if shape is None:
             return None
         rows, columns = (shape[place] for place in places)
         if not isinstance(columns, int) or columns <= beside:
             return None
-        cells = rows if not isinstance(rows, int) or rows % anchors else rows // anchors
-        fits = isinstance(rows, int) and not rows % anchors and _strides(cells, size) is not None
+        even = isinstance(rows, int) and not rows % anchors
+        fits = even and strides_of(rows // anchors, size) is not None
         return columns - beside if fits or (known and columns - beside == known) else None
 
     return classes
 
 
-def _one(outputs: Mapping[str, Floats]) -> Floats:
-    return next(iter(outputs.values()))
-
-
 def _yolov5(
     outputs: Mapping[str, Floats], geometries: Sequence[Geometry], _: Size
 ) -> list[Detections]:
-    return decoding.decode(_one(outputs), geometries, _V5)
+    return decoding.decode(one(outputs), geometries, _V5)
 
 
 def _yolov8(
     outputs: Mapping[str, Floats], geometries: Sequence[Geometry], _: Size
 ) -> list[Detections]:
-    rows = _one(outputs).transpose(0, 2, 1)
+    rows = one(outputs).transpose(0, 2, 1)
     return [
         decoding.chosen(image[:, :4], image[:, 4:], geometry, _V8)
         for image, geometry in zip(rows, geometries, strict=True)
@@ -160,7 +143,7 @@ def _yolox(
     Centre: (offset + cell) * stride; sides: exp(side) * stride. A cell is an object of its best
     class alone. Source: YOLOX (arXiv 2107.08430) section 2.2.
     """
-    rows = _one(outputs)
+    rows = one(outputs)
     grid, stride = _grid(rows.shape[1], size)
     found = []
     for image, geometry in zip(rows, geometries, strict=True):
@@ -176,18 +159,56 @@ def _yolox(
 
 def _grid(count: int, size: Size) -> tuple[Floats, Floats]:
     """Return column and row (float32[N, 2]) and stride (float32[N, 1]) of each cell."""
-    strides = _strides(count, size)
+    strides = strides_of(count, size)
     if strides is None:
         raise ModelError(
             f"{count} cells for images of {size[0]}x{size[1]}",
-            expected=f"{_cells(size, _STRIDES[0])}, with strides of 8, 16 and 32",
+            expected=f"{cells(size, STRIDES[0])}, with strides of 8, 16 and 32",
         )
-    cells, steps = [], []
+    places, steps = [], []
     for stride in strides:
         rows, columns = np.indices((size[0] // stride, size[1] // stride), np.float32)
-        cells.append(np.stack([columns, rows], -1).reshape(-1, 2))
-        steps.append(np.full((len(cells[-1]), 1), stride, np.float32))
-    return np.concatenate(cells), np.concatenate(steps)
+        places.append(np.stack([columns, rows], -1).reshape(-1, 2))
+        steps.append(np.full((len(places[-1]), 1), stride, np.float32))
+    return np.concatenate(places), np.concatenate(steps)
+
+
+def _end_classes(outputs: Shapes, size: Size, known: int) -> int | None:
+    """Return the classes that are known, 0 where none are: these rows do not tell."""
+    shape = single(outputs)
+    few = shape is not None and isinstance(shape[1], int) and shape[1] <= _MOST_ROWS
+    ends = shape is not None and few and shape[2] == _END and strides_of(shape[1], size) is None
+    return known if ends else None
+
+
+def _end2end(
+    outputs: Mapping[str, Floats], geometries: Sequence[Geometry], _: Size
+) -> list[Detections]:
+    """Return the objects of rows x1, y1, x2, y2, score, class, which are suppressed already."""
+    found = []
+    for rows, geometry in zip(one(outputs), geometries, strict=True):
+        if not np.isfinite(rows).all():
+            raise decoding.not_finite("an object's box, score or class is NaN or infinity")
+        kept = rows[rows[:, 4] > _V8.confidence]
+        kept = kept[decoding.top(kept[:, 4], len(kept))]
+        classes = kept[:, 5].astype(np.int64)
+        found.append(Detections(geometry.to_image(kept[:, :4]), kept[:, 4], classes))
+    return found
+
+
+def _decoded_classes(outputs: Shapes, _: Size, known: int) -> int | None:
+    """Return the classes of rows that are decoded; those that are known for padded rows."""
+    if all(name in outputs for name in KEYS):
+        return known
+    shape = single(outputs)
+    columns = None if shape is None else shape[2]
+    return columns - 5 if isinstance(columns, int) and columns > 5 else None
+
+
+def _decoded(
+    outputs: Mapping[str, Floats], geometries: Sequence[Geometry], _: Size
+) -> list[Detections]:
+    return decoding.objects(outputs, geometries)
 
 
 _PARTS = ("boxes", "labels", "scores")
@@ -249,11 +270,23 @@ HEADS: Mapping[str, Head] = {
         _rows(1, (1, 2), 5),
         _yolox,
     ),
+    "end2end": Head(
+        "one output [batch, objects, 6]: x1, y1, x2, y2 in pixels, score, class, suppressed",
+        _end_classes,
+        _end2end,
+        counts=False,
+    ),
     "torchvision": Head(
         "outputs boxes [objects, 4] in pixels, labels and scores [objects], for one image",
         _torchvision_classes,
         _torchvision,
         counts=False,
+    ),
+    NONE: Head(
+        f"{', '.join(KEYS)}; or one output [batch, anchors, 5 + classes]: cx, cy, w, h in pixels, "
+        "objectness, class scores",
+        _decoded_classes,
+        _decoded,
     ),
 }
 """What `--decode` names -> the head."""
