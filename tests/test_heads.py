@@ -342,3 +342,13 @@ def test_the_preparation_of_each_family_is_what_the_test_assumes() -> None:
     pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     _, place = Preprocess(SIZE, "letterbox")(pixels)
     assert (place.offset_x, place.offset_y) == OFFSETS["yolov8"]
+
+
+def test_a_bare_file_teaches_what_its_described_copy_knows(tmp_path: Path) -> None:
+    path, data = network("yolov8", tmp_path / "net.onnx"), coco(tmp_path / "coco")
+    described = tmp_path / "described.onnx"
+    pipeline.describe(path, described, Description(preprocess="yolo", class_names=NAMES))
+    options = pipeline.EvalOptions(f"folder:{data / 'images'}", against=path)
+    ap = pipeline.evaluate(described, options).metrics["ap"]
+    assert ap is not None
+    assert ap > 0.95, "COCO counts 100 objects of an image, and these have more"

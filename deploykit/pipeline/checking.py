@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from deploykit.pipeline.made import StrPath
     from deploykit.pipeline.opening import Model
     from deploykit.recipes.describing import Description
+    from deploykit.recipes.metadata import ModelCard
     from deploykit.tasks import AnyTask, Pairing
     from deploykit.values import Agreement, Progress
 
@@ -154,7 +155,7 @@ def evaluate(
     batch_size = samples.batch_size(options.batch_size, batch, opened.contract().preprocess.size)
     chosen, told = opened.task(task), dict[str, str]()
     if against is not None:
-        teacher = _opened(against, replace(options, backend=None))
+        teacher = _opened(against, replace(options, backend=None), opened.card)
         data = teaching.told_by(teacher, data, task)
         told = {"against": teacher.path.name, "against_sha256": teacher.sha256}
     scores, images, shrunk = evaluation.evaluate(
@@ -185,14 +186,18 @@ def evaluate(
     return found
 
 
-def _opened(path: Path, options: EvalOptions) -> Model:
-    """Return a model that takes images. Raises: as `open_model`; ModelError."""
+def _opened(path: Path, options: EvalOptions, like: ModelCard | None = None) -> Model:
+    """Return a model that takes images; `like`: a card, where its file has none.
+
+    Raises: as `open_model`; ModelError.
+    """
     opened = open_model(
         path,
         backend=options.backend,
         recipe=options.recipe,
         threads=options.threads,
         about=options.about,
+        like=like,
     )
     opened.check_images()
     return opened

@@ -84,7 +84,7 @@ def check(head: str, outputs: Shapes, size: Size, classes: int = 0) -> None:
     if found is not None and (not classes or not HEADS[head].counts or classes == found):
         return
     forms = ", ".join(f"{name}[{', '.join(map(str, shape))}]" for name, shape in outputs.items())
-    near = [f"--decode {name}" for name in others]
+    near = [f"--decode {name}" for name in (*others, *([NONE] if "yolox" in others else []))]
     many = f" of {classes} classes" if classes else ""
     raise ModelError(
         f"the outputs {forms} are no {'decoded rows' if head == NONE else f'{head} head'}{many}",
