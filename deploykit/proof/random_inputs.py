@@ -137,7 +137,7 @@ def _shape(spec: TensorSpec, count: int) -> tuple[int, ...]:
             raise ModelError(
                 f"the size of {spec} is open: dimension {dim!r}",
                 expected="a fixed size in every dimension but the first",
-                fix="export the model for one input size",
+                fix="`deploykit describe` with --input-size HxW writes a copy of one size",
             )
         sizes.append(dim)
     return tuple(sizes)
