@@ -327,3 +327,26 @@ def test_a_file_from_onnxruntimes_own_quantiser_shows_its_known_faults(
     )
     rules = {f.rule for f in lint.lint(onnxfile.read_model(out)) if f.severity == "error"}
     assert {"zero-point", "int32-bias"} <= rules
+
+
+@pytest.mark.parametrize(
+    ("scaled", "precision"),
+    [
+        ("[m] t = Mul(xd, half)", "int8"),
+        ("[m] t = Mul(half, xd)", "int8"),
+        ("[h] n = Size(xd) [f] k = Cast<to=1>(n) [r] v = Sqrt(k) [m] t = Div(xd, v)", "int8"),
+        ("[m] t = Mul(xd, row)", "fp32"),
+        ("[a] v = ReduceMax<keepdims=0>(xd) [m] t = Mul(xd, v)", "fp32"),
+    ],
+)
+def test_int8_passes_a_product_with_one_number_that_no_image_changes(
+    graph: Graph, scaled: str, precision: str
+) -> None:
+    found = table(
+        graph,
+        f"{QDQ_X} {DQ_W} {scaled} [c] y = {CONV}(t, wd)",
+        half=np.float32(0.5),
+        one=np.int64(1),
+        row=np.full((1, 16, 1, 1), 0.5, np.float32),
+    )
+    assert found["c"] == precision

@@ -117,9 +117,9 @@ def _int8_source(
     node = None if value is None else value.producer()
     if value in known:
         return known[value]
-    if found is not None or node is None or not _crossed(node) or not steps:
+    data = [] if node is None else _crossed(node)
+    if found is not None or node is None or not data or not steps:
         return found
-    data = moved_inputs(node) if moves(node) else [0]
     sources = [_int8_source(node.inputs[i], known, steps - 1) for i in data]
     first = sources[0] if sources else None
     found = first if all(same_scale(first, source) for source in sources) else None
@@ -128,14 +128,35 @@ def _int8_source(
     return found
 
 
-def _crossed(node: ir.Node) -> bool:
-    """Return whether TensorRT moves a DQ across a node: it moves values, or scales them all."""
+def _crossed(node: ir.Node) -> list[int]:
+    """Return the inputs from which TensorRT moves a DQ across a node; none: it does not.
+
+    The node moves values, or scales them all by one number.
+    """
     if moves(node):
-        return node.op_type not in _STOPS
+        return [] if node.op_type in _STOPS else list(moved_inputs(node))
     if is_op(node, "Neg"):
-        return True
-    by = constant(node.inputs[1]) if is_op(node, "Mul", "Div") else None
-    return by is not None and by.size == 1
+        return [0]
+    if is_op(node, "Mul", "Div") and _one_number(node.inputs[1]):
+        return [0]
+    return [1] if is_op(node, "Mul") and _one_number(node.inputs[0]) else []
+
+
+def _one_number(value: ir.Value | None) -> bool:
+    """Return whether a tensor is one number that the shapes of others fix, or nothing at all."""
+    shape = dims(value)
+    single = shape is not None and all(size == 1 for size in shape)
+    waiting, left = [value], _FAR
+    while single and waiting and left:
+        left -= 1
+        each = waiting.pop()
+        node = None if each is None else each.producer()
+        if constant(each) is not None or (node is not None and is_op(node, "Shape", "Size")):
+            continue
+        if node is None or not node.inputs:
+            return False
+        waiting += [given for given in node.inputs if given is not None]
+    return single and not waiting
 
 
 def same_scale(one: Step | None, other: Step | None) -> bool:
