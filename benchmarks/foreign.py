@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import onnx
 from foreign_engine import built, opened, products, share
-from foreign_graphs import NAMES, NETWORKS, READERS, TASKS, sizes
+from foreign_graphs import NAMES, NETWORKS, READERS, TASKLESS, TASKS, sizes
 from foreign_job import METHODS
 from PIL import Image, ImageDraw
 from skimage import data
@@ -202,7 +202,7 @@ class Graph:
             *(("--channels", "grey", "--mean", MEAN[0], "--std", STD[0]) * (self.channels == 1)),
         ]
         said: Found = {}
-        if self.name in READERS:  # what a reader of text gives is none of our tasks
+        if self.name in TASKLESS:
             described = self.float
         else:
             task = TASKS.get(self.name, "classification")

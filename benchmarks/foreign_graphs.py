@@ -281,13 +281,15 @@ TASKS = {
     **{
         name: "detection"
         for name in NAMES
-        if name in ("hf_detr", "ddddocr_det", "tv_retinanet", "tv_fcos")
+        if name in ("ddddocr_det", "tv_retinanet", "tv_fcos")
         or name in ("tv_ssdlite", "tv_ssd", "tv_rpn")
     },
 }
 """Graph -> its task, where that is not classification."""
 READERS = ("ppocr_cls", "ppocr_det", "ppocr_rec", "ddddocr", "ddddocr_old")
 """Graphs that are fed with lines of text."""
+TASKLESS = (*READERS, "hf_detr")
+"""Graphs whose outputs none of deploykit's tasks reads: they are quantised without one."""
 
 
 def _vit(**settings: Any) -> Any:  # noqa: ANN401
