@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torchvision.ops import batched_nms
 from deploykit import pipeline
 from deploykit.data.preprocess import Geometry, Preprocess
 from deploykit.errors import ModelError, OptionError, ProofError
+from deploykit.pipeline.predicting import PredictOptions
 from deploykit.recipes import opened
 from deploykit.recipes.describing import Description
 from deploykit.tasks import heads
@@ -138,6 +140,32 @@ def network(family: str, path: Path) -> Path:
     near[:, 4:] = 1 if family == "yolov8" else near[:, 4:]
     change = net.op("Mul", net.weight(near), small)
     return net.save(path, net.op("Add", net.weight(rows), change), (1, 3, *SIZE))
+
+
+@pytest.mark.parametrize("family", PREPARED)
+def test_predict_draws_and_writes_what_an_independent_decode_finds(
+    family: str, tmp_path: Path
+) -> None:
+    about = replace(PREPARED[family], task="detection", decode=family, class_names=NAMES)
+    path = network(family, tmp_path / "net.onnx")
+    pixels = np.random.default_rng(5).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    model = pipeline.load(path, PredictOptions(about=about))
+    found = model(tmp_path / "photo.png")
+    batch = model.model.session.run({"images": model.model.contract().preprocess(pixels)[0][None]})
+    theirs = expected(family, next(iter(batch.values())), OFFSETS[family])
+    assert len(theirs) > 10
+    np.testing.assert_allclose(found.scores, theirs[:, 4], rtol=1e-6)
+    np.testing.assert_array_equal(found.classes, theirs[:, 5])
+    np.testing.assert_allclose(found.boxes, theirs[:, :4], atol=1e-3)
+    (made,) = pipeline.predict(
+        path, [tmp_path / "photo.png"], tmp_path / "out", PredictOptions(about=about)
+    )
+    written = json.loads(made.data.read_text("utf-8"))["models"][0]["found"]["objects"]
+    assert [each["class"] for each in written] == [NAMES[int(row[5])] for row in theirs]
+    np.testing.assert_allclose([each["box"] for each in written], theirs[:, :4], atol=1e-3)
+    with Image.open(made.picture) as picture:
+        assert picture.size[0] >= WIDTH
 
 
 def coco(folder: Path) -> Path:
