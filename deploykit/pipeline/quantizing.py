@@ -12,7 +12,7 @@ from deploykit.errors import OptionError
 from deploykit.files import onnxfile
 from deploykit.measuring import records
 from deploykit.pipeline import intake, judging, places, preparing
-from deploykit.pipeline.made import Made, described, path_or_none, written
+from deploykit.pipeline.made import Made, path_or_none, recorded, written
 from deploykit.precision import (
     calibration,
     float16,
@@ -118,14 +118,15 @@ def quantize(
     found = judging.judged(images, noise, agreements, outputs)
     made_by = {"verb": "quantize", **summary, "quality": found.to_json()}
     artifact = written(candidate, subject.origin(), made_by)
+    layers = lint.precision_table(graph)
     notes = (
         *subject.notes,
-        *_notes(lint.precision_table(graph), table),
+        *_notes(layers, table),
         *found.notes(),
         *judging.doubts(table),
         *_wide(summary["beyond_fp16"]),
     )
-    return described(artifact, candidate, notes, record)
+    return recorded(Made(artifact, layers, notes), record)
 
 
 def cast(model: StrPath, output: StrPath, *, record: StrPath | None = None) -> Made:
@@ -149,7 +150,8 @@ def cast(model: StrPath, output: StrPath, *, record: StrPath | None = None) -> M
     share = records.shares(layers).get(Precision.FP16.value, 0.0)
     said = f"{share:.1%} of the multiply-accumulates in FP16"
     notes = (*subject.notes, said, *records.remarks(layers))
-    return described(written(candidate, subject.origin(), made_by), candidate, notes, record)
+    artifact = written(candidate, subject.origin(), made_by)
+    return recorded(Made(artifact, layers, notes), record)
 
 
 def _has_rows(graph: ir.Model) -> bool:
