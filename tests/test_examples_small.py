@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from example_scripts import EXAMPLES, script
 
 from deploykit.data import sources
 from deploykit.networks import loading
@@ -18,17 +16,6 @@ from deploykit.recipes.recipe import RECIPES
 from deploykit.training import loops
 
 pytest.importorskip("skimage", reason="scikit-image is not installed")
-EXAMPLES = Path(__file__).parent.parent / "examples"
-
-
-def script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"{name}_train", EXAMPLES / name / "train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def options(size: int) -> argparse.Namespace:

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torchvision
+from example_scripts import script
 from torch.nn import functional
-
-PATH = Path(__file__).parent.parent / "examples" / "shapes" / "losses.py"
 
 
 @pytest.fixture(scope="module")
 def losses() -> Any:
-    spec = importlib.util.spec_from_file_location("shapes_losses", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("shapes", "losses")
 
 
 def boxes(count: int, seed: int) -> torch.Tensor:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from example_scripts import EXAMPLES, script
 from torch.utils.flop_counter import FlopCounterMode
 
 from deploykit.data import sources
@@ -18,18 +16,12 @@ from deploykit.data.preprocess import Preprocess
 from deploykit.networks.detectors.light import light_mask_rcnn
 from deploykit.training import loops
 
-FOLDER = Path(__file__).parent.parent / "examples" / "shapes_masks"
+FOLDER = EXAMPLES / "shapes_masks"
 
 
 @pytest.fixture(scope="module")
 def train() -> Any:
-    spec = importlib.util.spec_from_file_location("shapes_masks_train", FOLDER / "train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("shapes_masks")
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,6 @@ class _Waiting:
     """A builder that has started and waits for its request."""
 
     module: str
-    folder: Path
     process: subprocess.Popen[str]
 
 
@@ -112,7 +111,7 @@ def _started(module: str) -> Iterator[_Waiting]:
         try:
             with _process(module, str(folder), told) as process:
                 try:
-                    yield _Waiting(module, folder, process)
+                    yield _Waiting(module, process)
                 finally:
                     process.kill()
                     process.wait()

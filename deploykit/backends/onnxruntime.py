@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from deploykit.recipes.opened import Opened
     from deploykit.values import Progress
 
-_WEIGHTS_BESIDE = "session.model_external_initializers_file_folder_path"
+WEIGHTS_BESIDE = "session.model_external_initializers_file_folder_path"
 _SILENT = 4  # errors are raised; what is printed beside them holds names as they are
 _MOST_THREADS = 1024  # more than any machine has cores; each is started at once
 _CONFIG = {
@@ -172,7 +172,7 @@ def _options(threads: int, *, written_to: Path | None = None) -> ort.SessionOpti
 def _session(model: Opened, options: ort.SessionOptions) -> ort.InferenceSession:
     folder = onnxfile.data_folder(model.graph)
     if folder is not None:
-        options.add_session_config_entry(_WEIGHTS_BESIDE, str(folder.resolve()))
+        options.add_session_config_entry(WEIGHTS_BESIDE, str(folder.resolve()))
     try:
         return ort.InferenceSession(model.data, options, providers=["CPUExecutionProvider"])
     except _FAILURES as error:

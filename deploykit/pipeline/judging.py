@@ -42,13 +42,13 @@ def probed(
     *,
     half: bool,
 ) -> tuple[Probed, str]:
-    """Return what the float model gives on a few images, what is asked of its tensors there.
+    """Return what the float model gives on a few images and what its tensors do there.
 
-    The second value says in words what images these are.
+    The second value says in words what images these are: of each size that none of them has there
+    is one of random pixels.
 
-    calibrated_on: the source of images, or a folder of arrays. Each size of image that none of
-    them has is there too, with random pixels. half: whether the
-    magnitudes are asked for that FP16 must hold. Raises: DataError, ModelError.
+    calibrated_on: the source of images, or a folder of arrays. half: whether the magnitudes are
+    asked for that FP16 must hold. Raises: DataError, ModelError.
     """
     inputs, _ = onnxfile.interface(model.graph)
     if isinstance(calibrated_on, Path):

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 _FLOAT32 = "tensor(float)"
 """float32 in the runtime's words."""
-_WEIGHTS_BESIDE = "session.model_external_initializers_file_folder_path"
-"""The runtime's name for where data files lie, of a model that it gets from memory."""
 _MOST_WORKERS = 4
 """Batches at a time: one core each is faster than all cores on one, but takes memory."""
 GROWTH = 1.1
@@ -232,7 +230,7 @@ def open_session(model: Opened, tensors: Sequence[str]) -> ort.InferenceSession:
     # A thread that waits for work leaves its core to the observers and the decoders.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     folder = onnxfile.data_folder(model.graph) or model.path.parent
-    options.add_session_config_entry(_WEIGHTS_BESIDE, str(folder.resolve()))
+    options.add_session_config_entry(onnxruntime.WEIGHTS_BESIDE, str(folder.resolve()))
     data = onnxfile.with_outputs(model.data, _inner(model, tensors))
     try:
         session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
