@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from counting import Counting
+from foreign_nets import Net
 from PIL import Image
 from segmenters import DATA, NAMES, SIDE, picture, segmenter, truth
 from test_tasks_own import counter, dotted
 
 import deploykit
 from deploykit import DataError, OptionError, OutputError, PredictOptions
+from deploykit.recipes.describing import Description
 from deploykit.tasks import sheets
 from deploykit.tasks.detections import Detections
 from deploykit.tasks.semantic import LabelMap
@@ -116,6 +118,18 @@ def test_two_models_are_drawn_side_by_side_with_what_only_one_finds(
     assert second[0] > 1.7 * first[0], "a second row"
     rows = json.loads(apart.data.read_text("utf-8"))["models"]
     assert [row["only_here_said"] for row in rows] == ["cat 50.0%", "background 50.0%"]
+
+
+def test_models_of_two_tasks_are_not_compared(tmp_path: Path, photo: Path) -> None:
+    net = Net()
+    pooled = net.op("GlobalAveragePool", net.conv("images", 3, 4))
+    net.save(tmp_path / "c.onnx", net.op("Flatten", pooled), (1, 3, SIDE, SIDE))
+    about = Description(task="classification", preprocess="unit", class_names=("a", "b", "c", "d"))
+    deploykit.describe(tmp_path / "c.onnx", tmp_path / "d.onnx", about)
+    options = PredictOptions(against=tmp_path / "d.onnx")
+    with pytest.raises(OptionError, match="the two models find LabelMap and Ranking"):
+        deploykit.predict(segmenter(tmp_path / "m.onnx"), [photo], tmp_path / "out", options)
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_folders_and_sources_are_taken_and_no_two_files_are_one(

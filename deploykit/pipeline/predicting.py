@@ -15,7 +15,7 @@ from PIL import Image
 from deploykit import tasks
 from deploykit.data import images, samples, sources
 from deploykit.data.sources import SOURCES, Dataset, Sample
-from deploykit.errors import DataError, OutputError
+from deploykit.errors import DataError, OptionError, OutputError
 from deploykit.files import artifacts, paths
 from deploykit.pipeline.made import path_or_none
 from deploykit.pipeline.opening import open_model
@@ -155,7 +155,7 @@ def predict(  # noqa: PLR0913 - two models' worth of nouns and the verbs' common
 
     inputs: Image files, folders of them, or data sources such as `shapes:count=4`.
 
-    Raises: InputError, OutputError, BackendError.
+    Raises: InputError, OutputError, BackendError; OptionError for models of two tasks.
     """
     wanted, folder = options or PredictOptions(), Path(output)
     chosen = [sample for given in inputs for sample in _samples(given)]
@@ -221,10 +221,16 @@ def _predicted(models: Sequence[Predictor], sample: Sample, place: tuple[Path, P
 
 
 def _apart(found: Sequence[Any]) -> list[Any]:
-    """Return what each of two results has and the other has not; nothing where nobody can say."""
+    """Return what each of two results has and the other has not; nothing where nobody can say.
+
+    Raises: OptionError for results of two kinds.
+    """
     if len(found) < 2 or not all(isinstance(one, Result) for one in found):
         return []
     first, second = found
+    if type(first) is not type(second):
+        kinds = f"{type(first).__name__} and {type(second).__name__}"
+        raise OptionError(f"the two models find {kinds}", expected="two models of the same task")
     return [first.unlike(second), second.unlike(first)]
 
 
