@@ -7,8 +7,8 @@
 Each graph of `foreign_graphs.py` goes describe, quantize, build for SM86, verify. The peers
 quantise the same file with the same images (symmetric INT8, weights per channel, the range of all
 images; with --entropy by that method too, and the better result is taken). Signal to noise, in dB,
-is that of the INT8 file against the float one in ONNX Runtime, nothing optimised, the mean of
-images that were not calibrated with. INT8 shares are of multiply-accumulates: as `inspect` says of
+is that of the INT8 file against the float one (`foreign_noise.py`), the mean of images that were
+not calibrated with. INT8 shares are of multiply-accumulates: as `inspect` says of
 the file (`said`), and as the engine's own text has it (`runs`). DIR: a virtual environment with
 torch, torchvision, timm, transformers, onnxruntime, nvidia-modelopt[onnx], rapidocr-onnxruntime
 and ddddocr.
@@ -32,13 +32,14 @@ import onnx
 from foreign_engine import built, opened, products, share
 from foreign_graphs import NAMES, NETWORKS, READERS, TASKLESS, TASKS, sizes
 from foreign_job import METHODS
+from foreign_noise import MOST, Wanted, ratios, wanted
 from PIL import Image, ImageDraw
 from skimage import data
 
 from deploykit.data.preprocess import Preprocess
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -48,8 +49,8 @@ Found: TypeAlias = "dict[str, Any]"
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "foreign.jsonl"
-CALIBRATED, COMPARED = 24, 6
-FURTHER = 0.02
+CALIBRATED, COMPARED = 24, MOST
+FURTHER = 0.005
 """Of the products in INT8 that a peer has more: from there on ours is measured with further kinds
 of layers in INT8 too, `--int8-layers computed` and then `all`."""
 LIMIT = 600
@@ -93,6 +94,12 @@ def prepared(folder: Path, size: tuple[int, int], channels: int) -> Floats:
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+def commit() -> str:
+    """Return the commit that is measured, `+` where files differ from it."""
+    git = ("git", "-C", HERE, "describe", "--always", "--dirty=+", "--exclude=*")
+    return run(*git)[1].strip()
+
+
 def run(*command: object, timeout: float = LIMIT) -> tuple[int, str]:
     """Return the exit status of a command and what it printed."""
     try:
@@ -110,36 +117,6 @@ def deploykit(*arguments: object) -> Found:
     if code == 0:
         return dict(json.loads(text.strip().splitlines()[-1]))
     return {"failed": text.strip()[-600:]}
-
-
-def outputs(model: Path, images: Floats) -> list[NDArray[np.float64]]:
-    """Return the float outputs of a model on all images, one at a time."""
-    session = opened(str(model))
-    given = session.get_inputs()[0]
-    rows = [session.run(None, {given.name: image[None]}) for image in images]
-    return [
-        np.stack([np.asarray(row[index], np.float64) for row in rows])
-        for index, output in enumerate(session.get_outputs())
-        if output.type == "tensor(float)"
-    ]
-
-
-def ratios(model: Path, wanted: list[NDArray[np.float64]], images: Floats) -> list[float]:
-    """Return the signal to noise ratio of each output in dB, the mean of all images'."""
-    found = outputs(model, images)
-    return [_ratio(*pair) for pair in zip(wanted, found, strict=True)]
-
-
-def _ratio(wanted: NDArray[np.float64], found: NDArray[np.float64]) -> float:
-    axes = tuple(range(1, wanted.ndim))
-    signal, noise = np.square(wanted).sum(axes), np.square(found - wanted).sum(axes)
-    used = signal > 0
-    decibels = 10 * np.log10(signal[used] / np.maximum(noise[used], signal[used] * LEAST))
-    return round(float(decibels.mean()), 2) if used.any() else 0.0
-
-
-LEAST = 1e-12
-"""Of the signal, that counts as noise at least: 120 dB is exact."""
 
 
 class Graph:
@@ -160,8 +137,8 @@ class Graph:
         self.photos = folder / ("lines" if name in READERS else "photographs")
         self.calibrated = self.arrays.with_suffix(".calibrated.npy")
 
-    def measure(self, peers: Found) -> Found:
-        """Return the record of this graph; what is known of the peers is not measured again."""
+    def measure(self) -> Found:
+        """Return the record of this graph."""
         start = time.time()
         if not self.arrays.exists():
             images = prepared(self.photos, self.size, self.channels)
@@ -171,28 +148,23 @@ class Graph:
             code, text = run(self.python, HERE / "foreign_graphs.py", self.name, self.float)
             if code:
                 return {"name": self.name, "failed": text.strip()[-600:]}
-        images = np.load(self.arrays)[CALIBRATED:]
-        wanted = outputs(self.float, images)
-        known: Found = {tool: peers[tool] for tool in ("ort", "modelopt") if tool in peers}
-        for peer in known.values():
-            quantized = self.folder / f"{self.name}.{peer['method']}.onnx"
-            known_as = quantized.with_suffix(".fixed.onnx")
-            peer |= {"said": inspected(known_as)} if known_as.exists() else {}  # noqa: PLW2901
-        found: Found = {"ours": self.ours(wanted, images), **known}
-        for tool in {"ort", "modelopt"} - known.keys():
-            tried = [self.peer(m, wanted, images) for m in self.methods if m.startswith(tool)]
+        float_ = wanted(self.float, np.load(self.arrays)[CALIBRATED:])
+        found: Found = {"ours": self.ours(float_)}
+        for tool in ("ort", "modelopt"):
+            tried = [self.peer(m, float_) for m in self.methods if m.startswith(tool)]
             found[tool] = max(tried, key=lambda each: np.mean(each.get("snr", [-999])))
         most = max(found[tool].get("runs", 0.0) for tool in ("ort", "modelopt"))
         reached = found["ours"].get("runs", 1.0)
         for kinds in ("computed", "all"):
             if reached < most - FURTHER:
-                more = self.ours(wanted, images, "--int8-layers", kinds)
+                more = self.ours(float_, "--int8-layers", kinds)
                 found["more"] = {"kinds": kinds, **more}
                 reached = more.get("runs", 1.0)
+        found |= {"images": len(float_.images), "same": float_.same, "commit": commit()}
         spent = round(time.time() - start, 1)
         return {"name": self.name, "size": self.size, "seconds": spent, **found}
 
-    def ours(self, wanted: list[NDArray[np.float64]], images: Floats, *options: str) -> Found:
+    def ours(self, float_: Wanted, *options: str) -> Found:
         """Return what became of the graph here, step by step."""
         described = self.folder / f"{self.name}.described.onnx"
         quantized = self.folder / f"{self.name}.ours.onnx"
@@ -218,7 +190,7 @@ class Graph:
         if "failed" in made:
             return {"failed": f"quantize: {made['failed']}"}
         record = {"quantize_seconds": round(time.time() - start, 1)}
-        record |= self.judged(quantized, wanted, images)
+        record |= self.judged(quantized, float_)
         engine = self.folder / f"{self.name}.engine"
         build = deploykit("build", quantized, "--sm", 86, "-o", engine, *self.shapes(quantized))
         if "failed" in build:
@@ -239,23 +211,23 @@ class Graph:
             return []
         return [f"--{which}-shapes={given.name}:{shape}" for which in ("min", "opt", "max")]
 
-    def peer(self, method: str, wanted: list[NDArray[np.float64]], images: Floats) -> Found:
+    def peer(self, method: str, float_: Wanted) -> Found:
         """Return what a peer makes of the graph."""
         quantized = self.folder / f"{self.name}.{method}.onnx"
         if not quantized.exists():
-            run(self.python, HERE / "foreign_job.py", self.float, self.calibrated, *self.methods)
+            run(self.python, HERE / "foreign_job.py", self.float, self.calibrated, method)
         if not quantized.exists():
             why = quantized.with_suffix(".failed")
             said = why.read_text(encoding="utf-8") if why.exists() else "no reason given"
             return {"method": method, "failed": said[-300:]}
-        return {"method": method, **self.judged(quantized, wanted, images)}
+        return {"method": method, **self.judged(quantized, float_)}
 
-    def judged(self, model: Path, wanted: list[NDArray[np.float64]], images: Floats) -> Found:
+    def judged(self, model: Path, float_: Wanted) -> Found:
         """Return signal to noise and INT8 shares of a quantised file, ours or a peer's."""
         try:
-            record: Found = {"snr": ratios(model, wanted, images)}
+            record: Found = {"snr": ratios(model, float_)}
             given = opened(str(model)).get_inputs()[0].name
-            macs = products(model, {given: images[:1]})
+            macs = products(model, {given: float_.images[:1]})
         except Exception as error:  # noqa: BLE001 - a file that does not run is a result
             return {"failed": f"does not run: {str(error)[:300]}"}
         sized = fixed(model, (1, self.channels, *self.size))
@@ -295,35 +267,89 @@ def records(path: Path) -> dict[str, Found]:
 
 
 TOOLS = {"ours": "ours", "more": "ours, more kinds", "ort": "ORT", "modelopt": "ModelOpt"}
+ALLOWED = 0.5
+"""dB that ours may be behind a peer, with as much in INT8 as the peer."""
 
 
 def table(found: dict[str, Found]) -> Iterator[str]:
-    """Yield the lines of the table: dB and INT8 share by the engine of each tool."""
-    yield f"| graph | {' | '.join(TOOLS.values())} | note |"
-    yield f"|---|{'---|' * len(TOOLS)}---|"
-    yield from (row(name, found[name]) for name in NAMES if name in found)
+    """Yield the lines of the table: dB, and INT8 share by the engine and by `inspect`."""
+    yield f"| graph | images | {' | '.join(TOOLS.values())} | behind | note |"
+    yield f"|---|---|{'---|' * len(TOOLS)}---|---|"
+    rows = {name: found[name] for name in NAMES if name in found}
+    yield from (row(name, record) for name, record in rows.items())
+    yield ""
+    behind = [name for name, record in rows.items() if (behind_by(record) or 0.0) > ALLOWED]
+    refused = [name for name, record in rows.items() if "failed" in record.get("ours", record)]
+    tools = [record[tool] for record in rows.values() for tool in TOOLS if tool in record]
+    shares = [tool for tool in tools if "runs" in tool]
+    off = [tool for tool in shares if _off(tool)]
+    yield f"{len(rows)} of {len(NAMES)} graphs; commits: {', '.join(_commits(rows))}."
+    yield f"Behind by more than {ALLOWED} dB: {', '.join(behind) or 'none'}."
+    yield f"Not to the end of the road: {', '.join(refused) or 'none'}."
+    yield f"Shares that differ by more than {NEAR:.0%}: {len(off)} of {len(shares)} files."
+
+
+def _commits(rows: Mapping[str, Found]) -> list[str]:
+    return sorted({record.get("commit", "unknown") for record in rows.values()})
+
+
+def _off(tool: Found) -> bool:
+    """Return whether `inspect` and the engine's text disagree."""
+    said = tool.get("said")
+    return not isinstance(said, float) or abs(said - tool["runs"]) > NEAR
+
+
+def behind_by(record: Found) -> float | None:
+    """Return dB that ours is behind the better peer, on the worst output; None: no peer's ran.
+
+    Beside each peer stands the best of ours with as much in INT8 as the peer has.
+    """
+    ours = [record[key] for key in ("ours", "more") if "runs" in record.get(key, {})]
+    peers = [record[key] for key in ("ort", "modelopt") if "runs" in record.get(key, {})]
+    found = []
+    for peer in peers:
+        able = [each for each in ours if each["runs"] >= peer["runs"] - FURTHER]
+        lacks = [max(p - o for p, o in zip(peer["snr"], e["snr"], strict=True)) for e in able]
+        found.append(min(lacks, default=np.inf))
+    return max(found, default=None)
 
 
 def row(name: str, record: Found) -> str:
     """Return one line of the table."""
     if "failed" in record:
-        return f"| {name} | | | | | {reason(record['failed'])} |"
+        return f"| {name} | | | | | | | {reason(record['failed'])} |"
     cells, notes = [], []
     for key, label in TOOLS.items():
         tool = record.get(key, {})
-        ratio = "/".join(f"{value:.1f}" for value in tool.get("snr", [])[:4])
-        kinds = f" {tool['kinds']}" if "kinds" in tool else ""
-        cells.append(f"{ratio} {tool['runs']:.1%}{kinds}" if "runs" in tool else ratio)
-        said = tool.get("said", tool.get("runs", 0.0))
-        if isinstance(said, str):
-            notes.append(f"{label}: inspect fails")
-        elif "runs" in tool and abs(said - tool["runs"]) > NEAR:
-            notes.append(f"{label}: inspect says {said:.1%}")
+        cells.append(_cell(tool))
+        said = tool.get("said", 0.0)
+        if "runs" in tool and _off(tool):
+            said = reason(said) if isinstance(said, str) else f"{said:.1%}"
+            notes.append(f"{label}: inspect says {said}")
         if "failed" in tool or "engine" in tool:
             notes.append(f"{label}: {reason(tool.get('failed', tool.get('engine', '')))}")
-    return f"| {name} | {' | '.join(cells)} | {'; '.join(notes)} |"
+    if record.get("same"):
+        notes.append("the output is the same for all images")
+    behind = behind_by(record)
+    shown = "" if behind is None else f"{behind:.1f}"
+    line = (name, str(record.get("images", "")), *cells, shown, "; ".join(notes))
+    return f"| {' | '.join(line)} |"
 
 
+def _cell(tool: Found) -> str:
+    """Return dB and shares of one tool: by the engine's text, and as `inspect` says."""
+    values = tool.get("snr", [])
+    ratio = "/".join(f"{value:.1f}" for value in values[:SHOWN])
+    ratio += f" ({len(values) - SHOWN} more)" if len(values) > SHOWN else ""
+    kinds = f" `{tool['kinds']}`" if "kinds" in tool else ""
+    said = tool.get("said")
+    shares = f" {tool['runs']:.1%}" if "runs" in tool else ""
+    shares += f" / {said:.1%}" if isinstance(said, float) else ""
+    return f"{ratio}{shares}{kinds}"
+
+
+SHOWN = 4
+"""Outputs of a network whose dB stand in the table."""
 NEAR = 0.01
 """Of the products, that `inspect` and the engine's text may differ by."""
 
@@ -367,7 +393,7 @@ def sweep(options: argparse.Namespace, folder: Path) -> None:
         if name in known and not options.again:
             continue
         try:
-            record = Graph(name, folder, options).measure(known.get(name, {}))
+            record = Graph(name, folder, options).measure()
         except Exception as error:  # noqa: BLE001 - the other graphs are measured all the same
             record = {"name": name, "failed": f"{type(error).__name__}: {error}"[:600]}
         with options.output.open("a", encoding="utf-8") as file:

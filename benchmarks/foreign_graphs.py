@@ -295,9 +295,11 @@ TASKLESS = (*READERS, "hf_detr")
 def _vit(**settings: Any) -> Any:  # noqa: ANN401
     import torchvision
 
-    return torchvision.models.VisionTransformer(
+    net = torchvision.models.VisionTransformer(
         mlp_dim=2 * settings["hidden_dim"], num_classes=50, **settings
     )
+    net.heads.head.reset_parameters()  # torchvision starts with zeros: no image would change them
+    return net
 
 
 def settled(net: Any, images: Any) -> Any:  # noqa: ANN401
