@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from foreign_nets import Net
+from head_reference import GAIN, HEIGHT, SIZE, WIDTH, average_precision, cells, expected
 from PIL import Image
-from torchvision.ops import batched_nms
 
 from deploykit import pipeline
 from deploykit.data.preprocess import Geometry, Preprocess
@@ -29,25 +26,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-SIZE, CLASSES = (64, 96), 3
+CLASSES = 3
 NAMES = ("cat", "dog", "cow")
-STRIDES = (8, 16, 32)
-HEIGHT, WIDTH = 128, 160
-"""Of the images: they fill the input's height, half as large."""
-GAIN = 0.5
-
-
-def cells() -> NDArray[Any]:
-    """Column, row and stride of each cell, in the order of the levels and of the pixels."""
-    return np.array(
-        [
-            (column, row, stride)
-            for stride in STRIDES
-            for row in range(SIZE[0] // stride)
-            for column in range(SIZE[1] // stride)
-        ],
-        np.float64,
-    )
 
 
 def boxes(anchors: int, seed: int = 0) -> NDArray[Any]:
@@ -76,37 +56,6 @@ def raw(family: str) -> NDArray[np.float32]:
         xywh[:, 2:] = np.log(xywh[:, 2:] / grid[:, 2:])
     rows = np.concatenate([xywh, scores(count, 1 + CLASSES)], 1)
     return rows[None].astype(np.float32)
-
-
-def expected(family: str, output: NDArray[Any], offset: tuple[float, float]) -> NDArray[Any]:
-    """Rows x1, y1, x2, y2, score, class in pixels of an image that lies at `offset`, best first."""
-    rows = torch.from_numpy(output[0]).double()
-    threshold, overlap, most = {
-        "yolov8": (0.001, 0.7, 300),
-        "yolov5": (0.001, 0.6, 300),
-        "yolox": (0.01, 0.65, 10_000),
-    }[family]
-    if family == "yolov8":
-        rows = rows.T
-        xywh, found = rows[:, :4], rows[:, 4:]
-    else:
-        xywh, found = rows[:, :4], rows[:, 5:] * rows[:, 4:5]
-    if family == "yolox":
-        grid = torch.from_numpy(cells())
-        xywh = torch.cat(
-            [(xywh[:, :2] + grid[:, :2]) * grid[:, 2:], xywh[:, 2:].exp() * grid[:, 2:]], 1
-        )
-        best, label = found.max(1)
-        anchor = torch.nonzero(best > threshold)[:, 0]
-        value, label = best[anchor], label[anchor]
-    else:
-        anchor, label = torch.nonzero(found > threshold, as_tuple=True)
-        value = found[anchor, label]
-    corners = torch.cat([xywh[:, :2] - xywh[:, 2:] / 2, xywh[:, :2] + xywh[:, 2:] / 2], 1)[anchor]
-    kept = batched_nms(corners, value, label, overlap)[:most]
-    placed = (corners[kept] - torch.tensor([*offset, *offset])) / GAIN
-    placed = placed.clamp(torch.zeros(4), torch.tensor([WIDTH, HEIGHT] * 2))
-    return torch.cat([placed, value[kept, None], label[kept, None].double()], 1).numpy()
 
 
 PREPARED: Mapping[str, Description] = {
@@ -190,30 +139,6 @@ def coco(folder: Path) -> Path:
     data = {"images": images, "annotations": objects, "categories": categories}
     (folder / "annotations" / "instances_val.json").write_text(json.dumps(data), "utf-8")
     return folder
-
-
-def average_precision(folder: Path, rows: Mapping[int, NDArray[Any]]) -> float:
-    """pycocotools' figure for rows x1, y1, x2, y2, score, class of each image."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    results = [
-        {
-            "image_id": image,
-            "category_id": int(label) + 1,
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "score": score,
-        }
-        for image, found in rows.items()
-        for x1, y1, x2, y2, score, label in found.tolist()
-    ]
-    with contextlib.redirect_stdout(io.StringIO()):
-        known = COCO(str(folder / "annotations" / "instances_val.json"))
-        judge = COCOeval(known, known.loadRes(results), "bbox")
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    return float(judge.stats[0])
 
 
 @pytest.mark.parametrize("family", PREPARED)
