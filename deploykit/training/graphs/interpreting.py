@@ -116,6 +116,12 @@ class GraphModule(nn.Module):
         self._reads.update(dict.fromkeys(readers, len(self._functions) - 1))
         self._behind.setdefault(tensor, []).append(len(self._functions) - 1)
 
+    def clear(self) -> None:
+        """Take every function that was inserted off again."""
+        self._functions = nn.ModuleList()
+        self._reads.clear()
+        self._behind.clear()
+
     def forward(self, *given: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the outputs by name, for inputs by name or in order."""
         return self.tensors(*given, names=self.outputs)
@@ -178,6 +184,13 @@ class GraphModule(nn.Module):
         made: Tensor = self._functions[index](value)
         found[name, index] = made
         return made
+
+    def constant(self, name: str) -> Tensor:
+        """Return a weight or another constant. Raises: OptionError."""
+        found = self._constant(name)
+        if found is None:
+            raise unknown_name("constant", name, self.constants())
+        return found
 
     def _constant(self, name: str) -> Tensor | None:
         for where in (self._parameters, self._buffers, self._whole):

@@ -31,7 +31,8 @@ _LEARNED = {
 def learned(graph: ir.Graph) -> Iterator[ir.Value]:
     """Yield the weights, in the order of their readers: kernels, biases, and scales of norms.
 
-    Weights that are whole numbers were set by hand, as the bins of a distribution or a shift are.
+    Weights that are whole numbers were set by hand, as the bins of a distribution or a shift are,
+    but for those that are all 0, as a layer may begin.
     All other constants, such as anchors, are no weights.
     """
     seen: set[ir.Value] = set()
@@ -44,7 +45,8 @@ def learned(graph: ir.Graph) -> Iterator[ir.Value]:
             if tensor is None or tensor.dtype.numpy().kind != "f":
                 continue
             array = tensor.numpy()
-            if array.size and not (array.ndim > 1 and np.array_equal(array, np.rint(array))):
+            whole = array.ndim > 1 and array.any() and np.array_equal(array, np.rint(array))
+            if array.size and not whole:
                 yield value
 
 

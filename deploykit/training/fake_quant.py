@@ -1,0 +1,258 @@
+"""A graph that computes as its INT8 form will, and learns so.
+
+What is rounded, for which readers and by which step, is what `placement` and `quantization` say of
+the same graph: a Q/DQ pair in the file is one function here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deploykit.errors import OptionError, unknown_name
+from deploykit.precision.quantization.arithmetic import (
+    MIN_SCALE,
+    activation_scale,
+    scale_type,
+    weight_scale_type,
+    weight_scales,
+)
+from deploykit.precision.quantization.sharing import readings
+from deploykit.training import graphs
+from deploykit.values import INT8_LEVELS, Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+    from deploykit.precision.placement import Placement, Weight
+    from deploykit.precision.quantization.sharing import Reading
+    from deploykit.values import CalibrationTable
+
+Scales: TypeAlias = Literal["fixed", "learned", "moving"]
+"""fixed: the table's; learned: by their gradient; moving: a moving average of the largest value."""
+_MOMENTUM = 0.99
+"""Of the moving average, each step."""
+_LEAST = MIN_SCALE[Precision.FP32] * INT8_LEVELS
+"""Smallest threshold: that of a tensor that is always 0."""
+MIN_BITS = 2
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The numbers that are kept."""
+
+    float_type: Precision = Precision.FP16
+    """What steps are rounded to, as `quantize` is asked to."""
+    bits: int = 8
+    """Fewer than 8 are for experiments: no file holds them."""
+
+    def __post_init__(self) -> None:
+        """Check the number of bits. Raises: OptionError."""
+        if not MIN_BITS <= self.bits <= 8:
+            raise OptionError(f"{self.bits} bits", expected=f"{MIN_BITS} to 8")
+
+    @property
+    def levels(self) -> int:
+        """Return the largest magnitude, 127 for 8 bits."""
+        return (1 << self.bits - 1) - 1
+
+    @property
+    def coarser(self) -> float:
+        """Return how many times an INT8 step a step is."""
+        return INT8_LEVELS / self.levels
+
+    def step(self, threshold: float) -> float:
+        """Return the step of an activation whose largest magnitude is `threshold`."""
+        wide = threshold * self.coarser
+        return float(activation_scale(wide, scale_type(wide, self.float_type)))
+
+
+class Thresholds(nn.Module):
+    """The magnitude that the steps of each calibrated tensor reach, in the order of names."""
+
+    logs: Tensor
+    """float64[tensors]: logarithms, so that one rate suits large and small ones."""
+
+    def __init__(self, values: Mapping[str, float], scales: Scales) -> None:
+        """Start from those of a table. Raises: OptionError for an unknown kind of scales."""
+        super().__init__()
+        if scales not in get_args(Scales):
+            raise unknown_name("kind of scales", scales, get_args(Scales))
+        self.scales = scales
+        self.names = tuple(sorted(values))
+        self.places = {name: place for place, name in enumerate(self.names)}
+        given = [max(values[name], _LEAST) for name in self.names]
+        logs = torch.tensor(given, dtype=torch.float64).log()
+        if scales == "learned":
+            self.logs = nn.Parameter(logs)
+        else:
+            self.register_buffer("logs", logs)
+        self._given = dict(zip(self.names, zip(logs.tolist(), given, strict=True), strict=True))
+
+    def values(self) -> dict[str, float]:
+        """Return the threshold of each tensor; one that did not move is as it was given."""
+        found = {}
+        for name, log in zip(self.names, self.logs.tolist(), strict=True):
+            before, value = self._given[name]
+            found[name] = value if log == before else math.exp(log)
+        return found
+
+    def of(self, names: Collection[str]) -> Tensor:
+        """Return the largest threshold of some tensors, with its gradient."""
+        return self.logs[[self.places[name] for name in names]].max().exp()
+
+    @torch.no_grad()
+    def move(self, tensors: Mapping[str, Tensor]) -> None:
+        """Move towards the largest magnitudes that a batch had. See also `largest`."""
+        for name, seen in tensors.items():
+            place = self.places[name]
+            old = self.logs[place].exp()
+            new = _MOMENTUM * old + (1 - _MOMENTUM) * seen.double()
+            self.logs[place] = new.clamp(min=_LEAST).log()
+
+
+class FakeQuantized(nn.Module):
+    """A graph whose layers read what INT8 keeps of weights and activations."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        placed: Placement,
+        table: CalibrationTable,
+        *,
+        grid: Grid | None = None,
+        scales: Scales = "fixed",
+    ) -> None:
+        """Copy the weights of a model, and take the ranges of a table.
+
+        Raises: ModelError, see `graphs.module`; InputError where the table lacks a range.
+        """
+        super().__init__()
+        self.grid = grid or Grid()
+        self.graph = graphs.module(model)
+        self.placed, self.table = placed, table
+        names = {name for found in placed.activations for name in found.ranges}
+        list(readings(placed.activations, table))  # raises where one is missing
+        self.thresholds = Thresholds({n: table.ranges[n].threshold for n in names}, scales)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Round anew by the thresholds of this moment: readers whose steps are near share one."""
+        self.graph.clear()
+        for reading in readings(self.placed.activations, self.ranged()):
+            function = _Activation(reading, self.thresholds, self.grid)
+            self.graph.insert(reading.tensor, reading.readers, function)
+        together: dict[tuple[str, int | None], list[Weight]] = {}
+        for weight in self.placed.weights:
+            together.setdefault((weight.tensor, weight.axis), []).append(weight)
+        for (tensor, axis), users in together.items():
+            readers = [(weight.node, 1) for weight in users]
+            self.graph.insert(tensor, readers, _Weights(self._array(tensor), axis, self.grid))
+
+    def ranged(self) -> CalibrationTable:
+        """Return the table with the thresholds of this moment."""
+        return with_thresholds(self.table, self.thresholds.values())
+
+    def forward(self, *given: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the outputs by name, for inputs by name or in order."""
+        found: dict[str, Tensor] = self.graph(*given)
+        return found
+
+    def tensors(
+        self, *given: Tensor | Mapping[str, Tensor], names: Collection[str]
+    ) -> dict[str, Tensor]:
+        """Return any tensors by name, as their layers give them."""
+        return self.graph.tensors(*given, names=names)
+
+    def _array(self, tensor: str) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = self.graph.constant(tensor).detach().cpu().numpy()
+        return found
+
+
+def with_thresholds(table: CalibrationTable, values: Mapping[str, float]) -> CalibrationTable:
+    """Return a table with other thresholds for some tensors."""
+    ranges = {
+        name: replace(each, threshold=values.get(name, each.threshold))
+        for name, each in table.ranges.items()
+    }
+    return replace(table, ranges=ranges)
+
+
+class _Activation(nn.Module):
+    """Q and DQ of a tensor."""
+
+    def __init__(self, reading: Reading, thresholds: Thresholds, grid: Grid) -> None:
+        super().__init__()
+        self._ranges, self._grid = reading.ranges, grid
+        self._step = grid.step(reading.threshold)
+        self._thresholds = (thresholds,)  # hidden: it is a part of who owns it
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the readers see."""
+        low, high = -self._grid.levels - 1, self._grid.levels
+        (thresholds,) = self._thresholds
+        if thresholds.scales == "fixed":
+            return _rounded(x, self._step, low, high)
+        threshold = thresholds.of(self._ranges)
+        step = self._grid.step(float(threshold.detach()))
+        if not (self.training and thresholds.scales == "learned"):
+            return _rounded(x, step, low, high)
+        exact = (threshold / high).float()
+        straight = (exact + (step - exact).detach()).reshape(1)
+        share = 1 / math.sqrt(high * max(1, x[0].numel()))
+        zero = torch.zeros(1, device=x.device)
+        found: Tensor = torch._fake_quantize_learnable_per_tensor_affine(  # noqa: SLF001 - has no public name
+            x.float(), straight, zero, low, high, share
+        )
+        return found.to(x.dtype)
+
+
+def _rounded(x: Tensor, step: float, low: int, high: int) -> Tensor:
+    found: Tensor = torch.fake_quantize_per_tensor_affine(x.float(), step, 0, low, high)
+    return found.to(x.dtype)
+
+
+class _Weights(nn.Module):
+    """Weights as the file stores them, by the steps that their largest magnitudes make."""
+
+    def __init__(self, weights: NDArray[np.float32], axis: int | None, grid: Grid) -> None:
+        super().__init__()
+        self._axis, self._grid = axis, grid
+        self._small = weight_scale_type(weights * _f32(grid.coarser), axis, grid.float_type)
+
+    def forward(self, weights: Tensor) -> Tensor:
+        """Return what the layer sees."""
+        levels, axis = self._grid.levels, self._axis
+        steps = torch.from_numpy(self._steps(weights)).to(weights.device)
+        data = weights.float()
+        if axis is None:
+            found = torch.fake_quantize_per_tensor_affine(data, float(steps), 0, -levels, levels)
+        else:
+            zero = torch.zeros_like(steps, dtype=torch.int32)
+            found = torch.fake_quantize_per_channel_affine(data, steps, zero, axis, -levels, levels)
+        kept: Tensor = found
+        return kept.to(weights.dtype)
+
+    @torch.no_grad()
+    def _steps(self, weights: Tensor) -> NDArray[np.float32]:
+        """Return the steps by the arithmetic of the file, from the largest magnitudes alone."""
+        others = [i for i in range(weights.ndim) if i != self._axis]
+        axes = others if self._axis is not None else list(range(weights.ndim))
+        largest = weights.abs().amax(axes).float().cpu().numpy() * _f32(self._grid.coarser)
+        column = largest.reshape(-1, 1)
+        along = None if self._axis is None else 0
+        wide = float(largest.min(initial=np.inf)) >= MIN_SCALE[Precision.FP16] * INT8_LEVELS
+        kind = self._grid.float_type if wide else self._small
+        return weight_scales(column, along, kind)
+
+
+def _f32(value: float) -> np.float32:
+    return np.float32(value)
