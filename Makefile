@@ -43,7 +43,7 @@ wheel: $(READY)  ## build the wheel into dist/
 
 requirements: $(READY)  ## pin anew, for every Python from 3.10 on
 	@$(BIN)/uv pip compile --quiet pyproject.toml --extra export --extra rtx --extra eval \
-	  --extra shapes --extra zoo --group dev --universal --python-version 3.10 --upgrade --no-annotate \
+	  --extra shapes --extra zoo --extra ray --extra plan --group dev --universal --python-version 3.10 --upgrade --no-annotate \
 	  --no-emit-index-url --custom-compile-command 'make requirements' -o requirements/dev.txt
 
 clean:  ## remove what the build made, .venv included

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         PredictOptions,
         Predictor,
         QuantizeOptions,
+        SensitivityOptions,
         VerifyOptions,
         bench,
         build,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         predict,
         quantize,
         report,
+        sensitivity,
         verify,
     )
     from deploykit.precision.calibration import CalibrationOptions
@@ -150,6 +152,7 @@ __all__ = [
     "Result",
     "Sample",
     "Scores",
+    "SensitivityOptions",
     "Source",
     "Task",
     "Variant",
@@ -169,6 +172,7 @@ __all__ = [
     "predict",
     "quantize",
     "report",
+    "sensitivity",
     "verify",
 ]
 

@@ -117,3 +117,33 @@ def summarise(values: Sequence[float]) -> Summary:
         maximum=ordered[-1],
         median_interval=median_interval(ordered),
     )
+
+
+def spearman(values: Sequence[float], others: Sequence[float]) -> float | None:
+    """Return Spearman's rank correlation: Pearson's of the ranks, ties at the mean of theirs.
+
+    None where one side has fewer than two different values. Raises: ValueError for lengths that
+    differ.
+    """
+    if len(values) != len(others):
+        raise ValueError(f"{len(values)} and {len(others)} values")
+    first, second = _centred_ranks(values), _centred_ranks(others)
+    energy = math.sqrt(math.fsum(x * x for x in first) * math.fsum(y * y for y in second))
+    if not energy:
+        return None
+    return math.fsum(x * y for x, y in zip(first, second, strict=True)) / energy
+
+
+def _centred_ranks(values: Sequence[float]) -> list[float]:
+    """Return the ranks less their mean; of equal values the mean of theirs."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    ranks = [0.0] * len(values)
+    start = 0
+    while start < len(order):
+        end = start
+        while end < len(order) and values[order[end]] == values[order[start]]:
+            end += 1
+        for place in order[start:end]:
+            ranks[place] = (start + end - len(values)) / 2
+        start = end
+    return ranks

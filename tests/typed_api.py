@@ -36,9 +36,12 @@ def verbs(weights: str, folder: Path) -> None:
             float_type=deploykit.Precision.FP16,
         ),
     )
+    wanted = deploykit.SensitivityOptions(metrics=("snr", "output"), images=8)
+    sensed = deploykit.sensitivity(model, folder / "layers.json", wanted)
+    assert_type(sensed.found.ranked("output"), list[str])
     shapes = {"images": ((1, 3, 640, 640), (8, 3, 640, 640), (32, 3, 640, 640))}
-    wanted = deploykit.BuildOptions(sms=("86", "89"), shapes=shapes, workspace=4 << 30)
-    assert_type(deploykit.build(model, "m.engine", "tensorrt_rtx", wanted, say=print), Made)
+    target = deploykit.BuildOptions(sms=("86", "89"), shapes=shapes, workspace=4 << 30)
+    assert_type(deploykit.build(model, "m.engine", "tensorrt_rtx", target, say=print), Made)
     assert_type(deploykit.inspect("m.engine").shares, dict[str, float])
 
 

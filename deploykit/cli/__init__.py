@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from deploykit import __version__
-from deploykit.cli import checking, describing, making, parsing, printing, showing
+from deploykit.cli import checking, choosing, describing, making, parsing, printing, showing
 from deploykit.cli.guarding import CLOSED, INTERRUPTED, guarded, open_streams, tidying
 from deploykit.errors import OptionError, unknown_name
 
@@ -22,6 +22,7 @@ __all__ = ["CLOSED", "COMMANDS", "INTERRUPTED", "main"]
 COMMANDS: Mapping[str, Callable[..., None]] = {
     **making.COMMANDS,
     **describing.COMMANDS,
+    **choosing.COMMANDS,
     **checking.COMMANDS,
     **showing.COMMANDS,
 }

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from deploykit.values import Progress
 
 E = TypeVar("E", bound="Enum")
+T = TypeVar("T")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -90,6 +91,14 @@ def choice(kind: str, text: str, values: type[E]) -> E:
     if text not in members:
         raise unknown_name(kind, text, members)
     return members[text]
+
+
+def one_of(option: str, text: str, values: Sequence[T]) -> T:
+    """Return the one of `values` that `text` is. Raises: OptionError."""
+    found = next((value for value in values if value == text), None)
+    if found is None:
+        raise unknown_name(option, text, [str(value) for value in values])
+    return found
 
 
 def integers(option: str, text: str) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         predict,
     )
     from deploykit.pipeline.quantizing import QuantizeOptions, cast, quantize
+    from deploykit.pipeline.sensing import SensitivityOptions, sensitivity
 
 __all__ = [
     "BenchPlan",
@@ -35,6 +36,7 @@ __all__ = [
     "Prediction",
     "Predictor",
     "QuantizeOptions",
+    "SensitivityOptions",
     "VerifyOptions",
     "bench",
     "build",
@@ -49,6 +51,7 @@ __all__ = [
     "predict",
     "quantize",
     "report",
+    "sensitivity",
     "verify",
 ]
 
@@ -63,6 +66,7 @@ _HOME = {
     "Prediction": "predicting",
     "Predictor": "predicting",
     "QuantizeOptions": "quantizing",
+    "SensitivityOptions": "sensing",
     "VerifyOptions": "checking",
     "bench": "benching",
     "build": "building",
@@ -77,6 +81,7 @@ _HOME = {
     "predict": "predicting",
     "quantize": "quantizing",
     "report": "inspecting",
+    "sensitivity": "sensing",
     "verify": "checking",
 }
 """Name -> its module, imported when it is first used: no verb pays for another's."""

@@ -70,21 +70,7 @@ class Model:
             given = RECIPES.load(self.recipe).task
         if given is not None:
             return _as_made(tasks.find(given), self.card)
-        card = self.contract()
-        metadata.check_recipe(card)
-        if card.task == UNKNOWN:
-            raise OptionError(
-                f"{self.path} does not say what it is for",
-                expected="--task " + ", ".join(tasks.SHIPPED),
-            )
-        if card.task not in tasks.SHIPPED:
-            raise OptionError(
-                f"{self.path} is made for the task {card.task!r}, which deploykit does not ship",
-                expected="one of " + ", ".join(tasks.SHIPPED),
-                fix="give the recipe it was exported with, --recipe FILE, or in Python the task "
-                "itself: deploykit.evaluate(..., task=my_task)",
-            )
-        return _as_made(tasks.SHIPPED[card.task], card)
+        return task_named(self.contract(), self.path)
 
     def check_images(self) -> None:
         """Raise ModelError where the model takes more than a data set's images."""
@@ -111,6 +97,24 @@ class Model:
         if isinstance(fixed, int) and fixed > count:
             outputs = {n: v[:count] if len(v) == fixed else v for n, v in outputs.items()}
         return {name: value.astype("float32", copy=False) for name, value in outputs.items()}
+
+
+def task_named(card: ModelCard, path: Path) -> AnyTask:
+    """Return the task that the card of a file names. Raises: OptionError, ModelError."""
+    metadata.check_recipe(card)
+    if card.task == UNKNOWN:
+        raise OptionError(
+            f"{path} does not say what it is for",
+            expected="--task " + ", ".join(tasks.SHIPPED),
+        )
+    if card.task not in tasks.SHIPPED:
+        raise OptionError(
+            f"{path} is made for the task {card.task!r}, which deploykit does not ship",
+            expected="one of " + ", ".join(tasks.SHIPPED),
+            fix="give the recipe it was exported with, --recipe FILE, or in Python the task "
+            "itself: deploykit.evaluate(..., task=my_task)",
+        )
+    return _as_made(tasks.SHIPPED[card.task], card)
 
 
 def _as_made(task: AnyTask, card: ModelCard | None) -> AnyTask:

@@ -98,10 +98,10 @@ def quantize(
     places.check(reads, output=output, record=record, beside={"--table": options.table})
     opset = quantization.MIN_OPSET.get(options.float_type, 0)
     subject = preparing.prepared(intake.read(model, options.about), opset, strip=options.strip_qdq)
-    plan = _plan(subject, options)
+    plan = plan_for(subject, options)
     placed = placement.place(subject.graph, plan)
     quantization.check(subject.graph, placed, options.float_type)
-    table = _table(subject, placement.activations(placed), options, progress)
+    table = table_for(subject, placement.activations(placed), options, progress)
     half = options.float_type is Precision.FP16
     seen, images = judging.probed(subject, placed, table, options.data or options.source, half=half)
     graph, summary = quantization.quantize(
@@ -160,7 +160,8 @@ def _has_rows(graph: ir.Model) -> bool:
     return any(shape is not None and len(shape) == _ROWS for shape in shapes)
 
 
-def _plan(model: Opened, options: QuantizeOptions) -> PrecisionPlan:
+def plan_for(model: Opened, options: QuantizeOptions) -> PrecisionPlan:
+    """Return the plan of the recipe, with the user's over it. Raises: InputError."""
     sm = None if options.target_sm is None else int(targets.target(options.target_sm).sm)
     kinds = placement.Kinds(options.int8_layers, options.float_layers, sm)
     plan = placement.default_plan(model.graph, model.card, kinds)
@@ -170,9 +171,10 @@ def _plan(model: Opened, options: QuantizeOptions) -> PrecisionPlan:
     return placement.read_plan(options.plan, plan, model_sha256=model.sha256, nodes=names)
 
 
-def _table(
+def table_for(
     model: Opened, tensors: Sequence[str], options: QuantizeOptions, progress: Progress
 ) -> CalibrationTable:
+    """Return the ranges: of a table that is there, else calibrated now. Raises: InputError."""
     if options.table is not None and options.table.exists():
         return _known_table(options.table, model, options)
     how = options.calibration

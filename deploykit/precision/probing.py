@@ -10,23 +10,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit.backends import onnxruntime
 from deploykit.backends.recorded import Recorded
-from deploykit.graph.editing import is_op, unique, value_names
+from deploykit.graph.editing import is_op
+from deploykit.precision.appending import SINGLE, Appended
 from deploykit.recipes import opened
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from numpy.typing import NDArray
+    import onnx_ir as ir
 
     from deploykit.backends import Arrays
     from deploykit.recipes.opened import Opened
-
-_SINGLE = ir.DataType.FLOAT
 
 
 class Stored(NamedTuple):
@@ -97,66 +95,35 @@ class _Questions:
         """Tensor -> output."""
         self.noise: dict[Stored, tuple[str, str]] = {}
         """-> outputs with the energy of the error, and of the tensor."""
-        self._graph = graph
-        self._taken = value_names(graph)
+        self._to = Appended(graph, "probe")
         nodes = [value for node in graph for value in node.outputs]
         inputs = [value for value in graph.inputs if not value.is_initializer()]
-        self._values = {str(v.name): v for v in (*inputs, *nodes) if v.name and v.dtype is _SINGLE}
-        self._constants: dict[str, ir.Value] = {}
+        self._values = {str(v.name): v for v in (*inputs, *nodes) if v.name and v.dtype is SINGLE}
 
     def ask_largest(self, known: Collection[str]) -> None:
         """Ask for the largest magnitude of each tensor that is not known."""
         for name, value in self._values.items():
             if name not in known and not _cut(value):
-                self.largest[name] = self._answer(self._largest(value))
+                self.largest[name] = self._to.answer(self._largest(value))
 
     def ask_noise(self, stored: Stored) -> None:
         """Ask how much INT8 changes a tensor."""
         value = self._values[stored.tensor]
-        step = self._constant(f"probe.{stored.step!r}", np.array(stored.step, np.float32))
-        zero = self._constant("probe.level", np.array(0, np.int8))
-        levels = self._node("QuantizeLinear", value, step, zero, dtype=ir.DataType.INT8)
-        error = self._node("Sub", value, self._node("DequantizeLinear", levels, step, zero))
-        sums = (self._node("ReduceSumSquare", each, keepdims=0) for each in (error, value))
-        first, second = (self._answer(each) for each in sums)
+        error = self._to.node("Sub", value, self._to.stored(value, stored.step))
+        sums = (self._to.node("ReduceSumSquare", each, keepdims=0) for each in (error, value))
+        first, second = map(self._to.answer, sums)
         self.noise[stored] = (first, second)
 
     def _largest(self, value: ir.Value) -> ir.Value:
         """Return the largest magnitude in a value; where that may be empty, a zero is added."""
-        magnitudes = self._node("Abs", value)
-        if not _has_values(value, self._graph):
-            flat = self._constant("probe.flat", np.array([-1], np.int64))
-            zero = self._constant("probe.zero", np.zeros(1, np.float32))
-            magnitudes = self._node("Concat", self._node("Reshape", magnitudes, flat), zero, axis=0)
-        return self._node("ReduceMax", magnitudes, keepdims=0)
-
-    def _node(
-        self,
-        op: str,
-        value: ir.Value,
-        *more: ir.Value,
-        dtype: ir.DataType = _SINGLE,
-        **attributes: int,
-    ) -> ir.Value:
-        name = unique(f"probe.{len(self._taken)}", self._taken)
-        result = ir.Value(name=name, type=ir.TensorType(dtype))
-        self._graph.append(ir.node(op, [value, *more], attributes, outputs=[result], name=name))
-        return result
-
-    def _answer(self, value: ir.Value) -> str:
-        value.shape = ir.Shape([])
-        self._graph.outputs.append(value)
-        return str(value.name)
-
-    def _constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
-        if name not in self._constants:
-            own = unique(name, self._taken)
-            tensor = ir.tensor(array, name=own)
-            kind, shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)
-            value = ir.Value(name=own, shape=shape, type=kind, const_value=tensor)
-            self._graph.register_initializer(value)
-            self._constants[name] = value
-        return self._constants[name]
+        magnitudes = self._to.node("Abs", value)
+        if not _has_values(value, self._to.graph):
+            flat = self._to.constant("flat", np.array([-1], np.int64))
+            zero = self._to.constant("zero", np.zeros(1, np.float32))
+            magnitudes = self._to.node(
+                "Concat", self._to.node("Reshape", magnitudes, flat), zero, axis=0
+            )
+        return self._to.node("ReduceMax", magnitudes, keepdims=0)
 
 
 def _cut(value: ir.Value) -> bool:

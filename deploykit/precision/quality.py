@@ -32,7 +32,7 @@ _UNIFORM = 1 / 12
 
 def stored(placed: Placement, table: CalibrationTable) -> tuple[Stored, ...]:
     """Return the tensors that the model will have in INT8. Raises: InputError without a range."""
-    return tuple(dict.fromkeys(_readers(placed, table).values()))
+    return tuple(dict.fromkeys(readers(placed, table).values()))
 
 
 def layer_noise(
@@ -45,7 +45,7 @@ def layer_noise(
     """
     found: dict[str, float] = {}
     inputs: dict[str, list[Stored]] = {}
-    for (node, _), each in _readers(placed, table).items():
+    for (node, _), each in readers(placed, table).items():
         inputs.setdefault(node, []).append(each)
     for weight in placed.weights:
         read = inputs.get(weight.node, [])
@@ -60,7 +60,7 @@ def decibels(noise: float) -> float:
     return -10 * math.log10(noise) if noise > 0 else math.inf
 
 
-def _readers(placed: Placement, table: CalibrationTable) -> dict[tuple[str, int], Stored]:
+def readers(placed: Placement, table: CalibrationTable) -> dict[tuple[str, int], Stored]:
     """Return (node, input index) -> what is read there."""
     found = {}
     for reading in readings(placed.activations, table):

@@ -57,28 +57,46 @@ def evaluate(  # noqa: PLR0913 - three nouns and three independent switches
     Raises: OptionError for images without truth; DataError where the truth does not fit the model
         or an image is unreadable; what the task's metric raises.
     """
-    chosen = samples.choose(dataset.samples, limit)
-    truths = {sample.name: sample.truth for sample in chosen if sample.truth is not None}
-    if len(truths) < len(chosen):
-        raise OptionError(
-            f"{dataset.name} has images but no truth to compare with"
-            + (f" for {len(chosen) - len(truths)} of {len(chosen)}" if truths else ""),
-            expected="a source with truth, such as coco:DIR, imagefolder:DIR or shapes:",
-        )
-    task = contract.task
-    metric = task.metric(dataset.known(contract.class_names), contract.class_names)
-    images = shrunk = 0
+    judge = Judge(dataset, contract, limit)
     for batch in samples.batches(
         dataset, contract.preprocess, batch_size, limit=limit, progress=progress
     ):
-        results = task.decode(run(batch), batch.geometries)
+        judge.add(batch, run(batch))
+    return judge.found()
+
+
+class Judge:
+    """The scores of one model, batch by batch."""
+
+    def __init__(self, dataset: Dataset, contract: Contract, limit: int | None) -> None:
+        """Begin with no image. Raises: as `evaluate`."""
+        chosen = samples.choose(dataset.samples, limit)
+        self._truths = {s.name: s.truth for s in chosen if s.truth is not None}
+        if len(self._truths) < len(chosen):
+            without = len(chosen) - len(self._truths)
+            raise OptionError(
+                f"{dataset.name} has images but no truth to compare with"
+                + (f" for {without} of {len(chosen)}" if self._truths else ""),
+                expected="a source with truth, such as coco:DIR, imagefolder:DIR or shapes:",
+            )
+        self._contract = contract
+        names = contract.class_names
+        self._metric = contract.task.metric(dataset.known(names), names)
+        self._images = self._shrunk = 0
+
+    def add(self, batch: Batch, outputs: Mapping[str, Floats]) -> None:
+        """Take in what the model gave for a batch. Raises: as `evaluate`."""
+        results = self._contract.task.decode(outputs, batch.geometries)
         if len(results) != len(batch.names):
             raise ModelError(
                 f"the model returned results for {len(results)} images",
                 expected=f"{len(batch.names)}, one per image of the batch",
             )
         for name, result, place in zip(batch.names, results, batch.geometries, strict=True):
-            metric.add(name, result, truths[name](), (place.height, place.width))
-            images += 1
-            shrunk += not contract.preprocess.holds(place.height, place.width)
-    return Evaluation(metric.scores(), images, shrunk)
+            self._metric.add(name, result, self._truths[name](), (place.height, place.width))
+            self._images += 1
+            self._shrunk += not self._contract.preprocess.holds(place.height, place.width)
+
+    def found(self) -> Evaluation:
+        """Return the scores of all batches so far. Raises: what the task's metric raises."""
+        return Evaluation(self._metric.scores(), self._images, self._shrunk)

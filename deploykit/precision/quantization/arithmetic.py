@@ -65,9 +65,7 @@ def _noise(
     weights: NDArray[np.float32], scales: NDArray[np.float32], axis: int | None
 ) -> NDArray[np.float32]:
     """Return what quantisation changes in the weights."""
-    levels = quantized(weights, scales, axis).astype(np.float32)
-    noise: NDArray[np.float32] = levels * _along(scales, weights.ndim, axis) - weights
-    return noise
+    return dequantized(quantized(weights, scales, axis), scales, axis) - weights
 
 
 def weight_scales(
@@ -102,6 +100,13 @@ def quantized(
     steps = _along(scales, weights.ndim, axis)
     levels: NDArray[np.int8] = np.rint(weights / steps).clip(-127, 127).astype(np.int8)
     return levels
+
+
+def dequantized(
+    levels: NDArray[np.int8], scales: NDArray[np.float32], axis: int | None
+) -> NDArray[np.float32]:
+    """Return levels * scales, what `levels` stand for."""
+    return levels.astype(np.float32) * _along(scales, levels.ndim, axis)
 
 
 def _along(scales: NDArray[np.float32], rank: int, axis: int | None) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ from deploykit.precision.placement.rules import constant
 from deploykit.precision.quantization import given
 from deploykit.precision.quantization.arithmetic import (
     activation_scale,
+    dequantized,
     quantized,
     rounded_scales,
     scale_type,
@@ -20,6 +21,7 @@ from deploykit.precision.quantization.arithmetic import (
     weight_scales,
 )
 from deploykit.precision.quantization.sharing import readings
+from deploykit.values import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
     from deploykit.precision.placement import Placement, Weight
     from deploykit.precision.quantization.sharing import Reading
-    from deploykit.values import CalibrationTable, Precision
+    from deploykit.values import CalibrationTable
 
 
 def insert(
@@ -47,6 +49,40 @@ def insert(
     for weight in placed.weights:
         writer.quantize_weight(weight)
     writer.drop_unused()
+
+
+def stored_weights(
+    value: ir.Value, weight: Weight, float_type: Precision
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Return the levels of a layer's weights and their steps, as a file will hold them.
+
+    Raises: ModelError for weights that are not finite float32 numbers.
+    """
+    tensor = constant(value)
+    assert tensor is not None  # placement chose constant weights
+    array = tensor.numpy()
+    if array.dtype != np.float32 or not np.isfinite(array).all():
+        raise ModelError(
+            f"the weights {weight.tensor!r} of {weight.node!r} are {array.dtype} "
+            + ("" if array.dtype != np.float32 else "with NaN or infinity"),
+            expected="finite float32 numbers",
+            fix="export the checkpoint again; a model cast to FP16 cannot be quantised",
+        )
+    kind = weight_scale_type(array, weight.axis, float_type)
+    kept = given.levels_of(value, weight.axis)
+    if kept is not None:
+        return kept.levels, rounded_scales(kept.scales, kind)
+    scales = weight_scales(array, weight.axis, kind)
+    return quantized(array, scales, weight.axis), scales
+
+
+def rounded_weights(graph: ir.Graph, weight: Weight) -> NDArray[np.float32]:
+    """Return a layer's weights as INT8 with float32 steps holds them. Raises: ModelError."""
+    node = next(node for node in graph if node.name == weight.node)
+    value = node.inputs[1]
+    assert value is not None  # placement chose it
+    levels, scales = stored_weights(value, weight, Precision.FP32)
+    return dequantized(levels, scales, weight.axis)
 
 
 class _Writer:
@@ -100,23 +136,7 @@ class _Writer:
                 del self._graph.initializers[name]
 
     def _dequantized(self, value: ir.Value, weight: Weight) -> ir.Value:
-        tensor = constant(value)
-        assert tensor is not None  # placement chose constant weights
-        array = tensor.numpy()
-        if array.dtype != np.float32 or not np.isfinite(array).all():
-            raise ModelError(
-                f"the weights {weight.tensor!r} of {weight.node!r} are {array.dtype} "
-                + ("" if array.dtype != np.float32 else "with NaN or infinity"),
-                expected="finite float32 numbers",
-                fix="export the checkpoint again; a model cast to FP16 cannot be quantised",
-            )
-        kind = weight_scale_type(array, weight.axis, self._float_type)
-        kept = given.levels_of(value, weight.axis)
-        if kept is None:
-            scales = weight_scales(array, weight.axis, kind)
-            levels = quantized(array, scales, weight.axis)
-        else:
-            levels, scales = kept.levels, rounded_scales(kept.scales, kind)
+        levels, scales = stored_weights(value, weight, self._float_type)
         stored = self._constant(f"{weight.tensor}.int8", levels)
         step = self._constant(f"{weight.tensor}.scale", scales)
         zero = self._constant(f"{weight.tensor}.zero_point", np.zeros(scales.shape, np.int8))
