@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from counting import Counting
+from foreign_nets import Net
 from segmenters import DATA, NAMES, segmenter
 from test_tasks_own import DATA as DOTS
 from test_tasks_own import counter
@@ -15,17 +19,19 @@ from test_tasks_own import counter
 import deploykit
 from deploykit import EvalOptions, ImageAnnotations, OptionError
 from deploykit.data import sources
+from deploykit.pipeline import teaching
+from deploykit.recipes.describing import Description
 from deploykit.tasks.classification import Classification, Ranking
 from deploykit.tasks.detection import Detection
 from deploykit.tasks.detections import Detections
 from deploykit.tasks.instances import Instances
 from deploykit.tasks.keypoints import Keypoints
 from deploykit.tasks.masks import paste
-from deploykit.tasks.semantic import LabelMap
+from deploykit.tasks.semantic import LabelMap, Semantic
 from deploykit.tasks.task import Result
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from numpy.typing import NDArray
 
 SIZE = (80, 100)
 
@@ -142,6 +148,54 @@ def test_a_detector_is_evaluated_against_itself_and_its_int8_form(
     same = deploykit.evaluate(model, options)
     assert same.metrics["ap"] in (1, None)
     deploykit.evaluate(int8, options)
+
+
+def classifier(path: Path) -> Path:
+    """Four classes, with a card."""
+    net = Net()
+    pooled = net.op("GlobalAveragePool", net.conv("images", 3, 4))
+    net.save(path, net.op("Flatten", pooled), (1, 3, 8, 8))
+    about = Description(task="classification", preprocess="unit", class_names=tuple("abcd"))
+    deploykit.describe(path, path.with_name(f"described-{path.name}"), about)
+    return path.with_name(f"described-{path.name}")
+
+
+def unreadable() -> NDArray[np.uint8]:
+    raise AssertionError
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_model_of_another_task_is_refused_before_anything_runs(
+    place: int, tmp_path: Path
+) -> None:
+    models = [segmenter(tmp_path / "m.onnx"), classifier(tmp_path / "c.onnx")]
+    first, second = models[place], models[1 - place]
+    bare = replace(DATA, samples=[replace(s, read=unreadable) for s in DATA.samples])
+    with pytest.raises(OptionError) as caught:
+        deploykit.evaluate(first, EvalOptions(bare, against=second))
+    said = str(caught.value)
+    assert "m.onnx is for semantic_segmentation" in said
+    assert "c.onnx is for classification" in said
+    assert "--against a model that finds what the first does" in said
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "alike"),
+    [
+        (Detection(), Instances(), True),
+        (Instances(), Detection(), False),
+        (Detection(), Keypoints(), True),
+        (Keypoints(), Instances(), False),
+        (Detection(), Semantic(), False),
+        (Classification(), Semantic(), False),
+        (Counting(), Counting(), True),
+    ],
+)
+def test_what_has_boxes_and_more_may_judge_boxes(first: Any, second: Any, *, alike: bool) -> None:
+    model: Any = SimpleNamespace(path=Path("m.onnx"))
+    refusal = pytest.raises(OptionError, match=r"m\.onnx is for")
+    with nullcontext() if alike else refusal:
+        teaching.check_alike((model, model), (first, second))
 
 
 def test_results_that_cannot_be_truth_are_an_error(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from foreign_nets import SIDE, WIDTH, Net, two_layers
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from deploykit import BenchOptions, pipeline
+from deploykit import BenchOptions, cli, pipeline
 from deploykit.data import feeding
 from deploykit.data.preprocess import Preprocess
 from deploykit.errors import InputError, OptionError
@@ -93,6 +93,19 @@ def test_every_verb_takes_the_size_of_the_card(tmp_path: Path) -> None:
     pipeline.cast(card, tmp_path / "half.onnx")
     (found,) = pipeline.bench([card], pipeline.BenchPlan(FAST))
     assert any("32x64, which the file leaves open" in text for text in found.warnings)
+
+
+@pytest.mark.parametrize("verb", ["fuse", "cast"])
+def test_open_sizes_are_closed_at_the_command_line(verb: str, tmp_path: Path) -> None:
+    net, output = two_layers()
+    path = net.save(tmp_path / "m.onnx", net.op("Relu", output), ("n", 3, "h", "w"))
+    result = tmp_path / "made.onnx"
+    size = ["--input-size", f"{SIDE}x64"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([verb, str(path), "-o", str(result), *size])
+    assert ended.value.code == 0
+    (spec,), _ = onnxfile.interface(opened.read(result).graph)
+    assert spec.shape[1:] == (3, SIDE, 64)
 
 
 def test_a_size_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None:

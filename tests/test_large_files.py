@@ -11,7 +11,7 @@ import pytest
 from foreign_nets import SIDE, WIDTH, Net
 
 from deploykit import pipeline
-from deploykit.errors import OutputError
+from deploykit.errors import OptionError, OutputError
 from deploykit.files import artifacts, onnxfile
 from deploykit.pipeline.quantizing import QuantizeOptions
 from deploykit.recipes import opened
@@ -19,6 +19,7 @@ from deploykit.recipes.describing import Description
 from deploykit.values import Precision
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 LAYERS = 4
@@ -91,3 +92,21 @@ def test_an_output_that_cannot_be_written_leaves_nothing(large: Path, tmp_path: 
     with pytest.raises(OutputError):
         pipeline.fuse(large, tmp_path / "absent" / "fused.onnx")
     assert not list(tmp_path.glob("*.data"))
+
+
+@pytest.mark.parametrize("verb", [pipeline.fuse, pipeline.cast])
+def test_the_weights_that_a_model_is_read_from_are_never_written_over(
+    verb: Callable[..., object], large: Path
+) -> None:
+    weights = large.with_name("w.bin").rename(large.with_name("out.onnx.data"))
+    model = onnx.load(large, load_external_data=False)
+    for each in model.graph.initializer:
+        for entry in each.external_data:
+            entry.value = entry.value.replace("w.bin", weights.name)
+    onnx.save(model, large)
+    before = weights.read_bytes()
+    with pytest.raises(
+        OptionError, match=r"beside -o is the weights of the model, out\.onnx\.data"
+    ):
+        verb(large, large.with_name("out.onnx"))
+    assert weights.read_bytes() == before

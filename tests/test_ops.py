@@ -237,7 +237,7 @@ def test_sizes_that_are_open_are_an_error(traced: ir.Model) -> None:
     node, _ = next(ops.calls(traced))
     assert node.inputs[1] is not None
     node.inputs[1].shape = ir.Shape(["batch", 3, "height", "width"])
-    with pytest.raises(ModelError, match=r"unknown type or shape(.|\n)*one input size"):
+    with pytest.raises(ModelError, match=r"unknown type or shape(.|\n)*--input-size HxW"):
         ops.attach(traced)
 
 

@@ -22,6 +22,7 @@ def files(tmp_path: Path) -> Path:
     (tmp_path / "m.onnx").write_bytes(MODEL)
     (tmp_path / "runs.md").write_text('{"kind": "bench"}\n')
     (tmp_path / "t.json").write_text("{}")
+    (tmp_path / "t.data").write_text("{}")
     return tmp_path
 
 
@@ -38,6 +39,10 @@ LOSSES: dict[str, Callable[[Path], object]] = {
     "--table is the model": lambda d: quantize(d / "m.onnx", d / "o", options(table=d / "m.onnx")),
     "the sidecar of -o is --plan": lambda d: quantize(
         d / "m.onnx", d / "t", options(plan=d / "t.json")
+    ),
+    "--record is the weights beside -o": lambda d: cast(d / "m.onnx", d / "o", record=d / "o.data"),
+    "the weights beside -o is --plan": lambda d: quantize(
+        d / "m.onnx", d / "t", options(plan=d / "t.data")
     ),
     "-o is file 1 of records": lambda d: report([d / "runs.md"], d / "runs.html"),
 }

@@ -115,6 +115,7 @@ def fuse(
     model: Model,
     output: Output,
     *,
+    about: About = NOT_SAID,
     record: Record = None,
     op: Op = None,
     as_json: AsJson = False,
@@ -123,8 +124,9 @@ def fuse(
 
     Examples:
         deploykit fuse model.onnx -o model.fused.onnx
+        deploykit fuse open.onnx --input-size 640x640 -o model.fused.onnx
     """
-    _rewrite("fuse", model, output, record, op, as_json=as_json)
+    _rewrite("fuse", (model, output, record), op, about, as_json=as_json)
 
 
 def quantize(
@@ -168,6 +170,7 @@ def cast(
     model: Model,
     output: Output,
     *,
+    about: About = NOT_SAID,
     record: Record = None,
     op: Op = None,
     as_json: AsJson = False,
@@ -176,24 +179,25 @@ def cast(
 
     Examples:
         deploykit cast model.onnx -o model.fp16.onnx
+        deploykit cast open.onnx --input-size 640x640 -o model.fp16.onnx
     """
-    _rewrite("cast", model, output, record, op, as_json=as_json)
+    _rewrite("cast", (model, output, record), op, about, as_json=as_json)
 
 
 def _rewrite(
     verb: Literal["fuse", "cast"],
-    model: Path,
-    output: Path,
-    record: Path | None,
+    files: tuple[Path, Path, Path | None],
     op: list[Path] | None,
+    about: About,
     *,
     as_json: bool,
 ) -> None:
-    """Make one ONNX file from another without asking for more."""
+    """Make one ONNX file from another; files: the model, -o and --record."""
     from deploykit import pipeline  # noqa: PLC0415
 
+    model, output, record = files
     with options.named(op):
-        made = getattr(pipeline, verb)(model, output, record=record)
+        made = getattr(pipeline, verb)(model, output, about=about.description(), record=record)
     printing.artifact(made.artifact, as_json=as_json, notes=made.notes, extra=made.to_json())
 
 

@@ -187,8 +187,9 @@ def write_model(model: ir.Model, path: Path) -> None:
 
 def _write_beside(model: ir.Model, path: Path) -> None:
     """Write `model` to `path`, and its larger weights to a file beside it, one after the other."""
-    bare, name, offset = copied(model), path.name + _DATA, 0
-    with artifacts.replacing(path) as temporary, artifacts.replacing(path.with_name(name)) as data:
+    beside, offset = weights_beside(path), 0
+    bare, name = copied(model), beside.name
+    with artifacts.replacing(path) as temporary, artifacts.replacing(beside) as data:
         with data.open("wb") as file:
             for value in bare.graph.initializers.values():
                 tensor = value.const_value
@@ -201,6 +202,17 @@ def _write_beside(model: ir.Model, path: Path) -> None:
                 )
                 offset += tensor.nbytes
         temporary.write_bytes(ir.to_proto(bare).SerializeToString(deterministic=True))
+
+
+def weights_beside(path: Path) -> Path:
+    """Return where the weights of a file `path` go that are too large for it."""
+    return path.with_name(path.name + _DATA)
+
+
+def weight_files(model: ir.Model) -> list[Path]:
+    """Return the files that hold the weights of `model` which its own does not, sorted."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sorted({Path(each.path) for each in tensors if isinstance(each, ir.ExternalTensor)})
 
 
 def with_outputs(data: bytes, names: Sequence[str]) -> bytes:

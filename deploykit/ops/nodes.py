@@ -196,7 +196,7 @@ def _sizes(value: ir.Value | None, where: str) -> tuple[int, ...]:
         raise ModelError(
             f"{where} has an input of unknown type or shape: {value}",
             expected="fixed sizes after the batch",
-            fix="export the model for one input size",
+            fix="say how large its images are, --input-size HxW, or export it for one input size",
         )
     return tuple(int(dim) for dim in shape[1:])  # type: ignore[arg-type]  # static, as checked
 

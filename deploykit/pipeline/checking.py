@@ -156,7 +156,7 @@ def evaluate(
     chosen, told = opened.task(task), dict[str, str]()
     if against is not None:
         teacher = _opened(against, replace(options, backend=None), opened.card)
-        data = teaching.told_by(teacher, data, task)
+        data = teaching.told_by((opened, teacher), (chosen, teacher.task(task)), data)
         told = {"against": teacher.path.name, "against_sha256": teacher.sha256}
     scores, images, shrunk = evaluation.evaluate(
         opened.forward,

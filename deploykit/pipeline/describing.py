@@ -57,6 +57,7 @@ def describe(
     tried = path_or_none(image)
     places.check({"the model": model, "--image": tried}, output=output, record=record)
     subject = intake.read(model, about)
+    places.check_weights(subject.graph, output)
     if subject.card is None:
         raise unsaid(f"{model} does not say how its images are prepared")
     if subject.card.task == UNKNOWN:

@@ -13,6 +13,7 @@ from deploykit.pipeline import intake, places
 from deploykit.pipeline.made import Made, described, path_or_none, written
 from deploykit.proof import proving, rewrites
 from deploykit.recipes import opened
+from deploykit.recipes.describing import NOTHING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from deploykit.pipeline.made import StrPath
     from deploykit.proof.proving import Reference
+    from deploykit.recipes.describing import Description
     from deploykit.recipes.opened import Opened
     from deploykit.values import Agreement
 
@@ -32,18 +34,22 @@ def fuse(
     output: StrPath,
     passes: Sequence[Pass] = DEFAULT,
     *,
+    about: Description = NOTHING,
     record: StrPath | None = None,
 ) -> Made:
     """Return the rewritten model, accepted only if its outputs are unchanged.
 
     Both models run on random inputs, see `proof.rewrites`; metadata stays.
 
+    about: What the file does not say itself, such as its input size where that is open.
+
     Raises: ModelError, OptionError, OutputError; ProofError, with the pass that is to blame,
     where an output differs by more than rounding explains.
     """
     model, output, record = Path(model), Path(output), path_or_none(record)
     places.check({"the model": model}, output=output, record=record)
-    subject = intake.read(model)
+    subject = intake.read(model, about)
+    places.check_weights(subject.graph, output)
     reports = []
 
     def rewrite(one: ir.Model) -> ir.Model:

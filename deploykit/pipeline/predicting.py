@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,9 @@ from PIL import Image
 from deploykit import tasks
 from deploykit.data import images, samples, sources
 from deploykit.data.sources import SOURCES, Dataset, Sample
-from deploykit.errors import DataError, OptionError, OutputError
+from deploykit.errors import DataError, OutputError
 from deploykit.files import artifacts, paths
+from deploykit.pipeline import teaching
 from deploykit.pipeline.made import path_or_none
 from deploykit.pipeline.opening import open_model
 from deploykit.recipes.describing import NOTHING
@@ -166,7 +167,8 @@ def predict(  # noqa: PLR0913 - two models' worth of nouns and the verbs' common
     paths.check(reads={"the model": Path(path), "--against": against, **reads}, writes=written)
     models = [load(path, wanted, task=task)]
     if against is not None:
-        models.append(load(against, PredictOptions(**{**vars(wanted), "backend": None}), task=task))
+        models.append(load(against, replace(wanted, backend=None), task=task))
+        teaching.check_alike([each.model for each in models], [each.task for each in models])
     return tuple(
         _predicted(models, sample, place)
         for sample, place in progress(zip(chosen, places, strict=True), "images", len(chosen))
@@ -221,16 +223,10 @@ def _predicted(models: Sequence[Predictor], sample: Sample, place: tuple[Path, P
 
 
 def _apart(found: Sequence[Any]) -> list[Any]:
-    """Return what each of two results has and the other has not; nothing where nobody can say.
-
-    Raises: OptionError for results of two kinds.
-    """
+    """Return what each of two results has and the other has not; nothing where nobody can say."""
     if len(found) < 2 or not all(isinstance(one, Result) for one in found):
         return []
     first, second = found
-    if type(first) is not type(second):
-        kinds = f"{type(first).__name__} and {type(second).__name__}"
-        raise OptionError(f"the two models find {kinds}", expected="two models of the same task")
     return [first.unlike(second), second.unlike(first)]
 
 

@@ -97,7 +97,9 @@ def quantize(
     reads = {"the model": model, "--plan": options.plan}
     places.check(reads, output=output, record=record, beside={"--table": options.table})
     opset = quantization.MIN_OPSET.get(options.float_type, 0)
-    subject = preparing.prepared(intake.read(model, options.about), opset, strip=options.strip_qdq)
+    taken = intake.read(model, options.about)
+    places.check_weights(taken.graph, output)
+    subject = preparing.prepared(taken, opset, strip=options.strip_qdq)
     plan = plan_for(subject, options)
     placed = placement.place(subject.graph, plan)
     quantization.check(subject.graph, placed, options.float_type)
@@ -129,11 +131,18 @@ def quantize(
     return recorded(Made(artifact, layers, notes), record)
 
 
-def cast(model: StrPath, output: StrPath, *, record: StrPath | None = None) -> Made:
+def cast(
+    model: StrPath,
+    output: StrPath,
+    *,
+    about: Description = NOTHING,
+    record: StrPath | None = None,
+) -> Made:
     """Return the FP16 version of an ONNX file. Raises: InputError, OutputError, ProofError."""
     model, output, record = Path(model), Path(output), path_or_none(record)
     places.check({"the model": model}, output=output, record=record)
-    subject = intake.read(model)
+    subject = intake.read(model, about)
+    places.check_weights(subject.graph, output)
     inputs, _ = onnxfile.interface(subject.graph)
     seen = probing.probe(subject, [acceptance.feeds(subject, inputs, batch=2)])
     graph, wide = float16.cast(subject, seen.magnitudes)

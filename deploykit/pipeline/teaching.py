@@ -1,4 +1,4 @@
-"""What one model finds, as the truth that another is judged by."""
+"""Two models of one task: what one finds is the truth that another is judged by."""
 
 from __future__ import annotations
 
@@ -13,21 +13,46 @@ from deploykit.errors import OptionError
 from deploykit.tasks.task import Result
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from deploykit.data.sources import Sample
     from deploykit.pipeline.opening import Model
     from deploykit.tasks import AnyTask
 
 
-def told_by(model: Model, data: Dataset, task: str | AnyTask | None = None) -> Dataset:
-    """Return a data set with the same images, and what `model` finds in each as the truth.
+def check_alike(models: Sequence[Model], chosen: Sequence[AnyTask]) -> None:
+    """Check that two models, each with its task, find the same kind of thing.
 
-    It runs when the truth about an image is asked for. task: The model's; None: as its file says.
+    A detector of masks or keypoints finds boxes too, and can be the truth for one of boxes alone.
+    Raises: OptionError.
     """
-    chosen = model.task(task)
+    asked, told = chosen
+    parts = [getattr(task, "parts", None) for task in chosen]
+    if parts[0] and parts[1]:
+        alike = set(parts[0]) <= set(parts[1])
+    else:
+        alike = isinstance(asked, type(told)) or isinstance(told, type(asked))
+    if not alike:
+        rows = zip(models, chosen, strict=True)
+        raise OptionError(
+            ", and ".join(f"{m.path.name} is for {tasks.name(task)}" for m, task in rows),
+            expected="--against a model that finds what the first does",
+            fix="give --against another model; or, where a file says what it is not for, --task",
+        )
+
+
+def told_by(models: Sequence[Model], chosen: Sequence[AnyTask], data: Dataset) -> Dataset:
+    """Return a data set with the same images, and what the second model finds as their truth.
+
+    It runs when the truth about an image is asked for. chosen: the task of each model.
+    Raises: OptionError where these find different things.
+    """
+    check_alike(models, chosen)
+    (_, model), (_, task) = models, chosen
     return Dataset(
         f"{data.name}, by what {model.path.name} finds",
         [
-            replace(sample, truth=partial(_told, model, chosen, (i, sample)))
+            replace(sample, truth=partial(_told, model, task, (i, sample)))
             for i, sample in enumerate(data.samples, start=1)
         ],
         dict(enumerate(model.contract().class_names)),
