@@ -49,7 +49,10 @@ class About:
     ] = None
     decode: Annotated[
         str | None,
-        Option(help="Head of a detector: yolov5, yolov8, yolox, end2end, torchvision or none."),
+        Option(
+            help="Head of a detector: yolov5, yolov8, yolox, end2end, torchvision or none. "
+            "Segmenter of one class: logit or probability."
+        ),
     ] = None
     input: Annotated[
         list[str] | None,

@@ -14,6 +14,7 @@ from deploykit.pipeline import places, teaching
 from deploykit.pipeline.made import path_or_none
 from deploykit.pipeline.opening import kind, open_model
 from deploykit.proof import random_inputs, verification
+from deploykit.recipes import reading
 from deploykit.recipes.describing import NOTHING
 from deploykit.tasks import SHIPPED, evaluation
 from deploykit.tasks.agreement import OfKinds, PaddedRows
@@ -92,6 +93,7 @@ def _pairing(opened: Model, task: str | AnyTask | None) -> Pairing:
     outputs = opened.card.outputs if opened.card else ()
     if task is None and opened.recipe is None:
         named = SHIPPED.get(opened.card.task) if opened.card else None
+        named = named and reading.as_made(named, opened.card)
         return OfKinds(named.agreement() if named else PaddedRows(), outputs)
     return OfKinds(opened.task(task).agreement(), outputs)
 

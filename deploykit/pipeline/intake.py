@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from deploykit.recipes.opened import Opened
 
 
+_MOVES = ("Identity", "Cast", "Resize", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Slice")
+
+
 def read(path: Path, said: Description = NOTHING) -> Opened:
     """Return the ONNX model in a file, ready for any stage. Raises: ModelError, OptionError."""
     return taken(opened.read(path), said)
@@ -57,7 +60,18 @@ def facts(graph: ir.Model, said: Description = NOTHING) -> Facts:
     """Return what a graph shows; inputs that become constants are none."""
     inputs, outputs = onnxfile.interface(graph)
     left = tuple(spec for spec in inputs if spec.name not in said.inputs)
-    return Facts(left, outputs, graph.metadata_props)
+    return Facts(left, outputs, graph.metadata_props, _ends(graph))
+
+
+def _ends(graph: ir.Model) -> dict[str, str]:
+    """Return output -> kind of the node that makes its values, before they are moved or resized."""
+    found = {}
+    for value in graph.graph.outputs:
+        node = value.producer()
+        while node is not None and node.op_type in _MOVES and node.inputs and node.inputs[0]:
+            node = node.inputs[0].producer()
+        found[str(value.name)] = "" if node is None else node.op_type
+    return found
 
 
 def _wanted(seen: Facts, said: Description, known: ModelCard | None) -> Wanted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any
 
 from deploykit import backends, tasks
 from deploykit.backends import onnxruntime
@@ -14,14 +14,11 @@ from deploykit.data import feeding
 from deploykit.errors import DeployError, InputError, ModelError, OptionError
 from deploykit.files import artifacts, bundles, contents, onnxfile
 from deploykit.pipeline import intake
-from deploykit.recipes import describing, metadata, opened
+from deploykit.recipes import describing, metadata, opened, reading
 from deploykit.recipes.describing import NOTHING, UNKNOWN, unsaid
 from deploykit.recipes.guessing import Facts
 from deploykit.recipes.metadata import ModelCard
 from deploykit.recipes.recipe import RECIPES
-from deploykit.tasks import decoding, heads, masks
-from deploykit.tasks.detection import Detection
-from deploykit.tasks.instances import Instances
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -69,7 +66,7 @@ class Model:
         if given is None and self.recipe is not None:
             given = RECIPES.load(self.recipe).task
         if given is not None:
-            return _as_made(tasks.find(given), self.card)
+            return reading.as_made(tasks.find(given), self.card)
         return task_named(self.contract(), self.path)
 
     def check_images(self) -> None:
@@ -114,34 +111,7 @@ def task_named(card: ModelCard, path: Path) -> AnyTask:
             fix="give the recipe it was exported with, --recipe FILE, or in Python the task "
             "itself: deploykit.evaluate(..., task=my_task)",
         )
-    return _as_made(tasks.SHIPPED[card.task], card)
-
-
-def _as_made(task: AnyTask, card: ModelCard | None) -> AnyTask:
-    """Return a task as the family of a model's network does it. Raises: ModelError."""
-    head = card.settings.get(heads.SETTING) if card else None
-    told = card is not None and (head is not None or metadata.foreign(card))
-    if told and card and isinstance(task, Detection) and task.read is decoding.objects:
-        task = _read_by(task, card, heads.NONE if head is None else head.value)
-    said = card.settings.get(masks.SETTING) if card else None
-    if said is None or not isinstance(task, Instances):
-        return task
-    if said.value not in get_args(masks.Pasting):
-        raise ModelError(
-            f"the card says that masks are pasted {said.value!r}",
-            expected="one of " + ", ".join(get_args(masks.Pasting)),
-        )
-    return replace(task, pasting=cast(masks.Pasting, said.value))
-
-
-def _read_by(task: Detection, card: ModelCard, head: object) -> Detection:
-    """Return a task that reads the outputs of a head. Raises: ModelError for an unknown one."""
-    if not isinstance(head, str) or head not in heads.HEADS:
-        raise ModelError(
-            f"the card says that outputs are read as {str(head)[:100]!r}",
-            expected="one of " + ", ".join(heads.HEADS),
-        )
-    return replace(task, read=heads.Reader(head, card.preprocess.size, len(card.class_names)))
+    return reading.as_made(tasks.SHIPPED[card.task], card)
 
 
 def open_model(  # noqa: PLR0913 - six things that only some kinds of file take

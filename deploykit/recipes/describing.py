@@ -11,11 +11,11 @@ from deploykit.data.preprocess import Channels, Resize
 from deploykit.data.presets import PRESETS
 from deploykit.data.resizing import Interpolation
 from deploykit.errors import OptionError, unknown_name
-from deploykit.recipes import metadata
+from deploykit.recipes import metadata, reading
 from deploykit.recipes.guessing import PIXELS, SIDE, Guess, guess, is_size
 from deploykit.recipes.identity import Setting
 from deploykit.recipes.metadata import ModelCard
-from deploykit.tasks import heads
+from deploykit.tasks import foreground, heads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,7 +72,7 @@ class Description:
     """Height and width, where the file leaves them open."""
     class_names: tuple[str, ...] | None = None
     decode: str | None = None
-    """How a detector's outputs are read: one of `tasks.heads.HEADS`, by its name."""
+    """How outputs are read: one of `recipes.reading.DECODES`, by its name."""
     inputs: Mapping[str, Path | float] = field(default_factory=dict)
     """Inputs beside the images -> their value: a number, or an .npy file; they become constants."""
 
@@ -82,8 +82,8 @@ class Description:
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise unknown_name(f"--{name}", str(value), map(str, known))
-        if self.decode not in (None, *heads.HEADS):
-            raise unknown_name("--decode", str(self.decode), heads.HEADS)
+        if self.decode is not None:
+            reading.check_name(str(self.decode))
         if self.task is not None:
             tasks.find(self.task)
         height, width = self.input_size or (1, 1)
@@ -130,15 +130,15 @@ def described(facts: Facts, said: Description, known: ModelCard | None) -> Descr
     size = _size(said, known, guessed)
     base = known.preprocess if known and preset is None else PRESETS[str(preset)].sized(size)
     prepared = _prepared(base, said, guessed, preset)
-    head, read = _decode(said, known, guessed)
-    names, named = _names(said, known, guessed, head)
     task, judged = _task(said, known, guessed)
+    head, read = _decode(said, known, guessed, task)
+    names, named = _names(said, known, guessed, head)
     card = known or ModelCard("", "", task, prepared, names, "")
     card = replace(card, task=task, preprocess=prepared, class_names=names)
     card = replace(card, settings={**card.settings, **head})
     if said.decode is not None:
         shapes = {spec.name: spec.shape for spec in facts.outputs}
-        heads.check(said.decode, shapes, prepared.size, len(names))
+        reading.check(said.decode, card, shapes)
     assumed = [] if said.preprocess or known else [f"images prepared as {preset}"]
     parts = [*assumed, *read, *named, *judged]
     notes = (f"guessed from {guessed.by}: {', '.join(parts)}",) if parts else ()
@@ -201,11 +201,14 @@ def _prepared(
 
 
 def _decode(
-    said: Description, known: ModelCard | None, guessed: Guess
+    said: Description, known: ModelCard | None, guessed: Guess, task: str
 ) -> tuple[Settings, list[str]]:
-    """Return the head of a detector as a card has it, and what is guessed of it."""
+    """Return how outputs are read, as a card has it, and what is guessed of it."""
     if said.decode is not None:
         return {heads.SETTING: Setting(said.decode, "given")}, []
+    if known is None and guessed.foreground and task == "semantic_segmentation":
+        setting = Setting(guessed.foreground, "assumed")
+        return {heads.SETTING: setting}, [f"one {guessed.foreground} per pixel"]
     if known is not None or guessed.decode is None or said.task not in (None, guessed.task):
         return {}, []
     return {heads.SETTING: Setting(guessed.decode, "assumed")}, [f"outputs of {guessed.decode}"]
@@ -221,6 +224,8 @@ def _names(
     said: Description, known: ModelCard | None, guessed: Guess, head: Settings
 ) -> tuple[tuple[str, ...], list[str]]:
     """Return the names of the classes, and what is guessed of them. Raises: OptionError."""
+    if head and head[heads.SETTING].value in foreground.MIDDLE:
+        return _two_names(said.class_names or (known.class_names if known else ()))
     if said.class_names is not None:
         names = _without_background(said.class_names, head)
         if head and head[heads.SETTING].origin == "given":
@@ -231,8 +236,11 @@ def _names(
                 fix="give one name per class, in the order of training",
             )
         return names, []
-    if known is not None:
-        return known.class_names, []
+    return (known.class_names, []) if known is not None else _guessed_names(guessed)
+
+
+def _guessed_names(guessed: Guess) -> tuple[tuple[str, ...], list[str]]:
+    """Return the names of the classes that a file has or counts, and what is said of them."""
     if guessed.class_names:
         return guessed.class_names, [f"{len(guessed.class_names)} class names"]
     if guessed.classes:
@@ -240,6 +248,17 @@ def _names(
         names = tuple(f"class{i}" for i in range(guessed.classes))
         return names, [f"classes called class0{last}"]
     return (), []
+
+
+def _two_names(given: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
+    """Return the names of background and foreground, and what is guessed. Raises: OptionError."""
+    names = (*foreground.NAMES[: 2 - len(given)], *given) if given else foreground.NAMES
+    if len(names) != len(foreground.NAMES):
+        raise OptionError(
+            f"{len(given)} class names for a model with one number per pixel",
+            expected="the name of the foreground, or of the background and the foreground",
+        )
+    return names, [] if names == given else [f"classes called {' and '.join(names)}"]
 
 
 def _task(said: Description, known: ModelCard | None, guessed: Guess) -> tuple[str, list[str]]:

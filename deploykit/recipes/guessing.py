@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from deploykit.data import feeding
-from deploykit.tasks import heads
+from deploykit.tasks import foreground, heads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +32,8 @@ _TASKS = {
 """Task in Ultralytics' words -> in ours."""
 SIDE, PIXELS = 1 << 15, 1 << 26
 """Of an input, at most."""
+_SQUASHED, _CHOICES = ("Sigmoid", "HardSigmoid"), ("ArgMax", "TopK")
+"""Nodes that make probabilities, and those that choose a class themselves."""
 _BY = "the file's inputs and outputs"
 _TOLD = ("yolov8", "yolov5", "end2end", "torchvision")
 """Heads that the form of the outputs tells; YOLOX's is that of rows that are decoded already."""
@@ -45,6 +47,8 @@ class Facts:
     """Those that are not weights."""
     outputs: tuple[TensorSpec, ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    ends: Mapping[str, str] = field(default_factory=dict)
+    """Output -> kind of the node that makes its values, before they are moved or resized."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Guess:
     class_names: tuple[str, ...] = ()
     decode: str | None = None
     """A head of `tasks.heads`."""
+    foreground: str | None = None
+    """What one number per pixel is, one of `tasks.foreground.MIDDLE`, if the model segments."""
 
 
 def guess(facts: Facts) -> Guess:
@@ -75,7 +81,19 @@ def guess(facts: Facts) -> Guess:
         if head in found:
             known = found[head] or None
             return Guess(_BY, size, planes, "detection", classes=known, decode=head)
-    return Guess(_BY, size, planes, task, classes=classes)
+    return Guess(_BY, size, planes, task, classes=classes, foreground=_foreground(facts))
+
+
+def _foreground(facts: Facts) -> str | None:
+    """Return what the number per pixel is that outputs have the form of: by what makes it."""
+    name = foreground.main(_shapes(facts))
+    spec = next((each for each in facts.outputs if each.name == name), None)
+    if spec is None or not spec.dtype.startswith("float") or len(spec.shape) != feeding.RANK:
+        return None
+    made_by = facts.ends.get(spec.name)
+    if made_by in _CHOICES:
+        return None
+    return "probability" if made_by in _SQUASHED else "logit"
 
 
 def _by_ultralytics(facts: Facts, size: Size | None, planes: int | None) -> Guess:

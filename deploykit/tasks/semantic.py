@@ -10,6 +10,7 @@ import numpy as np
 from deploykit.errors import DataError, ModelError
 from deploykit.tasks import categories, label_maps, painting_maps
 from deploykit.tasks.agreement import span
+from deploykit.tasks.foreground import MAIN
 from deploykit.tasks.outputs import check_finite
 from deploykit.tasks.task import Display, Pair, Scores
 from deploykit.values import Agreement
@@ -29,8 +30,6 @@ _SAID = 3
 """Classes that a few words name."""
 IGNORED = 255
 """Id of pixels that do not count, as well as every id below 0; a category's own id counts."""
-MAIN = "out"
-"""Name of the output that counts where a network has others for training, as torchvision's."""
 DISPLAY = {
     "miou": Display("mIoU", summary=True, drop=True),
     "pixel_accuracy": Display("Pixel accuracy", summary=True),
@@ -107,7 +106,8 @@ def read(outputs: Mapping[str, Any]) -> NDArray[Any]:
         f"the outputs {forms} are no class scores or class indices of pixels",
         expected="one output, or one called 'out': [batch, classes, h, w] with two classes or "
         "more, or indices [batch, h, w]",
-        fix="give a task of your own: `Semantic(read=...)`",
+        fix="of one class: --decode logit or --decode probability; else, in Python, give a task "
+        "of your own: `Semantic(read=...)`",
     )
 
 
