@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deploykit.data import class_maps, images, label_images, listing
+from deploykit.data import class_maps, images, label_images, listing, palettes
 from deploykit.data.sources import Dataset, Sample, Source
 from deploykit.errors import DataError, OptionError
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from deploykit.data.palettes import Palette
 
 _LAYOUTS = (("images", "annotations"), ("img_dir", "ann_dir"), ("images", "labels"))
 """Folders of the images and of the label maps, each with a folder per split."""
@@ -27,7 +29,7 @@ _ZERO = ("ignore", "class")
 
 def _open(location: str) -> Dataset:
     """Return the images of a split with their label maps."""
-    root, options = listing.location("ade", location, ["split", "classes", "zero"])
+    root, options = listing.location("ade", location, ["split", "classes", "zero", "colours"])
     zero = options.get("zero", "ignore")
     if zero not in _ZERO:
         raise OptionError(f"ade: zero={zero!r}", expected=" or ".join(_ZERO))
@@ -41,17 +43,21 @@ def _open(location: str) -> Dataset:
             f"{missing[0]}",
             expected="a PNG of the same name for each image",
         )
-    read = _unlabelled_zero if zero == "ignore" else label_images.decode
+    palette, first = None, int(zero == "ignore")
+    if "colours" in options:
+        palette = palettes.read(images.home(options["colours"]), first)
+    read = _unlabelled_zero if first else partial(label_images.decode, always=True)
     samples = [
         Sample(
             name,
             partial(images.decode, pictures / name),
-            partial(read, labels / found[listing.stem(name)]),
+            partial(read, labels / found[listing.stem(name)], palette),
         )
         for name in names
     ]
-    classes = _names(root, options.get("classes"))
-    return Dataset(f"ade:{location}", samples, dict(enumerate(classes, start=zero == "ignore")))
+    drawn = palette is not None and "classes" not in options
+    classes = palette.names if drawn and palette else _names(root, options.get("classes"))
+    return Dataset(f"ade:{location}", samples, dict(enumerate(classes, start=first)))
 
 
 def _folders(root: Path, split: str | None) -> tuple[Path, Path]:
@@ -73,9 +79,9 @@ def _folders(root: Path, split: str | None) -> tuple[Path, Path]:
     return found
 
 
-def _unlabelled_zero(path: Path) -> NDArray[np.int32]:
+def _unlabelled_zero(path: Path, palette: Palette | None = None) -> NDArray[np.int32]:
     """Return the ids of a label map in which 0 means that a pixel has none."""
-    ids = label_images.decode(path).astype(np.int32)
+    ids = label_images.decode(path, palette, always=True).astype(np.int32)
     ids[ids == 0] = _IGNORED
     return ids
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from deploykit.data import class_maps, images, label_images, listing
+from deploykit.data import class_maps, images, label_images, listing, palettes
 from deploykit.data.sources import Dataset, Sample, Source
 from deploykit.errors import DataError, OptionError, unknown_name
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from deploykit.data.palettes import Palette
 
 NAMES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
@@ -20,24 +23,26 @@ NAMES = (
 _IMAGES, _LABELS, _SPLITS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
 _NAMED = "class_names.txt"
 """Of labelme's exports: one name per line, the first for pixels that do not count."""
-_IGNORE = "__ignore__"
+_COLOURS = "labelmap.txt"
+"""Of CVAT's exports: a name and a colour in each line."""
 
 
 def _open(location: str) -> Dataset:
     """Return the images of a split that have label maps."""
-    root, options = listing.location("voc", location, ["split", "labels", "classes"])
+    root, options = listing.location("voc", location, ["split", "labels", "classes", "colours"])
     root = _year(root)
     labels = root / options.get("labels", _LABELS)
     if not labels.is_dir():
         raise DataError(f"{root} has no {labels.name}", expected=f"{_IMAGES}, {_LABELS}, {_SPLITS}")
+    names, palette, said = _classes(root, options)
     samples = []
     found = listing.stems(root / _IMAGES)
     for stem in _split(root, labels, options.get("split")):
         if stem not in found:
             raise DataError(f"{root / _IMAGES} has no image {stem}", fix="fetch the missing files")
-        truth = partial(label_images.decode, labels / f"{stem}.png")
+        truth = partial(label_images.decode, labels / f"{stem}.png", palette, always=said)
         samples.append(Sample(stem, partial(images.decode, root / _IMAGES / found[stem]), truth))
-    return Dataset(f"voc:{location}", samples, _names(root, options.get("classes")))
+    return Dataset(f"voc:{location}", samples, names)
 
 
 def _year(root: Path) -> Path:
@@ -72,13 +77,27 @@ def _split(root: Path, labels: Path, wanted: str | None) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
+def _classes(root: Path, options: Mapping[str, str]) -> tuple[dict[int, str], Palette, bool]:
+    """Return id -> name, the colours of the ids, and whether these were said: CVAT writes a file.
+
+    Raises: DataError.
+    """
+    file = images.home(options["colours"]) if "colours" in options else root / _COLOURS
+    if "colours" not in options and not file.is_file():
+        names = _names(root, options.get("classes"))
+        return names, palettes.voc(len(names)), False
+    palette = palettes.read(file)
+    names = dict(enumerate(palette.names))
+    return (_names(root, options["classes"]) if "classes" in options else names), palette, True
+
+
 def _names(root: Path, file: str | None) -> dict[int, str]:
     """Return id -> name: of the file given, of labelme's own, else VOC's."""
     path = images.home(file) if file else root / _NAMED
     if file is None and not path.is_file():
         return dict(enumerate(NAMES))
     lines = class_maps.text(path, "class names, one per line").splitlines()
-    names = [line.strip() for line in lines if line.strip() and line.strip() != _IGNORE]
+    names = [line.strip() for line in lines if line.strip() and line.strip() != palettes.IGNORE]
     return dict(enumerate(names))
 
 

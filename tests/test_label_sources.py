@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deploykit.data import label_images, sources
+from deploykit.data import label_images, palettes, sources
 from deploykit.errors import DataError, OptionError
 
 if TYPE_CHECKING:
@@ -119,6 +119,93 @@ def test_zero_may_be_a_class_and_names_may_come_from_a_file(tmp_path: Path) -> N
     assert (truths(data)["x.png"] == IDS).all()
 
 
+VOC_COLOURS = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 20: (0, 64, 128), 255: (224, 224, 192)}
+"""From the development kit's table of colours."""
+
+
+def drawn(path: Path, colours: dict[int, tuple[int, int, int]], ids: NDArray[Any] = IDS) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = np.zeros((256, 3), np.uint8)
+    for number, colour in colours.items():
+        table[number] = colour
+    Image.fromarray(table[ids]).save(path)
+
+
+def test_colours_of_voc_are_its_classes(tmp_path: Path) -> None:
+    voc(tmp_path)
+    ids = np.where(IDS == 2, 20, IDS)
+    drawn(tmp_path / "SegmentationClass" / "a.png", VOC_COLOURS, ids)
+    assert (truths(sources.dataset(f"voc:{tmp_path}"))["a"] == ids).all()
+    drawn(tmp_path / "SegmentationClass" / "b.png", {**VOC_COLOURS, 2: (1, 2, 3)})
+    with pytest.raises(
+        DataError, match=r"b\.png: 33\.33% of the pixels have.*\(1, 2, 3\)"
+    ) as caught:
+        truths(sources.dataset(f"voc:{tmp_path}"))
+    assert "colours=FILE" in caught.value.fix
+
+
+OWN = {0: (64, 0, 128), 1: (0, 128, 64), 2: (9, 9, 9), 255: (255, 255, 255)}
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "lane 2 64 0 128\ncar 0 128 64\ntree 9 9 9\n__ignore__ 255 255 255\n",
+        "64 0 128\tlane 2\n0 128 64\t\tcar\n9 9 9\ttree\n255 255 255\t__ignore__\n",
+        "name,r,g,b\nlane 2,64,0,128\ncar,0,128,64\ntree,9,9,9\n__ignore__, 255, 255, 255\n",
+        "# label:\nlane 2:64,0,128::\ncar:0,128,64:a,b\n\ntree:9,9,9::\n__ignore__:255,255,255::\n",
+    ],
+)
+def test_colours_are_those_of_a_file_however_a_tool_writes_it(lines: str, tmp_path: Path) -> None:
+    voc(tmp_path)
+    for name in ("a", "b"):
+        drawn(tmp_path / "SegmentationClass" / f"{name}.png", OWN)
+    (tmp_path / "colours.txt").write_text(lines)
+    data = sources.dataset(f"voc:{tmp_path},colours={tmp_path / 'colours.txt'}")
+    assert data.categories == {0: "lane 2", 1: "car", 2: "tree"}
+    assert all((ids == IDS).all() for ids in truths(data).values())
+    (tmp_path / "colours.txt").rename(tmp_path / "labelmap.txt")
+    assert sources.dataset(f"voc:{tmp_path}").categories == data.categories
+    drawn(tmp_path / "annotations" / "val" / "a.png", OWN)
+    picture(tmp_path / "images" / "val" / "a.jpg")
+    for zero, first in (("class", 0), ("ignore", 1)):
+        spec = f"ade:{tmp_path},zero={zero},colours={tmp_path / 'labelmap.txt'}"
+        data = sources.dataset(spec)
+        assert data.categories == {first: "lane 2", first + 1: "car", first + 2: "tree"}
+        assert (truths(data)["a.jpg"] == np.where(IDS == 255, 255, IDS + first)).all()
+
+
+def test_a_palette_of_its_own_order_is_read_by_its_colours_where_a_file_names_them(
+    tmp_path: Path,
+) -> None:
+    drawn(tmp_path / "a.png", OWN)
+    with Image.open(tmp_path / "a.png") as image:
+        image.quantize(4).save(tmp_path / "p.png")
+    (tmp_path / "c.txt").write_text("".join(f"x{i} {r} {g} {b}\n" for i, (r, g, b) in OWN.items()))
+    palette = palettes.read(tmp_path / "c.txt")
+    ids = label_images.decode(tmp_path / "p.png", palette, always=True)
+    assert (ids == np.where(IDS == 255, 3, IDS)).all()
+    Image.new("RGBA", (2, 2), (64, 0, 128, 10)).save(tmp_path / "t.png")
+    with pytest.raises(DataError, match="has transparent pixels"):
+        label_images.decode(tmp_path / "t.png", palette)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("# nothing\n", "has no colours"),
+        ("a 1 2\n", "has no colour"),
+        ("a 1 2 3\nb 1 2 3\n", "is the colour of two classes"),
+        ("a 1 2 300\n", "is no colour"),
+        ("a 1 2 3\nb\n", "'b' has no colour"),
+    ],
+)
+def test_a_file_without_colours_is_refused(lines: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_text(lines)
+    with pytest.raises(DataError, match=message):
+        palettes.read(tmp_path / "c.txt")
+
+
 def test_what_an_ade_layout_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no images and label maps of the split validation or val"):
         sources.dataset(f"ade:{tmp_path}")
@@ -142,8 +229,9 @@ def test_label_maps_keep_every_id_or_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.eye(3, dtype=bool)).save(tmp_path / "two.png")
     assert label_images.decode(tmp_path / "two.png").tolist() == np.eye(3, dtype=int).tolist()
     Image.new("RGB", (2, 2)).save(tmp_path / "colours.png")
-    with pytest.raises(DataError, match=r"holds colours \(RGB\)"):
+    with pytest.raises(DataError, match=r"holds colours \(RGB\)") as caught:
         label_images.decode(tmp_path / "colours.png")
+    assert "colours=FILE" in caught.value.fix
     Image.new("L", (2, 2)).save(tmp_path / "lossy.png", "JPEG")
     with pytest.raises(DataError, match="cannot read"):
         label_images.decode(tmp_path / "lossy.png")

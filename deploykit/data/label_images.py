@@ -1,4 +1,4 @@
-"""Read an image file whose pixels are ids: grey levels, or places in a palette."""
+"""Read an image file whose pixels are ids: grey levels, places in a palette, or colours."""
 
 from __future__ import annotations
 
@@ -16,14 +16,21 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from deploykit.data.palettes import Palette
+
 _FORMATS = ("PNG", "TIFF", "BMP")
 """Formats that keep every id: JPEG does not."""
 _WIDE = ("I", "I;16", "I;16B", "I;16L")
+_COLOURS, _WHOLE = ("RGB", "RGBA"), 255
 _WHAT = "a label map: a PNG of grey levels, or with a palette"
 
 
-def decode(path: Path) -> NDArray[Any]:
-    """Return the ids in a label map, uint8 or int32[H, W]. Raises: DataError naming the file."""
+def decode(path: Path, palette: Palette | None = None, *, always: bool = False) -> NDArray[Any]:
+    """Return the ids in a label map, uint8 or int32[H, W]. Raises: DataError naming the file.
+
+    palette: Of colours in the file. always: whether it counts for files with a palette of their
+    own too, whose places else are the ids.
+    """
     paths.require_file(path, _WHAT, DataError)
     try:
         with Image.open(path, formats=_FORMATS) as image:
@@ -31,6 +38,8 @@ def decode(path: Path) -> NDArray[Any]:
             image.load()
             if image.mode in _WIDE:
                 return np.asarray(image).astype(np.int32)
+            if palette is not None and (image.mode in _COLOURS or (always and image.mode == "P")):
+                return palette.read(_opaque(image))
             if image.mode in ("P", "L"):
                 return np.array(image)
             if image.mode == "1":
@@ -43,5 +52,14 @@ def decode(path: Path) -> NDArray[Any]:
     raise DataError(
         f"{path} holds colours ({mode}), not the ids of classes",
         expected=_WHAT,
-        fix="store the ids themselves; colours that a tool drew of them say too little",
+        fix="say which colour is which class, a name and three numbers in each line of a file: "
+        "colours=FILE; or store the ids themselves",
     )
+
+
+def _opaque(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the colours uint8[H, W, 3]. Raises: DataError where a pixel lets others through."""
+    pixels = np.asarray(image.convert("RGBA"))
+    if (pixels[..., 3] < _WHOLE).any():
+        raise DataError("has transparent pixels", expected="a colour for each pixel")
+    return pixels[..., :3]
