@@ -177,3 +177,33 @@ def test_sizes_below_zero_are_open_ones() -> None:
     model = single("Conv", (-1, 3, -1, 8), (4, 3, 3, 3))
     with pytest.raises(ModelError, match="cannot count the cost of Conv 'layer'"):
         counted(model)
+
+
+def padded(batch: str) -> onnx.ModelProto:
+    """Return a convolution of 10 rows filled up to a multiple of 4, as exporters write it."""
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 9, opset_import: ["" : 19]>
+        g (float[{batch},3,10,8] x) => (float[n,c,h,w] y)
+        <int64[1] row = {{2}}, int64[1] four = {{4}}, int64[1] first = {{6}}, int64[1] last = {{1}}>
+        {{
+            sizes = Shape(x)
+            rows = Gather(sizes, row)
+            over = Mod(rows, four)
+            lacking = Sub(four, over)
+            behind = Mod(lacking, four)
+            before = ConstantOfShape<value: tensor = int64[1] {{0}}>(first)
+            end = ConstantOfShape<value: tensor = int64[1] {{0}}>(last)
+            pads = Concat<axis=0>(before, behind, end)
+            filled = Pad(x, pads)
+            [layer] y = Conv(filled, w)
+        }}""")
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "w"))
+    return model
+
+
+@pytest.mark.parametrize("batch", ["1", "batch"])
+def test_sizes_that_a_graph_computes_are_followed_through_its_arithmetic(batch: str) -> None:
+    model = padded(batch)
+    (y,) = ReferenceEvaluator(model).run(None, {"x": np.ones((1, 3, 10, 8), np.float32)})
+    assert np.asarray(y).shape == (1, 4, 10, 6)
+    assert counted(model) == {"layer": np.asarray(y).size * 3 * 3 * 3}

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from deploykit import ops
 from deploykit.graph.cost.rules import RULES, STANDARD, THOP, UnknownShape, constant, dims
-from deploykit.graph.cost.shapes import with_shapes
+from deploykit.graph.cost.shapes import settled, with_shapes
 from deploykit.graph.expanding import expanded
 
 if TYPE_CHECKING:
@@ -54,7 +54,11 @@ def works(model: ir.Model) -> tuple[Work, ...]:
 
     Raises: ModelError where local functions call one another in a circle.
     """
-    return tuple(_of_graph(with_shapes(expanded(model)).graph))
+    shaped = with_shapes(expanded(model))
+    found = tuple(_of_graph(shaped.graph))
+    if any(work.macs is None for work in found) and settled(shaped):
+        found = tuple(_of_graph(shaped.graph))
+    return found
 
 
 def _of_graph(nodes: Iterable[ir.Node]) -> Iterator[Work]:

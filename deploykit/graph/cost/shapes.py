@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from operator import add, floordiv, mul, sub
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,53 @@ def with_shapes(shaped: ir.Model) -> ir.Model:
             value.shape = None if stale else ir.Shape(dims)
     common.ShapeInferencePass(check_type=False, strict_mode=False)(shaped)
     return shaped
+
+
+def settled(shaped: ir.Model) -> bool:
+    """Return whether sizes were computed, in place, that shape inference leaves open.
+
+    Exporters write the padding of windows as arithmetic on sizes, with Mod and ConstantOfShape,
+    through which ONNX's inference does not follow. It needs every size of the inputs.
+    """
+    if not all(
+        value.shape is not None and value.shape.is_static() for value in shaped.graph.inputs
+    ):
+        return False
+    from onnxscript import optimizer  # noqa: PLC0415 - slow, and most models need it not
+
+    for value in _values(shaped.graph):
+        if value.producer() is not None and value.shape and not value.shape.is_static():
+            value.shape = None
+    try:
+        optimizer.fold_constants(
+            shaped,
+            onnx_shape_inference=True,
+            input_size_limit=_FEW,
+            output_size_limit=_FEW,
+            should_fold=_is_of_sizes,
+        )
+    except Exception:  # noqa: BLE001 - of a node that does not run: what is open stays open
+        return False
+    return True
+
+
+_FEW = 64
+"""Elements at most of a tensor that sizes are computed with."""
+_OF_SIZES = (
+    *("Abs", "Add", "Ceil", "Div", "Floor", "Max", "Min", "Mod", "Mul", "Neg", "Sub"),
+    *("And", "Cast", "Equal", "Greater", "Less", "Not", "Or", "ReduceProd", "Where"),
+    *("Concat", "Gather", "Reshape", "ScatterND", "Slice", "Squeeze", "Transpose", "Unsqueeze"),
+)
+"""Ops that sizes are computed with: none makes more of a tensor than it is given."""
+
+
+def _is_of_sizes(node: ir.Node) -> bool | None:
+    """Return whether to compute a node of constants; None: where it is small."""
+    if node.op_type in _OF_SIZES:
+        return None
+    value = node.inputs[0] if node.op_type == "ConstantOfShape" else None
+    sizes = None if value is None else value.const_value
+    return sizes is not None and 0 <= math.prod(map(int, sizes.numpy().ravel())) <= _FEW
 
 
 def _opened(shape: ir.Shape | None, *, given: bool) -> ir.Shape | None:
