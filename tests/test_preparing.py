@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from foreign_nets import SIDE, WIDTH, Net, two_layers
@@ -14,6 +15,7 @@ from onnx import TensorProto, numpy_helper
 from deploykit import pipeline
 from deploykit.errors import ModelError, ProofError
 from deploykit.files import onnxfile
+from deploykit.graph.passes import constant_shapes
 from deploykit.pipeline import preparing
 from deploykit.pipeline.quantizing import QuantizeOptions
 from deploykit.recipes import opened
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    import onnx_ir as ir
     from numpy.typing import NDArray
 
 RAW = Description(preprocess="unit")
@@ -314,3 +315,35 @@ def test_ops_on_integers_are_refused_by_name(tmp_path: Path, photos: Path) -> No
     path = net.save(tmp_path / "m.onnx", output)
     with pytest.raises(ModelError, match="quantised already, in ops on integers: ConvInteger"):
         quantized(path, photos)
+
+
+LARGE = 1100
+"""Rows of a square matrix with more than 2**20 elements."""
+
+
+def filled(read_as: str) -> onnx.ModelProto:
+    return onnx.parser.parse_model(f"""
+        <ir_version: 9, opset_import: ["" : 19]>
+        g (float[{LARGE},{LARGE}] x) => (float[{LARGE},{LARGE}] y)
+        <int64[2] sizes = {{{LARGE}, {LARGE}}}>
+        {{
+            w = ConstantOfShape<value: tensor = float[1] {{0.5}}>(sizes)
+            y = {read_as}
+        }}""")
+
+
+@pytest.mark.parametrize(("read_as", "folded"), [("MatMul(x, w)", True), ("Add(x, w)", False)])
+def test_large_weights_of_one_number_become_weights_and_other_large_tensors_stay_computed(
+    read_as: str, *, folded: bool
+) -> None:
+    model = ir.from_proto(filled(read_as))
+    assert constant_shapes.PASS.apply(model) is folded
+    found = model.graph.initializers.get("w")
+    assert (found is not None and found.const_value is not None) is folded
+    if found is not None and found.const_value is not None:
+        assert np.array_equal(found.const_value.numpy(), np.full((LARGE, LARGE), 0.5, "f"))
+
+
+def test_weights_of_one_number_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constant_shapes, "MOST", LARGE**2 - 1)
+    assert not constant_shapes.PASS.apply(ir.from_proto(filled("MatMul(x, w)")))
