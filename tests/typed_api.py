@@ -39,6 +39,8 @@ def verbs(weights: str, folder: Path) -> None:
     wanted = deploykit.SensitivityOptions(metrics=("snr", "output"), images=8)
     sensed = deploykit.sensitivity(model, folder / "layers.json", wanted)
     assert_type(sensed.found.ranked("output"), list[str])
+    asked = deploykit.PlanOptions(folder / "layers.json", keep_float=6, gpu="L4")
+    assert_type(deploykit.plan(model, folder / "plan.json", asked).met, bool)
     shapes = {"images": ((1, 3, 640, 640), (8, 3, 640, 640), (32, 3, 640, 640))}
     target = deploykit.BuildOptions(sms=("86", "89"), shapes=shapes, workspace=4 << 30)
     assert_type(deploykit.build(model, "m.engine", "tensorrt_rtx", target, say=print), Made)

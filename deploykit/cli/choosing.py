@@ -1,4 +1,4 @@
-"""Commands that find out which layers to keep in float: sensitivity."""
+"""Commands that find out which layers to keep in float: sensitivity and plan."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 - the parser reads the annotations when it runs
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from deploykit.cli import options, printing, progress
+from deploykit.cli import layers, options, printing, progress
 from deploykit.cli.about import NOT_SAID, About
 from deploykit.cli.calibrated import ON_NOTHING, Calibrated
 from deploykit.cli.kinds import OF_TARGET, Kinds
 from deploykit.cli.making import AsJson, Model, Op, Plan, StripQdq
 from deploykit.cli.parsing import Option
+from deploykit.errors import ProofError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 ALONE: tuple[Literal["int8", "float"], ...] = ("int8", "float")
-_SHOWN = 10
-"""Layers that are printed; the file has all."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,87 @@ def sensitivity(
     wanted = pipeline.SensitivityOptions(calibrated=how, **measured.fields())
     with options.named(op):
         made = pipeline.sensitivity(model, output, wanted, progress=progress.bar)
-    text = "\n".join([printing.sensitivities(made.found, _SHOWN), *made.notes])
+    text = "\n".join([layers.sensitivities(made.found), *made.notes])
     printing.emit({**made.found.to_json(), "notes": list(made.notes)}, text, as_json=as_json)
 
 
-COMMANDS: Mapping[str, Callable[..., None]] = {"sensitivity": sensitivity}
+@dataclass(frozen=True)
+class Wanted:
+    """what the plan shall hold, and on which GPU"""  # noqa: D415 - the heading of a help page
+
+    max_drop: Annotated[
+        float | None, Option(help="Of the task's metric, on --source.  [default: 0.005]")
+    ] = None
+    keep_float: Annotated[
+        int | None, Option(help="Layers in float, at most, in place of --max-drop.")
+    ] = None
+    gpu: Annotated[str | None, Option(help="T4, V100, A10, A100, L4, H100 ...  [default: T4]")] = (
+        None
+    )
+    batch: Annotated[int | None, Option(help="Images per run, for the times.  [default: 1]")] = None
+    metric: Annotated[
+        str | None,
+        Option(help="Of the sensitivities.  [default: task, else the nearest to it]"),
+    ] = None
+    source: Annotated[
+        str | None, Option(help="SOURCE:LOCATION of images that plans are measured on.")
+    ] = None
+    limit: Annotated[int | None, Option(help="Images of --source to use. Default: all.")] = None
+    evaluations: Annotated[
+        int | None, Option(help="Plans that are measured, at most.  [default: 8]")
+    ] = None
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of `PlanOptions` that were given."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+AS_FAST = Wanted()
+
+
+def plan(
+    model: Model,
+    output: Annotated[Path, Option("-o", "--output", help="The JSON file to write.")],
+    *,
+    sensitivities: Annotated[Path, Option(help="The file that `deploykit sensitivity` wrote.")],
+    wanted: Wanted = AS_FAST,
+    calibrated: Calibrated = ON_NOTHING,
+    base: Annotated[Path | None, Option("--plan", help="JSON: what stays in float anyway.")] = None,
+    strip_qdq: StripQdq = False,
+    kinds: Kinds = OF_TARGET,
+    about: About = NOT_SAID,
+    op: Op = None,
+    as_json: AsJson = False,
+) -> None:
+    """The layers to keep in float: least time on a GPU for the drop that is allowed.
+
+    Times are predicted from the GPU's peaks; the drop is measured. Give the file to
+    `quantize --plan`.
+
+    Examples:
+        deploykit plan m.onnx --sensitivities l.json --table t.json --source coco:val -o plan.json
+        deploykit plan m.onnx --sensitivities l.json --keep-float 6 --gpu L4 -o plan.json
+    """
+    from deploykit import pipeline  # noqa: PLC0415
+
+    how = pipeline.QuantizeOptions(
+        **(calibrated.fields() if wanted.keep_float is None else {}),
+        plan=base,
+        about=about.description(),
+        strip_qdq=strip_qdq,
+        **kinds.fields(),
+    )
+    asked = pipeline.PlanOptions(sensitivities, how, **wanted.fields())
+    with options.named(op):
+        made = pipeline.plan(model, output, asked, progress=progress.bar)
+    text = "\n".join([layers.planned(made), *made.notes])
+    data = {**made.to_json(), "notes": list(made.notes)}
+    printing.emit(data, text, as_json=as_json)
+    if not made.met:
+        raise ProofError(
+            f"none of {len(made.tried)} plans holds the drop: the best loses {made.real:.4f}",
+            fix="allow more, measure on more images, or make INT8 better first: --repair, qat",
+        )
+
+
+COMMANDS: Mapping[str, Callable[..., None]] = {"sensitivity": sensitivity, "plan": plan}

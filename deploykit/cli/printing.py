@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from deploykit.measuring.environment import Row
     from deploykit.measuring.records import AccuracyRecord
     from deploykit.pipeline import Inspection
-    from deploykit.precision.sensitivity.scores import Sensitivities
     from deploykit.tasks.task import Display
     from deploykit.values import Artifact, BenchRecord, Json
 
@@ -208,27 +207,6 @@ def _classes(values: Mapping[str, float | None], shown: Display) -> str:
 
 _MOST_CLASSES, _WORST = 100, 10
 """Classes that are all listed, and those that are listed where there are more."""
-
-
-def sensitivities(found: Sensitivities, most: int) -> str:
-    """Return the layers that lose most by the last measure, and what agrees with it."""
-    known = found.measured()
-    ranked = found.ranked(known[-1])
-    rows = [(name, *(f"{found.layers[name][m]:.4g}" for m in known)) for name in ranked[:most]]
-    lines = [table(("layer", *known), rows)]
-    if len(ranked) > most:
-        lines.append(f"{len(ranked) - most} more layers are in the file")
-    told = [
-        f"{metric} {'-' if rho is None else format(rho, '.2f')}"
-        for metric, rho in found.correlations().items()
-    ]
-    if told:
-        lines.append(f"rank correlation with {known[-1]}: {', '.join(told)}")
-    lines += [
-        f"{found.primary} of the model in which no layer differs: {value:.4f}"
-        for value in found.base.values()
-    ]
-    return "\n".join(lines)
 
 
 def measurements(found: Sequence[BenchRecord]) -> str:

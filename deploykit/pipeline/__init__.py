@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from deploykit.pipeline.inspecting import Inspection, inspect, report
     from deploykit.pipeline.made import Made
     from deploykit.pipeline.opening import Model, open_model
+    from deploykit.pipeline.planning import PlanOptions, plan
     from deploykit.pipeline.predicting import (
         Prediction,
         PredictOptions,
@@ -32,6 +33,7 @@ __all__ = [
     "Inspection",
     "Made",
     "Model",
+    "PlanOptions",
     "PredictOptions",
     "Prediction",
     "Predictor",
@@ -48,6 +50,7 @@ __all__ = [
     "inspect",
     "load",
     "open_model",
+    "plan",
     "predict",
     "quantize",
     "report",
@@ -62,6 +65,7 @@ _HOME = {
     "Inspection": "inspecting",
     "Made": "made",
     "Model": "opening",
+    "PlanOptions": "planning",
     "PredictOptions": "predicting",
     "Prediction": "predicting",
     "Predictor": "predicting",
@@ -78,6 +82,7 @@ _HOME = {
     "inspect": "inspecting",
     "load": "predicting",
     "open_model": "opening",
+    "plan": "planning",
     "predict": "predicting",
     "quantize": "quantizing",
     "report": "inspecting",

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from deploykit.errors import ModelError, unknown_name
 from deploykit.graph.cost.counting import Work, works
+from deploykit.graph.cost.shapes import with_shapes
+from deploykit.graph.expanding import expanded
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Convention", "Work", "macs", "total", "works"]
+__all__ = ["Convention", "Work", "macs", "shaped", "total", "works"]
 
 Convention = Literal["mac", "flop2", "thop2", "gimac"]
 _GIBI = 2**30
@@ -25,6 +27,11 @@ def macs(model: ir.Model) -> dict[str, int]:
     Raises: ModelError where a node's cost cannot be known.
     """
     return {work.name: _known(work) for work in works(model)}
+
+
+def shaped(model: ir.Model) -> ir.Model:
+    """Return a copy with every shape for a batch of one image; local functions are written out."""
+    return with_shapes(expanded(model))
 
 
 def total(model: ir.Model, convention: Convention = "mac") -> float:

@@ -31,6 +31,7 @@ _KEYS = record(
         "default": _PRECISION,
         "layers": mapping(_PRECISION),
         "reasons": mapping(text()),
+        "made_by": schema.anything,
     },
 )
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from deploykit.graph.editing import is_op
 from deploykit.precision.appending import Appended
-from deploykit.precision.placement.rules import constant
+from deploykit.precision.functions import behind
 from deploykit.precision.probing import Stored
 from deploykit.precision.quality import readers
 from deploykit.precision.quantization.writing import rounded_weights
@@ -27,23 +27,6 @@ if TYPE_CHECKING:
     from deploykit.precision.placement import Placement
     from deploykit.values import CalibrationTable
 
-_FUNCTIONS = (
-    "Clip",
-    "Elu",
-    "Gelu",
-    "HardSigmoid",
-    "HardSwish",
-    "LeakyRelu",
-    "Mish",
-    "PRelu",
-    "Relu",
-    "Sigmoid",
-    "Softplus",
-    "Swish",
-    "Tanh",
-)
-"""Ops that a layer's result passes through before anyone else reads it."""
-_GATES = ("Sigmoid", "HardSigmoid")
 _CHANNELS_FIRST = ("Conv", "ConvTranspose")
 
 
@@ -83,6 +66,8 @@ def doubled(model: ir.Model, placed: Placement, table: CalibrationTable) -> Doub
         reads.setdefault(name, {})[index] = read
     add, stored, found = Appended(graph, "twice"), dict[Stored, ir.Value](), {}
     layers = [node for node in graph if node.name in weights or _multiplies(node, reads)]
+    followers = {str(node.name): behind(node) for node in layers}
+    twins: dict[ir.Value | None, ir.Value] = {}
     for node in layers:
         name = str(node.name)
         inputs = list(node.inputs)
@@ -92,53 +77,18 @@ def doubled(model: ir.Model, placed: Placement, table: CalibrationTable) -> Doub
             inputs[index] = stored[read]
         if name in weights:
             inputs[1] = add.constant(f"{name}.weights", weights[name])
-        first, second = _behind(add, node, add.again(node, inputs))
-        found[name] = _sums(add, node, first, second)
+        twins[node.outputs[0]] = twin = add.again(node, inputs)
+        for carrier in followers[name]:
+            values_read = [twins.get(each, each) for each in carrier.inputs]
+            twins[carrier.outputs[0]] = twin = add.again(carrier, values_read)
+        value = (node, *followers[name])[-1].outputs[0]
+        found[name] = _sums(add, node, value, twin)
     return Doubled(model, found)
 
 
 def _multiplies(node: ir.Node, reads: Mapping[str, Mapping[int, Stored]]) -> bool:
     """Return whether a node is a product of two tensors in INT8."""
     return is_op(node, "MatMul", "Gemm") and len(reads.get(str(node.name), ())) > 1
-
-
-def _behind(add: Appended, node: ir.Node, twin: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Return a layer's result and its twin behind the bias and the activation function."""
-    value = node.outputs[0]
-    while not value.is_graph_output():
-        users = [user for user, _ in value.uses() if not str(user.name).startswith("twice.")]
-        if len(users) == 1 and _is_function(users[0], value):
-            (user,) = users
-            inputs = [twin if each is value else each for each in user.inputs]
-            value, twin = user.outputs[0], add.again(user, inputs)
-            continue
-        gate = _gate(users)
-        if gate is None:
-            break
-        sigmoid, product = gate
-        opened = add.again(sigmoid, [twin, *sigmoid.inputs[1:]])
-        twin = add.again(product, [twin, opened])
-        value = product.outputs[0]
-    return value, twin
-
-
-def _is_function(node: ir.Node, value: ir.Value) -> bool:
-    """Return whether a node reads `value` and constants alone, as a bias or an activation."""
-    others = [each for each in node.inputs if each is not None and each is not value]
-    fixed = all(constant(each) is not None for each in others)
-    return fixed and len(node.outputs) == 1 and is_op(node, "Add", *_FUNCTIONS)
-
-
-def _gate(users: list[ir.Node]) -> tuple[ir.Node, ir.Node] | None:
-    """Return f and * of x * f(x), where they are all that reads x."""
-    functions = [node for node in users if is_op(node, *_GATES)]
-    products = [node for node in users if is_op(node, "Mul")]
-    if len(users) != 2 or len(functions) != 1 or len(products) != 1:
-        return None
-    (function,), (product,) = functions, products
-    read = function.outputs[0].uses()
-    alone = len(read) == 1 and not function.outputs[0].is_graph_output()
-    return (function, product) if alone and product in function.outputs[0].consumers() else None
 
 
 def _sums(add: Appended, node: ir.Node, value: ir.Value, twin: ir.Value) -> Names:

@@ -83,6 +83,18 @@ class Sensitivities:
             )
         return sorted(self.layers, key=lambda name: -self._loss(name, metric))
 
+    def losses(self, metric: str) -> dict[str, float]:
+        """Return what each layer loses by a measure, in a number that adds up: none is below 0.
+
+        Decibels become noise over signal. Raises: InputError where it was not measured.
+        """
+        found = {}
+        for name in self.ranked(metric):
+            value = self.layers[name][metric]
+            noise = 10 ** (-value / 10) if metric in _ASCENDING else value
+            found[name] = max(0.0, noise) if math.isfinite(noise) else 0.0
+        return {name: found[name] for name in self.layers}
+
     def correlations(self) -> dict[str, float | None]:
         """Return how the ranks by each measure agree with those by `task`: Spearman's rho.
 

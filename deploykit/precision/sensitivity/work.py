@@ -17,6 +17,7 @@ from deploykit.precision.sensitivity.alone import Subject, Variants
 from deploykit.precision.sensitivity.doubling import doubled
 from deploykit.precision.sensitivity.outputs import Difference
 from deploykit.recipes import opened
+from deploykit.tasks import evaluation
 from deploykit.tasks.evaluation import Judge
 
 if TYPE_CHECKING:
@@ -202,9 +203,9 @@ class Worker:
         batches = self._batches(given.task_source, limit)
         for batch, expected, others in self._run(variants, batches):
             assert batch is not None  # they are images
-            base.add(batch, _floats(expected, len(batch.names)))
+            base.add(batch, evaluation.floats(expected, len(batch.names)))
             for name, outputs in others.items():
-                judges[name].add(batch, _floats(outputs, len(batch.names)))
+                judges[name].add(batch, evaluation.floats(outputs, len(batch.names)))
         scores = base.found().scores
         whole = _number(scores.value)
         for name, judge in judges.items():
@@ -258,11 +259,6 @@ def _cut(data: Dataset, images: int | None, chosen: tuple[int, int] | None) -> D
     """Return a data set of some images alone, of those those from and to."""
     kept = samples.choose(data.samples, images)
     return replace(data, samples=kept if chosen is None else kept[slice(*chosen)])
-
-
-def _floats(outputs: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """Return outputs as a task reads them, without those of what filled up a fixed batch."""
-    return {name: value[:count].astype("float32", copy=False) for name, value in outputs.items()}
 
 
 def _number(value: float | None) -> float:

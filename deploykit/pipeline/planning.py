@@ -1,0 +1,222 @@
+"""The verb plan: which layers to keep in float, for a drop that is allowed and a GPU."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploykit.errors import OptionError
+from deploykit.files import artifacts
+from deploykit.pipeline import intake, places, preparing, quantizing
+from deploykit.pipeline.quantizing import QuantizeOptions
+from deploykit.pipeline.trying import Trials
+from deploykit.precision import placement, quantization
+from deploykit.precision.placement import plans
+from deploykit.precision.planning import choosing, confirming, costs, gpus
+from deploykit.precision.sensitivity import scores
+from deploykit.values import Precision, PrecisionPlan, silent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from deploykit.pipeline.made import StrPath
+    from deploykit.precision.planning.choosing import Choice
+    from deploykit.precision.planning.confirming import Tried
+    from deploykit.precision.planning.costs import Costs
+    from deploykit.precision.sensitivity.scores import Sensitivities
+    from deploykit.values import Json, Progress
+
+MAX_DROP = 0.005
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What a plan is made from, and what it shall hold."""
+
+    sensitivities: StrPath
+    """File that `sensitivity` wrote for the same model."""
+    calibrated: QuantizeOptions = field(default_factory=QuantizeOptions)
+    """Ranges, base plan and description of the model, as `quantize` takes them."""
+    max_drop: float | None = None
+    """What the task's metric may lose; None: MAX_DROP, unless `keep_float` says how many."""
+    keep_float: int | None = None
+    """Layers in float, at most: those that INT8 hurts most. Nothing is measured then."""
+    gpu: str = "T4"
+    """One of `gpus.GPUS`, by whose peaks layers are timed."""
+    batch: int = 1
+    """Images per run, for the times."""
+    metric: str | None = None
+    """Measure of sensitivity; None: the task's, else the one that agrees best with it."""
+    source: str | None = None
+    """Images that choices are measured on; without truth, what the float model finds is it."""
+    limit: int | None = None
+    evaluations: int = confirming.EVALUATIONS
+    """Choices that are measured, at most."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without the model. Raises: OptionError."""
+        if self.max_drop is not None and self.keep_float is not None:
+            raise OptionError("--max-drop and --keep-float", expected="one of them")
+        if self.max_drop is not None and not (self.max_drop >= 0 and math.isfinite(self.max_drop)):
+            raise OptionError(f"a drop of {self.max_drop}", expected="0 or more, such as 0.005")
+        if self.keep_float is not None and self.keep_float < 0:
+            raise OptionError(f"{self.keep_float} layers in float", expected="0 or more")
+        if self.keep_float is None and self.source is None:
+            raise OptionError(
+                "a drop is measured on images",
+                fix="add --source, such as coco:DIR, or choose how many layers: --keep-float 6",
+            )
+        if self.evaluations < 1 or self.batch < 1:
+            raise OptionError("evaluations and batch", expected="at least 1")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, and how it was found."""
+
+    path: Path
+    plan: PrecisionPlan
+    choice: Choice
+    """Times and drop by the model."""
+    costs: Costs
+    metric: str
+    """Of sensitivity, by which the layers were weighed."""
+    tried: tuple[Tried, ...] = ()
+    frontier: tuple[Choice, ...] = ()
+    real: float | None = None
+    """What the task loses, measured; None: it was not."""
+    reference: float | None = None
+    """The float model's number."""
+    named: str = ""
+    """What the task calls it."""
+    met: bool = True
+    """Whether it holds what was allowed."""
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> Json:
+        """Return how it was found as plain JSON values."""
+        return {
+            "metric": self.metric,
+            **_plain(self.choice),
+            "seconds_int8": self.costs.seconds(()),
+            "seconds_fp16": self.costs.seconds(self.costs.layers),
+            "real_drop": self.real,
+            "reference": self.reference,
+            "met": self.met,
+            "tried": [{**_plain(each.choice), "real_drop": each.real} for each in self.tried],
+            "frontier": [_plain(each) for each in self.frontier],
+        }
+
+
+def _plain(choice: Choice) -> Json:
+    return {
+        "kept": list(choice.kept),
+        "seconds": choice.seconds,
+        "predicted_drop": choice.drop if math.isfinite(choice.drop) else None,
+    }
+
+
+def plan(
+    model: StrPath, output: StrPath, options: PlanOptions, *, progress: Progress = silent
+) -> Planned:
+    """Choose the layers to keep in float, and write them to `output` for `quantize --plan`.
+
+    Raises: InputError, OutputError, OptionError, BackendError.
+    """
+    model, output, measured = Path(model), Path(output), Path(options.sensitivities)
+    how = options.calibrated
+    reads = {"the model": model, "--plan": how.plan, "the sensitivities": measured}
+    places.check(reads, output=output, beside={"--table": how.table})
+    subject = preparing.prepared(
+        intake.read(model, how.about),
+        quantization.MIN_OPSET[Precision.FP32],
+        strip=how.strip_qdq,
+    )
+    base = quantizing.plan_for(subject, how)
+    found = scores.read(measured)
+    scores.check_fresh(found, subject)
+    metric = options.metric or best(found)
+    losses = found.losses(metric)
+    times = costs.roofline(
+        subject.graph, list(found.layers), gpus.gpu(options.gpu), batch=options.batch
+    )
+    if options.keep_float is not None:
+        choice = choosing.keeping(times, losses, options.keep_float)
+        made = Planned(output, _with(base, choice, losses, metric), choice, times, metric)
+    else:
+        placed = placement.place(subject.graph, base)
+        table = quantizing.table_for(subject, placement.activations(placed), how, progress)
+        trials = Trials(subject, base, table, str(options.source), options.limit, progress)
+        made = _measured(output, trials, times, losses, metric, options)
+    data = plans.to_json(made.plan, model_sha256=subject.sha256)
+    made_by = {"verb": "plan", "gpu": options.gpu, "batch": options.batch, **made.to_json()}
+    artifacts.write_json(output, {**data, "made_by": made_by})
+    return made
+
+
+def best(found: Sensitivities) -> str:
+    """Return the measure to plan by: the task's own, else the one that agrees best with it."""
+    known = found.measured()
+    if "task" in known:
+        return "task"
+    rho = {name: value for name, value in found.correlations().items() if value is not None}
+    if rho:
+        return max(rho, key=rho.__getitem__) if max(rho.values()) > _TRUSTED else "output"
+    return next(name for name in ("channel", "snr", "cosine", "mse") if name in known)
+
+
+_TRUSTED = 0.99
+"""Correlation with the noise of the outputs from which a cheaper measure is as good."""
+
+
+def _with(
+    base: PrecisionPlan, choice: Choice, losses: Mapping[str, float], metric: str
+) -> PrecisionPlan:
+    """Return a plan with the layers of a choice in float, each with its reason."""
+    whole = sum(losses.values()) or 1.0
+    layers = {**base.layers, **dict.fromkeys(choice.kept, Precision.FP16)}
+    reasons = {
+        name: f"planned: {losses[name] / whole:.1%} of what INT8 loses by {metric}"
+        for name in choice.kept
+    }
+    return replace(base, layers=layers, reasons={**base.reasons, **reasons})
+
+
+def _measured(  # noqa: PLR0913, PLR0917 - what one search is about
+    output: Path,
+    trials: Trials,
+    times: Costs,
+    losses: Mapping[str, float],
+    metric: str,
+    options: PlanOptions,
+) -> Planned:
+    """Return the fastest plan that holds the drop, by what it really loses."""
+    allowed = MAX_DROP if options.max_drop is None else options.max_drop
+    found = confirming.confirmed(
+        times, losses, allowed, trials.drop, most=options.evaluations, scaled=metric == "task"
+    )
+    best = found.best or min(found.tried, key=lambda each: each.real)
+    notes = []
+    if trials.told:
+        notes.append("what the float model finds was taken for the truth")
+    if len(best.choice.kept) == len(times.layers):
+        notes.append("every layer stays in float: `deploykit cast` makes the FP16 model")
+    slow = [name for name, each in times.layers.items() if each.int8 >= each.half]
+    if slow:
+        notes.append(f"{len(slow)} of {len(times.layers)} layers gain no time by INT8 on this GPU")
+    return Planned(
+        output,
+        _with(trials.plan, best.choice, found.drops, metric),
+        best.choice,
+        times,
+        metric,
+        found.tried,
+        choosing.frontier(times, found.drops),
+        best.real,
+        trials.reference,
+        trials.named,
+        found.best is not None,
+        tuple(notes),
+    )

@@ -1,0 +1,117 @@
+"""Plans tried on images: what the task makes of a model with some layers in float."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import TYPE_CHECKING
+
+from deploykit.backends import onnxruntime
+from deploykit.data import feeding, samples, sources
+from deploykit.errors import DataError
+from deploykit.files import onnxfile
+from deploykit.pipeline import opening, teaching
+from deploykit.precision import placement
+from deploykit.precision.quantization.writing import insert
+from deploykit.recipes import describing, opened
+from deploykit.tasks import evaluation
+from deploykit.tasks.evaluation import Contract, Judge
+from deploykit.values import Precision, silent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from deploykit.data.sources import Dataset
+    from deploykit.recipes.opened import Opened
+    from deploykit.tasks.task import Scores
+    from deploykit.values import CalibrationTable, PrecisionPlan, Progress
+
+
+@dataclass(frozen=True)
+class Trials:
+    """A model, and the images that its plans are tried on."""
+
+    model: Opened
+    """In float."""
+    plan: PrecisionPlan
+    table: CalibrationTable
+    source: str
+    limit: int | None
+    progress: Progress = silent
+
+    def drop(self, kept: Sequence[str]) -> float:
+        """Return what the task loses with the layers `kept` in float besides those of the plan.
+
+        Raises: DataError, ModelError.
+        """
+        whole, found = self._float, self._scores(kept)
+        shown = whole.display.get(whole.primary)
+        lost = self._number(whole) - self._number(found)
+        return lost if shown is None or shown.higher_is_better else -lost
+
+    @property
+    def reference(self) -> float:
+        """Return the task's number of the float model. Raises: DataError where it has none."""
+        return self._number(self._float)
+
+    @property
+    def named(self) -> str:
+        """Return what the task calls its number."""
+        return self._float.primary
+
+    @cached_property
+    def contract(self) -> Contract:
+        """Return how images are prepared and outputs read. Raises: OptionError, ModelError."""
+        card = self.model.card
+        if card is None:
+            raise describing.unsaid(f"{self.model.path} does not say how its images are prepared")
+        task = opening.task_named(card, self.model.path)
+        return Contract(card.preprocess, card.class_names, task)
+
+    @cached_property
+    def _data(self) -> Dataset:
+        """Return the images, with what the float model finds where nothing is known of them."""
+        data = self._given
+        if not self.told:
+            return data
+        session = onnxruntime.open_model(self.model)
+        path, sha256, card = self.model.path, self.model.sha256, self.model.card
+        teacher = opening.Model(path, sha256, opening.ONNXRUNTIME, session, card)
+        told = teaching.told_by(teacher, data)
+        known = [replace(each, truth=each.truth and cache(each.truth)) for each in told.samples]
+        return replace(told, samples=known)
+
+    @cached_property
+    def _given(self) -> Dataset:
+        data = sources.dataset(self.source)
+        return replace(data, samples=samples.choose(data.samples, self.limit))
+
+    @property
+    def told(self) -> bool:
+        """Return whether the float model's own findings are the truth."""
+        return any(sample.truth is None for sample in self._given.samples)
+
+    @cached_property
+    def _float(self) -> Scores:
+        return self._scores(None)
+
+    def _number(self, found: Scores) -> float:
+        if found.value is None:
+            raise DataError(f"{self._given.name} says nothing about the task's metric")
+        return float(found.value)
+
+    def _scores(self, kept: Sequence[str] | None) -> Scores:
+        """Return what the task makes of the model; None: of the float one."""
+        graph = onnxfile.copied(self.model.graph)
+        if kept is not None:
+            layers = {**self.plan.layers, **dict.fromkeys(kept, Precision.FP32)}
+            placed = placement.place(graph, replace(self.plan, layers=layers))
+            insert(graph, placed, self.table, Precision.FP32)
+        session = onnxruntime.open_model(opened.made(graph, self.model.path))
+        judge = Judge(self._data, self.contract, None)
+        preprocess = self.contract.preprocess
+        size = samples.batch_size(None, feeding.batch(session.inputs[0]), preprocess.size)
+        for batch in samples.batches(self._data, preprocess, size, progress=self.progress):
+            outputs = session.run(feeding.feeds(session.inputs, batch.images, batch.geometries))
+            judge.add(batch, evaluation.floats(outputs, len(batch.names)))
+        return judge.found().scores

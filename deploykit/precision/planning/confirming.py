@@ -1,0 +1,129 @@
+"""Choices measured for real, and the model of loss corrected by what was measured.
+
+Losses of layers do not add up: errors of neighbours correlate, and a metric saturates. So few
+choices are measured, and after each the losses of the layers are moved, as little as possible, to
+where they explain what was measured (ridge regression towards a common factor).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from deploykit.errors import ProofError
+from deploykit.precision.planning import choosing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from deploykit.precision.planning.choosing import Choice
+    from deploykit.precision.planning.costs import Costs
+
+    Measure: TypeAlias = Callable[[Sequence[str]], float]
+    """Layers in float -> what the task loses against the float model."""
+
+EVALUATIONS = 8
+_RIDGE = 1e-2
+"""Squared error that a measured drop may keep, over the squared drop of all layers."""
+_LEAST = 0.05
+"""Of the common factor: a layer that once seemed to lose nothing still may."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A choice that was measured."""
+
+    choice: Choice
+    """With the drop that was predicted when it was chosen."""
+    real: float
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """The best choice that holds what is allowed, and what was measured on the way."""
+
+    best: Tried | None
+    """None: no choice that was measured does."""
+    tried: tuple[Tried, ...]
+    drops: Mapping[str, float]
+    """What each layer loses, as corrected: in the task's number."""
+
+
+def confirmed(  # noqa: PLR0913 - the problem, and two independent options
+    costs: Costs,
+    losses: Mapping[str, float],
+    allowed: float,
+    measure: Measure,
+    *,
+    most: int = EVALUATIONS,
+    scaled: bool = True,
+) -> Confirmed:
+    """Return the fastest choice that loses at most `allowed`, with at most `most` measured.
+
+    losses: of each layer by any measure that adds up about; only ratios matter. scaled: whether
+    they are in the task's number; else the first choice is measured without a prediction.
+
+    Raises: OptionError without scipy; what `measure` raises.
+    """
+    names = list(costs.layers)
+    weights = np.array([max(0.0, losses.get(name, 0.0)) for name in names])
+    if not weights.any():
+        weights[:] = 1.0
+    tried: list[Tried] = []
+    drops = dict(zip(names, weights, strict=True))
+    first = choosing.choice(costs, drops, choosing.fastest(costs))
+    first = first if scaled else replace(first, drop=math.nan)
+    for choice in _choices(costs, drops, allowed, tried, first, most):
+        tried.append(Tried(choice, measure(choice.kept)))
+        drops.update(zip(names, _corrected(names, weights, tried), strict=True))
+    fitting = [each for each in tried if each.real <= allowed]
+    best = min(fitting, key=lambda each: each.choice.seconds, default=None)
+    return Confirmed(best, tuple(tried), dict(drops))
+
+
+def _choices(  # noqa: PLR0913, PLR0917 - the state of one search
+    costs: Costs,
+    drops: Mapping[str, float],
+    allowed: float,
+    tried: list[Tried],
+    first: Choice,
+    most: int,
+) -> Iterator[Choice]:
+    """Yield what to measure next; `drops` and `tried` change in between."""
+    yield first
+    while len(tried) < most:
+        best = min((each.choice.seconds for each in tried if each.real <= allowed), default=np.inf)
+        # Where only few are left and none holds, less is dared.
+        share = 1.0 if best < np.inf or len(tried) < most // 2 else 0.5 ** (len(tried) - most // 2)
+        try:
+            refused = [each.choice.kept for each in tried]
+            choice = choosing.within(costs, drops, allowed * share, refused=refused)
+        except ProofError:
+            return
+        if choice.seconds >= best:
+            return
+        yield choice
+
+
+def _corrected(
+    names: Sequence[str], weights: NDArray[np.float64], tried: Sequence[Tried]
+) -> NDArray[np.float64]:
+    """Return what each layer loses, so that what was measured is about what is predicted."""
+    lost = np.array([[name not in set(each.choice.kept) for name in names] for each in tried])
+    parts = lost * weights
+    real = np.array([max(0.0, each.real) for each in tried])
+    sums = parts.sum(axis=1)
+    factor = float(real @ sums / (sums @ sums)) if sums.any() else 0.0
+    if factor <= 0:
+        return np.zeros(len(names))
+    error = real - factor * sums
+    kernel = parts @ parts.T
+    kernel += _RIDGE * np.eye(len(tried)) * max(float(kernel.max()), 1e-30)
+    factors = factor + parts.T @ np.linalg.solve(kernel, error)
+    corrected: NDArray[np.float64] = weights * np.maximum(factors, _LEAST * factor)
+    return corrected
