@@ -16,7 +16,7 @@ from deploykit.graph import fusion, opsets
 from deploykit.graph.passes import FOREIGN
 from deploykit.precision import lint
 from deploykit.precision.lint.rules import INTEGER_OPS
-from deploykit.precision.quantization import given
+from deploykit.precision.quantization import given, operators
 from deploykit.proof import acceptance, proving
 from deploykit.recipes import metadata
 from deploykit.tasks.agreement import PaddedRows
@@ -76,8 +76,17 @@ def _check_own(graph: ir.Model) -> None:
 
 def _stripped(model: Opened) -> Opened:
     graph = model.copy()
-    count = given.stripped(graph)
-    return model.altered(graph, (f"{count} Q/DQ of the file taken off",)) if count else model
+    off = given.stripped(graph)
+    whole = operators.left(graph)
+    if whole:
+        raise ModelError(
+            f"{', '.join(whole)} cannot be made float: scales are computed, or the op is unknown",
+            fix="quantise the float model that this one was made from",
+        )
+    parts = [f"{off.pairs} Q/DQ of the file taken off"] if off.pairs else []
+    parts += [f"{off.operators} ops on integers made float"] if off.operators else []
+    parts += [f"Relu put back at {off.cut} places whose levels begin at 0"] if off.cut else []
+    return model.altered(graph, (", ".join(parts),)) if parts else model
 
 
 def _brought(graph: ir.Model) -> list[str]:

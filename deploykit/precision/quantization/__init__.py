@@ -78,7 +78,8 @@ def check(model: ir.Model, placed: Placement, float_type: Precision) -> None:
         if whole:
             raise ModelError(
                 f"the model is quantised already, in ops on integers: {', '.join(whole)}",
-                fix="quantise the float model that it was made from",
+                fix="quantise the float model that it was made from; --strip-qdq makes these ops "
+                "float where their scales are constants",
             )
         if any(node.op_type == "QuantizeLinear" for node in model.graph):
             raise ModelError(

@@ -6,19 +6,31 @@ remembered: quantised per output channel they are the same int8 numbers.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
+import onnx_ir as ir
 
-from deploykit.graph.editing import bypass, constant, integer, is_op, set_constant
+from deploykit.graph.editing import bypass, constant, integer, is_op, set_constant, value_names
 from deploykit.precision.lint.graph import is_layer, quantized_data
+from deploykit.precision.quantization import operators
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     from numpy.typing import NDArray
 
     Array = NDArray[np.generic]
 
+_MOVES = (
+    *("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Gather"),
+    *("Split", "Identity", "Expand", "Tile", "DepthToSpace", "SpaceToDepth"),
+)
+"""Ops whose results are some of the levels that they read."""
+_POSITIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp", "Sqrt", "Clip")
+_MIXES = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceMax")
+"""Ops whose results are at least 0, and those whose are where what they read is."""
+_BOUNDS = {"uint8": (0, 255), "int8": (-128, 127)}
+_SIX, _NEAR = 6.0, 0.03
+"""Where a Relu6 ends, and how near the highest level is to that."""
 _KEY = "deploykit.levels"
 
 
@@ -31,9 +43,26 @@ class Levels(NamedTuple):
     """Of the weights that the scales are along; None: one scale for all."""
 
 
-def stripped(model: ir.Model) -> int:
-    """Return how many Q/DQ pairs were taken off activations and weights, in place."""
-    count = 0
+class Stripped(NamedTuple):
+    """What was taken off a graph."""
+
+    pairs: int
+    """DQ of activations and weights."""
+    operators: int
+    """Ops on integers."""
+    cut: int
+    """Relu and Clip that were put where the lowest level cut what is negative."""
+
+
+def stripped(model: ir.Model) -> Stripped:
+    """Return what was taken off activations and weights, in place.
+
+    Ops on integers are taken apart first, see `operators`. Where levels begin at 0 they stand for
+    a Relu too, which tools leave out: it is put back.
+    """
+    whole = operators.expanded(model)
+    cut = sum(_cut(node) for node in list(model.graph) if is_op(node, "QuantizeLinear"))
+    count = _lifted(model)
     for node in list(model.graph):
         if not is_op(node, "DequantizeLinear") or node.inputs[0] is None:
             continue
@@ -46,7 +75,84 @@ def stripped(model: ir.Model) -> int:
                 model.graph.remove(before, safe=True)
         else:
             count += _widened(node, remember=False)
+    return Stripped(count, whole, cut)
+
+
+def _cut(node: ir.Node) -> bool:
+    """Return whether a Relu was put before a Q whose levels begin at 0; Relu6 where they end so."""
+    value, scale = node.inputs[0], constant(node.inputs[1])
+    zero = constant(node.inputs[2]) if len(node.inputs) > 2 else np.uint8(0).reshape(1)
+    if value is None or scale is None or zero is None or zero.dtype.name not in _BOUNDS:
+        return False
+    lowest, highest = _BOUNDS[zero.dtype.name]
+    if value.producer() is None or (zero != lowest).any() or _is_positive(value):
+        return False
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)  # the caller gives nodes of the main graph
+    taken = value_names(graph)
+    top = float(scale.max()) * (highest - lowest)
+    if abs(top - _SIX) < _NEAR:
+        ends = [operators.weight(graph, np.array(end, scale.dtype), taken) for end in (0, _SIX)]
+        made = operators.node_like("Clip", [value, *ends], taken, node)
+    else:
+        made = operators.node_like("Relu", [value], taken, node)
+    made.outputs[0].shape, made.outputs[0].type = value.shape, value.type
+    graph.insert_before(node, made)
+    node.replace_input_with(0, made.outputs[0])
+    return True
+
+
+def _is_positive(value: ir.Value | None) -> bool:
+    """Return whether a tensor is known to hold nothing below 0."""
+    node = None if value is None else value.producer()
+    if node is None:
+        array = constant(value)
+        return array is not None and bool((array.astype(np.float64) >= 0).all())
+    if is_op(node, *_POSITIVE):
+        return True
+    read = node.inputs if is_op(node, "Add", "Mul", "Concat") else node.inputs[:1]
+    return is_op(node, *_MOVES, *_MIXES) and all(map(_is_positive, read))
+
+
+def _lifted(model: ir.Model) -> int:
+    """Return how many DQ were taken off whose levels were moved after their Q, in place.
+
+    Where all that is made of a Q's levels is moved, and read by DQ of its scale, they are moved in
+    float.
+    """
+    count = 0
+    for node in [node for node in model.graph if is_op(node, "QuantizeLinear")]:
+        tree = _tree(node)
+        if node.inputs[0] is None or constant(node.inputs[0]) is not None or len(tree) < 2:
+            continue
+        ends = [r for value in tree for r, _ in value.uses() if is_op(r, "DequantizeLinear")]
+        for value in tree[1:]:
+            value.type = node.inputs[0].type
+        for end in ends:
+            count += _removed(end, cast("ir.Value", end.inputs[0]))
+        if all(end.graph is None for end in ends):
+            bypass(node, node.inputs[0])
     return count
+
+
+def _tree(node: ir.Node) -> list[ir.Value]:
+    """Return the levels that a Q makes and what they are moved to; nothing where they stay."""
+    tree = [node.outputs[0]]
+    for value in tree:
+        for reader, place in value.uses():
+            if is_op(reader, *_MOVES) and place == 0:
+                tree += reader.outputs
+            elif not is_op(reader, "DequantizeLinear") or not _same_step(node, reader):
+                return []
+        if value.is_graph_output():
+            return []
+    return tree
+
+
+def _same_step(first: ir.Node, second: ir.Node) -> bool:
+    """Return whether a Q and a DQ have one scale."""
+    ours, theirs = constant(first.inputs[1]), constant(second.inputs[1])
+    return ours is not None and theirs is not None and np.array_equal(ours, theirs)
 
 
 def _removed(node: ir.Node, value: ir.Value) -> bool:
