@@ -7,11 +7,13 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+import deploykit
 from deploykit import PlanOptions, QuantizeOptions, SensitivityOptions, plan, quantize, sensitivity
 from deploykit.cli import main
 from deploykit.errors import OptionError, StaleTableError
@@ -26,8 +28,8 @@ from deploykit.recipes import opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
 CALIBRATION = "shapes:split=train,seed=3,count=8,size=64"
 TRUTH = "shapes:split=val,seed=4,count=6,size=64"
 
@@ -203,6 +205,23 @@ def test_a_plan_is_what_quantize_takes(
     told = json.loads(quantised.metadata_props["deploykit.quantization"])
     assert {n for n, p in told["plan"].items() if p == "fp16"} >= set(made.choice.kept)
     assert json.loads((tmp_path / "plan.json").read_text())["made_by"]["gpu"] == "A10"
+
+
+def test_without_labels_the_float_model_is_the_truth(photos: Path, tmp_path: Path) -> None:
+    path, table = tmp_path / "classes.onnx", tmp_path / "table.json"
+    deploykit.export(
+        EXAMPLES / "shapes_classes" / "repvgg_pico.pth", path, deploykit.ExportOptions()
+    )
+    how = QuantizeOptions(source=f"folder:{photos}", table=table)
+    wanted = SensitivityOptions(calibrated=how, metrics=("snr",), images=4)
+    sensitivity(path, tmp_path / "layers.json", wanted)
+    asked = PlanOptions(
+        tmp_path / "layers.json", how, max_drop=0.5, source=f"folder:{photos}", batch=4096
+    )
+    made = plan(path, tmp_path / "plan.json", asked)
+    assert made.reference == 1.0
+    assert made.named == "top1"
+    assert any("taken for the truth" in note for note in made.notes)
 
 
 def test_layers_can_be_counted_in_place_of_a_drop(

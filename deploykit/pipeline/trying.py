@@ -77,7 +77,8 @@ class Trials:
         session = onnxruntime.open_model(self.model)
         path, sha256, card = self.model.path, self.model.sha256, self.model.card
         teacher = opening.Model(path, sha256, opening.ONNXRUNTIME, session, card)
-        told = teaching.told_by(teacher, data)
+        task = self.contract.task
+        told = teaching.told_by((teacher, teacher), (task, task), data)
         known = [replace(each, truth=each.truth and cache(each.truth)) for each in told.samples]
         return replace(told, samples=known)
 
