@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from foreign_nets import SIDE, WIDTH, Net, two_layers
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from deploykit import pipeline
 from deploykit.errors import ModelError, ProofError
@@ -18,6 +18,7 @@ from deploykit.files import onnxfile
 from deploykit.graph.passes import constant_shapes
 from deploykit.pipeline import preparing
 from deploykit.pipeline.quantizing import QuantizeOptions
+from deploykit.proof import float64
 from deploykit.recipes import opened
 from deploykit.recipes.describing import Description
 from deploykit.values import Precision
@@ -347,3 +348,67 @@ def test_large_weights_of_one_number_become_weights_and_other_large_tensors_stay
 def test_weights_of_one_number_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constant_shapes, "MOST", LARGE**2 - 1)
     assert not constant_shapes.PASS.apply(ir.from_proto(filled("MatMul(x, w)")))
+
+
+def half_of(path: Path, *, keep_io: bool) -> Path:
+    """The network as onnxconverter writes FP16: weights, and the tensors between."""
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            array = numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    del model.graph.value_info[:]
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    if keep_io:
+        (given,), (result,) = model.graph.input, model.graph.output
+        for value in (given, result):
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+        first, last = model.graph.node[0], model.graph.node[-1]
+        first.input[0], last.output[0] = "half", "half_result"
+        model.graph.node.insert(0, helper.make_node("Cast", [given.name], ["half"], to=10))
+        model.graph.node.append(helper.make_node("Cast", ["half_result"], [result.name], to=1))
+    onnx.save(onnx.shape_inference.infer_shapes(model), path)
+    return path
+
+
+@pytest.mark.parametrize("keep_io", [False, True])
+@pytest.mark.parametrize("float_type", [Precision.FP32, Precision.FP16])
+def test_a_network_in_fp16_is_widened_and_quantised_as_its_float32_form_is(
+    *, keep_io: bool, float_type: Precision, tmp_path: Path, photos: Path
+) -> None:
+    net, output = two_layers()
+    single = net.save(tmp_path / "single.onnx", output)
+    for tensor in (model := onnx.load(single)).graph.initializer:
+        array = numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    onnx.save(model, single)
+    half = half_of(net.save(tmp_path / "half.onnx", output), keep_io=keep_io)
+    found = quantized(half, photos, float_type=float_type)
+    assert pipeline.inspect(found).shares == {"int8": 1.0}
+    ours = onnx.load(found)
+    theirs = onnx.load(quantized(single, photos, float_type=float_type))
+    scales = [
+        sorted(float(numpy_helper.to_array(w)) for w in m.graph.initializer if not w.dims)
+        for m in (ours, theirs)
+    ]
+    assert scales[0] == pytest.approx(scales[1], rel=1e-2)
+    assert ours.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
+
+
+def test_what_is_computed_otherwise_in_float32_is_refused(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, output = two_layers()
+    path = half_of(net.save(tmp_path / "half.onnx", output), keep_io=True)
+
+    def spoilt(proto: onnx.ModelProto) -> onnx.ModelProto:
+        wide = widened(proto)
+        tensor = next(t for t in wide.graph.initializer if t.data_type == TensorProto.FLOAT)
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 2, tensor.name))
+        return wide
+
+    widened = float64.in_single
+    monkeypatch.setattr(float64, "in_single", spoilt)
+    with pytest.raises(ProofError, match="differs in float32 from what it is in FP16"):
+        quantized(path, photos)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 from deploykit.errors import DeployError, ModelError, ProofError
 from deploykit.graph import fusion, opsets
@@ -17,16 +18,18 @@ from deploykit.graph.passes import FOREIGN
 from deploykit.precision import lint
 from deploykit.precision.lint.rules import INTEGER_OPS
 from deploykit.precision.quantization import given, operators
-from deploykit.proof import acceptance, proving
+from deploykit.proof import acceptance, float64, proving
 from deploykit.recipes import metadata
 from deploykit.tasks.agreement import PaddedRows
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from deploykit.backends import Arrays
     from deploykit.recipes.opened import Opened
 
+_HALVES = tuple(map(ir.DataType, float64.HALVES))
+_ROUNDINGS = 64 * 2.0**-11
+"""Of FP16 one after the other, of what an output has in all."""
+_HALF = "quantise the float32 model that this one was made from"
 _OWN = ("zero-point", "scale", "per-channel-activation", "weight-axis", "axis-opset")
 """Rules of the lint that Q/DQ breaks whatever is done to other layers."""
 _FIX = "report the model; a file that `deploykit fuse` wrote needs no preparing"
@@ -40,6 +43,8 @@ def prepared(model: Opened, opset: int, *, strip: bool = False) -> Opened:
 
     Raises: ModelError where it cannot be converted; ProofError where its outputs changed.
     """
+    if metadata.foreign(model.card):
+        model = _in_single(model)
     if strip:
         model = _stripped(model)
     graph, notes = model.copy(), []
@@ -87,6 +92,33 @@ def _stripped(model: Opened) -> Opened:
     parts += [f"{off.operators} ops on integers made float"] if off.operators else []
     parts += [f"Relu put back at {off.cut} places whose levels begin at 0"] if off.cut else []
     return model.altered(graph, (", ".join(parts),)) if parts else model
+
+
+def _in_single(model: Opened) -> Opened:
+    """Return a model whose FP16 numbers are float32; the same where it has none.
+
+    Raises: ProofError where it computes something else, by more than FP16 rounds.
+    """
+    weights = [value.const_value for value in model.graph.graph.initializers.values()]
+    count = sum(each is not None and each.dtype in _HALVES for each in weights)
+    values = (value for node in model.graph.graph for value in node.outputs)
+    if not count and not any(value.dtype in _HALVES for value in values):
+        return model
+    graph = ir.from_proto(float64.in_single(ir.to_proto(model.copy())))
+    wide = model.altered(graph, (f"FP16 widened to float32, {count} weights among it",))
+    theirs, _ = acceptance.open_filled(model)
+    ours, _ = acceptance.open_filled(wide)
+    feed = acceptance.feeds(wide, ours.inputs)
+    types = {spec.name: np.dtype(spec.dtype) for spec in theirs.inputs}
+    expected = theirs.run({name: array.astype(types[name]) for name, array in feed.items()})
+    for name, found in ours.run(feed).items():
+        truth, given = found.astype(np.float64), expected[name].astype(np.float64)
+        far = np.linalg.norm(truth - given) > _ROUNDINGS * np.linalg.norm(truth)
+        if np.isfinite(given).all() and far:
+            raise ProofError(
+                f"output {name!r} differs in float32 from what it is in FP16", fix=_HALF
+            )
+    return wide
 
 
 def _brought(graph: ir.Model) -> list[str]:

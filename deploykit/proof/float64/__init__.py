@@ -7,6 +7,6 @@ onnx's evaluator.
 """
 
 from deploykit.proof.float64.running import Float64Session
-from deploykit.proof.float64.widening import widened
+from deploykit.proof.float64.widening import HALVES, in_single, widened
 
-__all__ = ["Float64Session", "widened"]
+__all__ = ["HALVES", "Float64Session", "in_single", "widened"]
