@@ -29,6 +29,7 @@ from deploykit.precision.sensitivity.alone import Subject, Variants
 from deploykit.precision.sensitivity.doubling import doubled
 from deploykit.precision.sensitivity.outputs import Difference
 from deploykit.recipes import opened
+from deploykit.training import gradients
 from deploykit.values import CalibrationTable, Precision, PrecisionPlan, Range
 
 CALIBRATION = "shapes:split=train,seed=3,count=12,size=64"
@@ -53,17 +54,23 @@ def small(tmp_path: Path) -> tuple[Subject, dict[str, Any]]:
     random = np.random.default_rng(0)
     shapes = {"w1": (24, 3, 3, 3), "b1": (24,), "w2": (32, 24, 3, 3), "w3": (20, 32), "b3": (20,)}
     weights = {k: random.standard_normal(v).astype(np.float32) for k, v in shapes.items()}
+    weights["w2"] *= 0.1
+    weights["w3"] *= 0.3
     graph = ir.from_onnx_text(
         GRAPH, initializers=[ir.tensor(v, name=k) for k, v in weights.items()]
     )
     model = opened.made(graph, tmp_path / "small.onnx")
-    ranges = {"x": Range(2.0, -3.0, 3.0), "b": Range(9.0, 0.0, 12.0), "e": Range(6.0, -1.0, 8.0)}
+    ranges = {"x": Range(2.0, -3.0, 3.0), "b": Range(9.0, 0.0, 12.0), "e": Range(3.0, -1.0, 4.0)}
     table = CalibrationTable(model.sha256, "minmax", (), "", ranges)
     return Subject(model, PrecisionPlan(Precision.INT8), table), weights
 
 
 def _real(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
     return values.astype(np.float64)
+
+
+jvp: Any = torch.autograd.functional.jvp
+"""The derivative along a direction; torch leaves it without types."""
 
 
 def rounded(x: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -91,7 +98,7 @@ def results(x: torch.Tensor, weights: dict[str, Any], alone: str) -> dict[str, t
     first = F.relu(F.conv2d(read("first", x, 2.0), own("first", "w1"), w["b1"], padding=1))
     second = F.silu(F.conv2d(read("second", first, 9.0), own("second", "w2"), stride=2))
     pooled = second.mean((2, 3))
-    third = F.linear(read("third", pooled, 6.0), own("third", "w3"), w["b3"])
+    third = F.linear(read("third", pooled, 3.0), own("third", "w3"), w["b3"])
     return {"first": first, "second": second, "third": third, "y": third.softmax(1)}
 
 
@@ -158,6 +165,53 @@ def _size(subject: opened.Opened) -> tuple[int, int]:
     return subject.card.preprocess.size
 
 
+def test_gradients_foretell_what_each_layer_alone_does_to_the_outputs(
+    small: tuple[Subject, dict[str, Any]],
+) -> None:
+    """Against torch's forward derivative along the change of the layer's result."""
+    subject, arrays = small
+    w = {name: torch.from_numpy(value) for name, value in arrays.items()}
+    x = torch.from_numpy(np.random.default_rng(3).standard_normal((2, 3, 12, 12), np.float32))
+    given = gradients.twins(subject)
+    draws = [gradients.scores(given, {"x": x.numpy()}, seed) for seed in range(60)]
+
+    def first(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, weight, w["b1"], padding=1)
+
+    def second(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, weight, stride=2)
+
+    def third(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, weight, w["b3"])
+
+    def after_second(c: torch.Tensor) -> torch.Tensor:
+        return after_third(third(F.silu(c).mean((2, 3)), w["w3"]))
+
+    def after_first(a: torch.Tensor) -> torch.Tensor:
+        return after_second(second(F.relu(a), w["w2"]))
+
+    def after_third(h: torch.Tensor) -> torch.Tensor:
+        return h.softmax(1)
+
+    b = F.relu(first(x, w["w1"]))
+    f = F.silu(second(b, w["w2"])).mean((2, 3))
+    layers = {
+        "first": (first, x, "w1", 2.0, after_first),
+        "second": (second, b, "w2", 9.0, after_second),
+        "third": (third, f, "w3", 3.0, after_third),
+    }
+    outputs = after_first(first(x, w["w1"])).double()
+    spread = outputs.var(unbiased=False) * outputs.numel()
+    for name, (layer, data, weight, threshold, after) in layers.items():
+        result = layer(data, w[weight])
+        change = layer(rounded(data, threshold), weights_rounded(w[weight])) - result
+        moved = jvp(after, result, change)[1]
+        found = np.mean([each[name].outputs for each in draws]) / gradients.DRAWS / len(x)
+        assert found == pytest.approx(float(moved.double().square().sum() / spread), rel=0.15)
+    again = gradients.scores(given, {"x": x.numpy()}, 0)
+    assert again == draws[0]
+
+
 def test_noise_of_outputs_is_over_each_columns_spread_or_the_share_of_wrong_classes() -> None:
     random = np.random.default_rng(0)
     boxes = random.standard_normal((2, 7, 3)) * [1.0, 100.0, 0.0] + [0.0, 500.0, 1.0]
@@ -181,13 +235,15 @@ def options(**given: Any) -> SensitivityOptions:
 
 def test_the_file_binds_what_it_says_to_the_model(model: Path, tmp_path: Path) -> None:
     made = sensitivity(
-        model, tmp_path / "s.json", options(metrics=("snr", "output", "task"), source=TRUTH)
+        model,
+        tmp_path / "s.json",
+        options(metrics=("snr", "fisher", "gradient", "output", "task"), source=TRUTH),
     )
     found = scores.read(tmp_path / "s.json")
     assert found.layers == made.found.layers
-    assert found.measured() == ("snr", "output", "task")
+    assert found.measured() == ("snr", "fisher", "gradient", "output", "task")
     assert found.ranked("output") == sorted(found.layers, key=lambda n: -found.layers[n]["output"])
-    assert set(found.correlations()) == {"snr", "output"}
+    assert set(found.correlations()) == {"snr", "fisher", "gradient", "output"}
     assert not (tmp_path / "s.json.partial").exists()
     scores.check_fresh(found, opened.read(model))
     with pytest.raises(InputError, match="do not hold 'cosine'"):
@@ -202,13 +258,13 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_file(
     model: Path, tmp_path: Path
 ) -> None:
     table = tmp_path / "table.json"
-    wanted = options(metrics=("snr", "channel", "output"), table=table)
+    wanted = options(metrics=("snr", "channel", "gradient", "output"), table=table)
     sensitivity(model, tmp_path / "whole.json", wanted)
     program = (
         "import deploykit, sys; from pathlib import Path; "
         "from tests.test_sensitivity import options; "
         "deploykit.sensitivity(sys.argv[1], sys.argv[2], options("
-        "metrics=('snr', 'channel', 'output'), table=Path(sys.argv[3])))"
+        "metrics=('snr', 'channel', 'gradient', 'output'), table=Path(sys.argv[3])))"
     )
     target, partial = tmp_path / "killed.json", tmp_path / "killed.json.partial"
     words = [sys.executable, "-c", program, str(model), str(target), str(table)]

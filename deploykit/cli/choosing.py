@@ -26,7 +26,7 @@ class Measured:
 
     metric: Annotated[
         list[str] | None,
-        Option(help="mse, snr, cosine, channel, output, task; repeat for more."),
+        Option(help="mse, snr, cosine, channel, gradient, output, task; repeat."),
     ] = None
     images: Annotated[
         int | None, Option(help="Calibration images to compare on.  [default: 32]")
@@ -76,7 +76,8 @@ def sensitivity(
     measures:
       mse, snr, cosine  of the layer's result behind its activation, all else being float
       channel           noise over signal, mean over the channels: a weak channel counts in full
-      output            noise over signal of the model's outputs
+      gradient, fisher  the outputs' noise over signal to first order: few passes for all layers
+      output            the same, measured layer by layer
       task              what the task's metric loses, on --source
 
     A run that was stopped goes on where it ended, and ends with the same file.

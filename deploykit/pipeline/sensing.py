@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,7 @@ from deploykit.pipeline.quantizing import QuantizeOptions
 from deploykit.precision import placement, quantization
 from deploykit.precision.placement import plans
 from deploykit.precision.sensitivity import journal, local, scores, spreading
-from deploykit.precision.sensitivity.scores import LOCAL, METRICS, Sensitivities
+from deploykit.precision.sensitivity.scores import BY_GRADIENT, LOCAL, METRICS, Sensitivities
 from deploykit.precision.sensitivity.work import Question, Worker
 from deploykit.recipes import describing
 from deploykit.tasks.evaluation import Contract
@@ -22,10 +24,12 @@ from deploykit.values import Precision, digest, silent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import ModuleType
 
     from deploykit.pipeline.made import StrPath
     from deploykit.precision.sensitivity.alone import Alone
     from deploykit.precision.sensitivity.journal import Journal
+    from deploykit.precision.sensitivity.work import Alones
     from deploykit.recipes.opened import Opened
     from deploykit.values import CalibrationTable, PrecisionPlan, Progress
 
@@ -149,6 +153,7 @@ def _question(
         task_source=options.source if "task" in options.metrics else None,
         task_images=options.limit,
         batch_size=options.batch_size,
+        gradient=_gradients().answer if {*options.metrics} & {*BY_GRADIENT} else None,
     )
 
 
@@ -167,18 +172,14 @@ def _found(
     worker: Worker, kept: Journal, table: CalibrationTable, options: SensitivityOptions
 ) -> Sensitivities:
     """Return all that the units gave, in the order of the layers."""
-    own = local.scores(kept.energies)
-    others = {name: each for group in kept.groups.values() for name, each in group.layers.items()}
-    first = next(iter(sorted(kept.groups.items())), None)
-    wanted = [metric for metric in METRICS if metric in options.metrics]
-    layers = {
-        name: {
-            metric: value
-            for metric, value in {**vars_of(own.get(name)), **others.get(name, {})}.items()
-            if metric in wanted
-        }
-        for name in worker.layers
-    }
+    own = {name: vars(each) for name, each in local.scores(kept.energies).items()}
+    alone = journal.ordered(kept.groups, "alone")
+    others = {name: each for group in alone for name, each in group.layers.items()}
+    slopes = _mean(journal.ordered(kept.groups, "gradient"))
+    layers = {}
+    for name in worker.layers:
+        known = {**own.get(name, {}), **slopes.get(name, {}), **others.get(name, {})}
+        layers[name] = {m: known[m] for m in METRICS if m in options.metrics and m in known}
     macs = {work.name: work.macs for work in cost.works(worker.model.graph)}
     return Sensitivities(
         model_sha256=table.model_sha256,
@@ -188,13 +189,32 @@ def _found(
         alone=options.alone,
         images=options.images,
         source=str(worker.question.source),
-        base={} if first is None else first[1].base,
-        primary="" if first is None else first[1].primary,
+        base=alone[0].base if alone else {},
+        primary=alone[0].primary if alone else "",
         task_images=options.limit or 0,
         task_source=worker.question.task_source or "",
     )
 
 
-def vars_of(found: local.Local | None) -> dict[str, float]:
-    """Return the measures of a layer's own result by name; empty: they were not asked for."""
-    return {} if found is None else dict(vars(found))
+def _mean(parts: Sequence[Alones]) -> dict[str, dict[str, float]]:
+    """Return the measures by gradients, over images and draws."""
+    if not parts:
+        return {}
+    images, draws = sum(part.base["images"] for part in parts), _gradients().DRAWS
+    found: dict[str, dict[str, float]] = {}
+    for part in parts:
+        for name, each in part.layers.items():
+            sums = found.setdefault(name, dict.fromkeys(each, 0.0))
+            for metric, value in each.items():
+                sums[metric] += value / (images * draws)
+    return found
+
+
+def _gradients() -> ModuleType:
+    """Return what measures by gradients. Raises: OptionError without torch."""
+    if importlib.util.find_spec("torch") is None:
+        raise OptionError(
+            "measures by gradients need torch",
+            fix="pip install 'deploykit-vision[export]', or ask for --metric output",
+        )
+    return importlib.import_module("deploykit.training.gradients")

@@ -47,13 +47,14 @@ class Journal:
     chunks: int = 0
     """Units of kind `local` that are in `energies`: the first ones."""
     energies: Sums = field(default_factory=dict)
-    groups: dict[int, Alones] = field(default_factory=dict)
+    groups: dict[Unit, Alones] = field(default_factory=dict)
+    """Results of the other kinds."""
     _early: dict[int, Sums] = field(default_factory=dict)
     """Those that came before one that stands before them."""
 
     def has(self, unit: Unit) -> bool:
         """Return whether a unit is done."""
-        return unit.number < self.chunks if unit.kind == "local" else unit.number in self.groups
+        return unit.number < self.chunks if unit.kind == "local" else unit in self.groups
 
     def take(self, unit: Unit, result: Any) -> None:  # noqa: ANN401 - as the unit's kind
         """Keep what a unit gave, in the file too. Raises: OutputError."""
@@ -63,7 +64,7 @@ class Journal:
                 self.energies = local.added(self.energies, self._early.pop(self.chunks))
                 self.chunks += 1
         else:
-            self.groups[unit.number] = result
+            self.groups[unit] = result
         artifacts.write_json(self.path, self._to_json())
 
     def forget(self) -> None:
@@ -82,7 +83,9 @@ class Journal:
                 ]
                 for name, each in self.energies.items()
             },
-            "groups": {str(number): _plain(each) for number, each in self.groups.items()},
+            "groups": {
+                f"{unit.kind} {unit.number}": _plain(each) for unit, each in self.groups.items()
+            },
         }
 
 
@@ -98,16 +101,22 @@ def opened(path: Path, question: str) -> tuple[Journal, bool]:
         energies = {
             name: Energies(_array(*each), each[1]) for name, each in data["energies"].items()
         }
+        groups = {_unit(name): _alones(each) for name, each in data["groups"].items()}
     except (DeployError, ValueError):
         return Journal(path, question), False
     if data["question"] != question:
         return Journal(path, question), False
-    groups = {int(number): _alones(each) for number, each in data["groups"].items()}
     return Journal(path, question, data["chunks"], energies, groups), True
 
 
 def _array(text: str, _: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.frombuffer(base64.b64decode(text, validate=True), "<f8").reshape(3, -1).copy()
+
+
+def _unit(name: str) -> Unit:
+    """Return the unit of that name. Raises: ValueError."""
+    kind, _, number = name.partition(" ")
+    return Unit(kind, int(number))
 
 
 def _plain(found: Alones) -> Json:
@@ -131,3 +140,8 @@ def _alones(data: Json) -> Alones:
 
 def _floats(data: Json) -> dict[str, float]:
     return {key: math.nan if value is None else float(value) for key, value in data.items()}
+
+
+def ordered(groups: Mapping[Unit, Alones], kind: str) -> list[Alones]:
+    """Return the results of one kind, by their numbers."""
+    return [each for unit, each in sorted(groups.items()) if unit.kind == kind]

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 LOCAL = ("mse", "snr", "cosine", "channel")
 """Measures of a layer's own result."""
-METRICS = (*LOCAL, "output", "gradient", "task")
+BY_GRADIENT = ("fisher", "gradient")
+"""Measures of the effect on the outputs, to first order."""
+METRICS = (*LOCAL, *BY_GRADIENT, "output", "task")
 _ASCENDING = ("snr",)
 """Measures in which a larger number is a smaller loss."""
 WHAT = "a file of sensitivities"

@@ -21,7 +21,7 @@ from deploykit.tasks import evaluation
 from deploykit.tasks.evaluation import Judge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from deploykit.backends import Arrays
     from deploykit.data.preprocess import Preprocess
@@ -46,7 +46,8 @@ class Unit(NamedTuple):
     """One piece of work; those of one kind are numbered from 0."""
 
     kind: str
-    """`local`: all layers' own results on some batches; `alone`: some layers on all images."""
+    """`local`: all layers' own results on some batches; `alone`: some layers on all images;
+    `gradient`: all layers' effect on the outputs, on some batches."""
     number: int
 
 
@@ -84,6 +85,8 @@ class Question:
     task_images: int | None = None
     batch_size: int | None = None
     """Images per run; None: see `samples.batch_size`."""
+    gradient: Callable[[Worker, int], Alones] | None = None
+    """What does units of that kind, where it is asked about; torch is not known here."""
 
 
 @dataclass(frozen=True)
@@ -117,33 +120,38 @@ class Worker:
         """Return all the work there is."""
         given = self.question
         found: list[Unit] = []
+        chunks = -(-self._count() // (CHUNK * self._batch_size(given.source)))
         if given.local:
-            chunks = -(-self._count() // (CHUNK * self._batch_size(given.source)))
             found += [Unit("local", i) for i in range(chunks)]
+        if given.gradient is not None:
+            found += [Unit("gradient", i) for i in range(chunks)]
         if given.outputs or given.task_source is not None:
             found += [Unit("alone", i) for i in range(-(-len(self.layers) // GROUP))]
         return found
 
     def do(self, unit: Unit) -> Sums | Alones:
         """Return what a unit gives: the energies of its images, or the scores of its layers."""
+        if unit.kind == "gradient" and self.question.gradient is not None:
+            return self.question.gradient(self, unit.number)
         return self._local(unit.number) if unit.kind == "local" else self._alone(unit.number)
 
-    def _local(self, number: int) -> Sums:
-        size = CHUNK * self._batch_size(self.question.source)
-        batches = self._batches(self.question.source, self.question.images)
+    def chunk(self, number: int) -> Iterator[tuple[Batch | None, Arrays]]:
+        """Yield the batches of a chunk, with what the model is fed."""
+        source, images = self.question.source, self.question.images
         if self.question.preprocess is None:
-            batches = islice(batches, number * CHUNK, (number + 1) * CHUNK)
-        else:
-            chosen = (number * size, (number + 1) * size)
-            batches = self._batches(self.question.source, self.question.images, chosen)
+            return islice(self._batches(source, images), number * CHUNK, (number + 1) * CHUNK)
+        size = CHUNK * self._batch_size(source)
+        return self._batches(source, images, (number * size, (number + 1) * size))
+
+    def _local(self, number: int) -> Sums:
         total: Sums = {}
-        for part in local.in_order(self._energies, batches):
+        for part in local.in_order(self._energies, self.chunk(number)):
             total = local.added(total, part)
         return total
 
     def _energies(self, given: tuple[Batch | None, Arrays]) -> Sums:
         batch, feeds = given
-        run, layers = self._twice[self._size(batch)]
+        run, layers = self._twice[self.size(batch)]
         return local.sums(run, layers, feeds)
 
     @cached_property
@@ -185,7 +193,7 @@ class Worker:
         def one(
             given: tuple[Batch | None, Arrays],
         ) -> tuple[Batch | None, Outputs, Mapping[str, Outputs]]:
-            expected, others = variants[self._size(given[0])].run(given[1])
+            expected, others = variants[self.size(given[0])].run(given[1])
             return given[0], expected, dict(others)
 
         return local.in_order(one, batches)
@@ -244,7 +252,8 @@ class Worker:
             held = sources.dataset(str(self.question.source)).samples  # type: ignore[assignment]  # counted alone
         return min(len(held), self.question.images)
 
-    def _size(self, batch: Batch | None) -> Size:
+    def size(self, batch: Batch | None) -> Size:
+        """Return by which of `subjects` a batch is run."""
         if batch is None or None in self.subjects:
             return None
         height, width = batch.images.shape[2:]
