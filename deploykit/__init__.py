@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Prediction,
         PredictOptions,
         Predictor,
+        QatOptions,
         QuantizeOptions,
         SensitivityOptions,
         VerifyOptions,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         load,
         plan,
         predict,
+        qat,
         quantize,
         report,
         sensitivity,
@@ -63,6 +65,8 @@ if TYPE_CHECKING:
     from deploykit.tasks.detections import Detections
     from deploykit.tasks.outputs import Output
     from deploykit.tasks.task import Display, Metric, Pair, Pairing, Result, Scores, Task
+    from deploykit.training.objectives import Loss
+    from deploykit.training.retraining import Course
     from deploykit.values import Precision
 
 __version__ = "0.1.0"
@@ -76,6 +80,7 @@ _HOME = {
     "Call": "ops.plugin",
     "CheckpointError": "errors",
     "DataError": "errors",
+    "Course": "training.retraining",
     "Dataset": "data.sources",
     "DeployError": "errors",
     "Description": "recipes.describing",
@@ -87,6 +92,7 @@ _HOME = {
     "ImageAnnotations": "tasks.annotations",
     "InputError": "errors",
     "KeepFloat": "recipes.recipe",
+    "Loss": "training.objectives",
     "Metric": "tasks.task",
     "ModelError": "errors",
     "OptionError": "errors",
@@ -120,6 +126,7 @@ __all__ = [
     "CalibrationOptions",
     "Call",
     "CheckpointError",
+    "Course",
     "DataError",
     "Dataset",
     "DeployError",
@@ -134,6 +141,7 @@ __all__ = [
     "ImageAnnotations",
     "InputError",
     "KeepFloat",
+    "Loss",
     "Metric",
     "ModelError",
     "OptionError",
@@ -150,6 +158,7 @@ __all__ = [
     "Preprocess",
     "ProofError",
     "Protocol",
+    "QatOptions",
     "QuantizeOptions",
     "Recipe",
     "Result",
@@ -174,6 +183,7 @@ __all__ = [
     "load",
     "plan",
     "predict",
+    "qat",
     "quantize",
     "report",
     "sensitivity",

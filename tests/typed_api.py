@@ -41,6 +41,12 @@ def verbs(weights: str, folder: Path) -> None:
     assert_type(sensed.found.ranked("output"), list[str])
     asked = deploykit.PlanOptions(folder / "layers.json", keep_float=6, gpu="L4")
     assert_type(deploykit.plan(model, folder / "plan.json", asked).met, bool)
+    learns = deploykit.QatOptions(
+        deploykit.QuantizeOptions(source="folder:photos"),
+        course=deploykit.Course(epochs=5, learning_rate=1e-5),
+        loss=folder / "my_loss.py",
+    )
+    assert_type(deploykit.qat(model, "model.qat.onnx", learns), Made)
     shapes = {"images": ((1, 3, 640, 640), (8, 3, 640, 640), (32, 3, 640, 640))}
     target = deploykit.BuildOptions(sms=("86", "89"), shapes=shapes, workspace=4 << 30)
     assert_type(deploykit.build(model, "m.engine", "tensorrt_rtx", target, say=print), Made)
@@ -60,6 +66,15 @@ def checks(model: Path) -> None:
     assert_type(summary, str)
     assert_type(written, tuple[Path, ...])
     assert_type([row.topic for row in deploykit.doctor()], list[str])
+
+
+def compute(
+    found: Mapping[str, Tensor], truth: Sequence[tuple[object, deploykit.Geometry]]
+) -> tuple[Tensor, float]:
+    return found["scores"].square().sum(), float(len(truth))
+
+
+assert_type(deploykit.Loss(("scores",), compute).tensors, tuple[str, ...])
 
 
 def errors() -> str:

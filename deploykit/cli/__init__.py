@@ -10,7 +10,16 @@ import sys
 from typing import TYPE_CHECKING
 
 from deploykit import __version__
-from deploykit.cli import checking, choosing, describing, making, parsing, printing, showing
+from deploykit.cli import (
+    checking,
+    choosing,
+    describing,
+    learning,
+    making,
+    parsing,
+    printing,
+    showing,
+)
 from deploykit.cli.guarding import CLOSED, INTERRUPTED, guarded, open_streams, tidying
 from deploykit.errors import OptionError, unknown_name
 
@@ -23,6 +32,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     **making.COMMANDS,
     **describing.COMMANDS,
     **choosing.COMMANDS,
+    **learning.COMMANDS,
     **checking.COMMANDS,
     **showing.COMMANDS,
 }

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED, CLOSED = 130, 141
 """Exit statuses as a shell gives them: 128 + SIGINT, and 128 + SIGPIPE where nobody reads on."""
-_BESIDE = (".json", ".log")
+_BESIDE = (".json", ".log", ".partial")
 _SIBLINGS = (".html", ".md")
 
 

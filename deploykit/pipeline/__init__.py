@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         predict,
     )
     from deploykit.pipeline.quantizing import QuantizeOptions, cast, quantize
+    from deploykit.pipeline.retraining import QatOptions, qat
     from deploykit.pipeline.sensing import SensitivityOptions, sensitivity
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "PredictOptions",
     "Prediction",
     "Predictor",
+    "QatOptions",
     "QuantizeOptions",
     "SensitivityOptions",
     "VerifyOptions",
@@ -52,6 +54,7 @@ __all__ = [
     "open_model",
     "plan",
     "predict",
+    "qat",
     "quantize",
     "report",
     "sensitivity",
@@ -69,6 +72,7 @@ _HOME = {
     "PredictOptions": "predicting",
     "Prediction": "predicting",
     "Predictor": "predicting",
+    "QatOptions": "retraining",
     "QuantizeOptions": "quantizing",
     "SensitivityOptions": "sensing",
     "VerifyOptions": "checking",
@@ -84,6 +88,7 @@ _HOME = {
     "open_model": "opening",
     "plan": "planning",
     "predict": "predicting",
+    "qat": "retraining",
     "quantize": "quantizing",
     "report": "inspecting",
     "sensitivity": "sensing",

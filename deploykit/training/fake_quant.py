@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from deploykit.errors import OptionError, unknown_name
 from deploykit.precision.quantization.arithmetic import (
@@ -111,12 +111,15 @@ class Thresholds(nn.Module):
 
     @torch.no_grad()
     def move(self, tensors: Mapping[str, Tensor]) -> None:
-        """Move towards the largest magnitudes that a batch had. See also `largest`."""
-        for name, seen in tensors.items():
-            place = self.places[name]
-            old = self.logs[place].exp()
-            new = _MOMENTUM * old + (1 - _MOMENTUM) * seen.double()
-            self.logs[place] = new.clamp(min=_LEAST).log()
+        """Move towards the largest magnitudes of a batch, that of all processes together."""
+        if not tensors:
+            return
+        seen = torch.stack([each.abs().amax().double() for each in tensors.values()])
+        if distributed.is_initialized():
+            distributed.all_reduce(seen, distributed.ReduceOp.MAX)
+        places = [self.places[name] for name in tensors]
+        new = _MOMENTUM * self.logs[places].exp() + (1 - _MOMENTUM) * seen
+        self.logs[places] = new.clamp(min=_LEAST).log()
 
 
 class FakeQuantized(nn.Module):

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
-from deploykit.graph.editing import is_op
+from deploykit.errors import ModelError
+from deploykit.graph.editing import is_op, set_constant
 from deploykit.precision.placement.rules import WEIGHTED, constant
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-    import onnx_ir as ir
+    from torch import Tensor
 
 _NORMS = (
     "BatchNormalization",
@@ -48,6 +50,24 @@ def learned(graph: ir.Graph) -> Iterator[ir.Value]:
             whole = array.ndim > 1 and array.any() and np.array_equal(array, np.rint(array))
             if array.size and not whole:
                 yield value
+
+
+def relearned(model: ir.Model, weights: Mapping[str, Tensor]) -> None:
+    """Put weights by name into a model, in place; what was kept of the old ones is forgotten.
+
+    Raises: ModelError for one that is not finite.
+    """
+    for value in tuple(learned(model.graph)):
+        name = str(value.name)
+        array = weights[name].detach().cpu().numpy()
+        if not np.isfinite(array).all():
+            raise ModelError(f"the weights {name!r} that were learnt are not finite")
+        node = value.producer()
+        if node is not None:
+            set_constant(node, array)
+            continue
+        value.const_value = ir.tensor(array, name=name)
+        value.meta.clear()
 
 
 def _weights(node: ir.Node) -> Iterator[ir.Value]:

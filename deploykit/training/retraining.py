@@ -1,0 +1,291 @@
+"""Quantisation-aware training: weights and steps that suit INT8, learnt from the FP32 self."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, distributed
+
+from deploykit.errors import OptionError, unknown_name
+from deploykit.training import graphs, loops, objectives
+from deploykit.training.objectives import Term
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import onnx_ir as ir
+
+    from deploykit.training.batches import Batches, Fed
+    from deploykit.training.fake_quant import FakeQuantized
+    from deploykit.training.objectives import Loss, Sums
+    from deploykit.values import CalibrationTable, Json, Progress
+
+INTERVAL = 25
+"""Steps after which readers whose steps came near share one, and a snapshot may be taken."""
+Optimizer: TypeAlias = Literal["adam", "sgd"]
+
+
+@dataclass(frozen=True)
+class Course:
+    """How long, how fast and from whom a network learns."""
+
+    epochs: int = 10
+    learning_rate: float = 1e-5
+    scale_rate: float = 1e-3
+    """Of learned steps: relative to their size."""
+    final: float = 0.01
+    """Of both rates, at the end of a cosine."""
+    optimizer: Optimizer = "adam"
+    average: float = 0.998
+    """Decay, each step, of the averaged weights, which are the result; 0: the last ones are."""
+    feature_weight: float = 10.0
+    """Of the channel-wise distillation of features; it ends at a hundredth, by a cosine."""
+    head_weight: float = 1.0
+    """Of the distillation of what the heads give; likewise."""
+    loss_weight: float = 1.0
+    """Of a loss of the user's own."""
+    temperature: float = 1.0
+    """Of the channel-wise distillation."""
+    features: tuple[str, ...] = ()
+    """Tensors."""
+    heads: tuple[str, ...] = ()
+    """Tensors."""
+    seed: int = 0
+    amp: bool = False
+    """Compute in half precision: FP16 on a GPU, bfloat16 on a CPU."""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Check what a user may get wrong. Raises: OptionError."""
+        if self.optimizer not in get_args(Optimizer):
+            raise unknown_name("optimizer", self.optimizer, get_args(Optimizer))
+        if self.epochs < 1:
+            raise OptionError(f"{self.epochs} epochs", expected="at least 1")
+        rates = (self.learning_rate, self.scale_rate)
+        if not all(math.isfinite(rate) and rate >= 0 for rate in rates):
+            raise OptionError(f"learning rates of {rates}", expected="finite numbers from 0 on")
+        if not 0 <= self.average < 1:
+            raise OptionError(f"a decay of {self.average}", expected="0 to below 1")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of it."""
+
+    weights: Mapping[str, Tensor]
+    """By name; on the host."""
+    table: CalibrationTable
+    """The one that training began from, with the thresholds at its end."""
+    curve: tuple[Json, ...]
+    """For each epoch, the mean of each part of the loss and of the whole."""
+
+
+@dataclass
+class Run:
+    """A training in progress: all that it takes to go on."""
+
+    student: FakeQuantized
+    average: FakeQuantized
+    teacher: graphs.GraphModule
+    optimizer: torch.optim.Optimizer
+    course: Course
+    loss: Loss | None
+    steps: int
+    """Of an epoch."""
+    step: int = 0
+    sums: list[Counter[str]] = field(default_factory=list)
+    """Of each epoch, the parts of the loss added up."""
+    scaler: torch.amp.GradScaler = field(
+        default_factory=lambda: torch.amp.GradScaler(enabled=False)
+    )
+
+    @property
+    def total(self) -> int:
+        """Return the steps of the whole training."""
+        return self.steps * self.course.epochs
+
+    def state(self) -> Json:
+        """Return what changes, as tensors and plain values. See `restore`."""
+        return {
+            "step": self.step,
+            "student": _tensors(self.student),
+            "average": _tensors(self.average),
+            "optimizer": self.optimizer.state_dict(),
+            "sums": [dict(each) for each in self.sums],
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, state: Json) -> None:
+        """Go on from a state of the same training."""
+        self.step = state["step"]
+        _load(self.student, state["student"])
+        _load(self.average, state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.sums = [Counter(each) for each in state["sums"]]
+        self.scaler.load_state_dict(state["scaler"])
+        self.student.refresh()
+
+    def result(self) -> Trained:
+        """Return what was learnt so far."""
+        self.average.refresh()
+        weights = {n: p.detach().cpu().clone() for n, p in self.average.graph.named_parameters()}
+        curve = tuple(
+            {name: value / self.steps for name, value in sorted(each.items())} for each in self.sums
+        )
+        return Trained(weights, self.average.ranged(), curve)
+
+
+def begin(
+    model: ir.Model, student: FakeQuantized, course: Course, steps: int, *, loss: Loss | None = None
+) -> Run:
+    """Return a training that has not made a step.
+
+    Raises: OptionError where there is nothing to learn from, or a tensor is not in the graph.
+    """
+    teacher = graphs.module(model).requires_grad_(requires_grad=False).eval()
+    compared = (*course.features, *course.heads, *(loss.tensors if loss else ()))
+    known = {str(value.name) for node in model.graph for value in node.outputs}
+    for name in compared:
+        if name not in known:
+            raise unknown_name("tensor", name, known)
+    if not compared:
+        raise OptionError(
+            "nothing to learn from", expected="features, heads or a loss", fix="name some tensors"
+        )
+    average = copy.deepcopy(student)
+    for each in (student, average, teacher):
+        each.to(course.device)
+    return Run(
+        student.train(),
+        average.eval(),
+        teacher,
+        _optimizer(student, course),
+        course,
+        loss,
+        steps,
+        scaler=torch.amp.GradScaler(course.device, enabled=course.amp and course.device != "cpu"),
+    )
+
+
+def _optimizer(student: FakeQuantized, course: Course) -> torch.optim.Optimizer:
+    steps = [p for p in student.thresholds.parameters() if p.requires_grad]
+    groups = [
+        {"params": list(student.graph.parameters()), "lr": course.learning_rate},
+        {"params": steps, "lr": course.scale_rate},
+    ]
+    groups = [group for group in groups if group["params"]]
+    for group in groups:
+        group["full"] = group["lr"]
+    if course.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=0, momentum=0.9)
+    return torch.optim.Adam(groups, lr=0)
+
+
+def advance(run: Run, batches: Batches, progress: Progress) -> Iterator[Run]:
+    """Yield the training after each step in which it may be kept, and at its end.
+
+    Raises: OptionError where the loss is no number any more; DataError for an image.
+    """
+    for fed in progress(_fed(run, batches), "qat", run.total - run.step):
+        epoch = run.step // run.steps
+        while len(run.sums) <= epoch:
+            run.sums.append(Counter())
+        run.sums[epoch].update(_step(run, fed))
+        run.step += 1
+        if run.step % INTERVAL == 0 or run.step == run.total:
+            run.student.refresh()
+            yield run
+
+
+def _fed(run: Run, batches: Batches) -> Iterator[Fed]:
+    first, start = divmod(run.step, run.steps)
+    for epoch in range(first, run.course.epochs):
+        yield from batches.epoch(epoch, start if epoch == first else 0)
+
+
+def _step(run: Run, fed: Fed) -> dict[str, float]:
+    """Return the parts of the loss of one step, made."""
+    course = run.course
+    rate = loops.rate(run.step, run.total, warmup=0, final=course.final)
+    for group in run.optimizer.param_groups:
+        group["lr"] = group["full"] * rate
+    inputs = {name: value.to(course.device) for name, value in fed.inputs.items()}
+    loss, parts = _loss(run, inputs, fed)
+    if not math.isfinite(parts["loss"]):
+        raise OptionError(
+            f"the loss is {parts['loss']} at step {run.step + 1} of {run.total}",
+            expected="a finite number",
+            fix="a lower learning rate, or --no-amp; the weights before are in the snapshot",
+        )
+    run.optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(run.scaler.scale(loss))
+    if distributed.is_initialized():
+        loops.average_gradients(run.student)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    done = run.step + 1
+    loops.follow(run.average, run.student, min(course.average, done / (9 + done)))
+    return parts
+
+
+def _loss(run: Run, inputs: Mapping[str, Tensor], fed: Fed) -> tuple[Tensor, dict[str, float]]:
+    """Return the loss with its gradient, and for the log its parts."""
+    course, student = run.course, run.student
+    compared = (*course.features, *course.heads)
+    own = run.loss.tensors if run.loss else ()
+    watched = student.thresholds.names if student.thresholds.scales == "moving" else ()
+    halves = torch.autocast(course.device, enabled=course.amp)
+    with halves, torch.no_grad():
+        told = run.teacher.tensors(inputs, names=compared)
+    with halves:
+        found = student.tensors(inputs, names=dict.fromkeys((*compared, *own, *watched)))
+    student.thresholds.move({name: found[name] for name in watched})
+    pairs = {name: (found[name], told[name]) for name in compared}
+    left = loops.rate(run.step, run.total, warmup=0, final=_LEFT)
+    terms = [
+        *_shared(
+            "features",
+            course.feature_weight * left,
+            [objectives.channelwise(*pairs[name], course.temperature) for name in course.features],
+        ),
+        *_shared(
+            "heads",
+            course.head_weight * left,
+            [objectives.noise(*pairs[name]) for name in course.heads],
+        ),
+    ]
+    if run.loss is not None:
+        terms += _shared("task", course.loss_weight, [objectives.own(run.loss, found, fed.truth)])
+    return objectives.total(terms)
+
+
+_LEFT = 0.01
+"""Of the weight of the distillation, at the end. Source: the YOLOv6 report (2209.02976)."""
+
+
+def _shared(kind: str, weight: float, sums: Sequence[Sums]) -> Iterator[Term]:
+    """Yield parts of a loss that weigh `weight` together."""
+    for each in sums:
+        yield Term(kind, weight / len(sums), each)
+
+
+def _tensors(net: FakeQuantized) -> dict[str, Tensor]:
+    """Return everything that learns, on the host."""
+    found = {name: p.detach().cpu().clone() for name, p in net.graph.named_parameters()}
+    return {**found, _LOGS: net.thresholds.logs.detach().cpu().clone()}
+
+
+_LOGS = "thresholds of activations"
+
+
+@torch.no_grad()
+def _load(net: FakeQuantized, state: Mapping[str, Tensor]) -> None:
+    """Put everything that learns back."""
+    own = {**dict(net.graph.named_parameters()), _LOGS: net.thresholds.logs}
+    for name, tensor in own.items():
+        tensor.copy_(state[name])
