@@ -305,3 +305,12 @@ def test_a_bare_file_teaches_what_its_described_copy_knows(tmp_path: Path) -> No
     ap = pipeline.evaluate(described, options).metrics["ap"]
     assert ap is not None
     assert ap > 0.95, "COCO counts 100 objects of an image, and these have more"
+
+
+@pytest.mark.parametrize("task", ["keypoints", "instance_segmentation"])
+def test_a_head_of_boxes_is_not_taken_for_masks_or_points(task: str, tmp_path: Path) -> None:
+    path = network("yolov8", tmp_path / "net.onnx")
+    about = Description(task=task, preprocess="yolo", decode="yolov8")
+    with pytest.raises(OptionError, match=f"--decode yolov8 for the task {task}") as caught:
+        pipeline.describe(path, tmp_path / "d.onnx", about)
+    assert "--task detection" in caught.value.fix

@@ -45,6 +45,13 @@ def check(name: str, card: ModelCard, outputs: Shapes) -> None:
             expected=f"a model that {of}",
             fix="leave --decode out" if isinstance(task, Semantic) else "",
         )
+    if isinstance(task, Detection) and task.parts != ("bbox",) and name != heads.NONE:
+        raise OptionError(
+            f"--decode {name} for the task {card.task}",
+            expected="a head of boxes alone: masks and keypoints are read from padded rows",
+            fix="--task detection scores and draws the boxes; for the rest give, in Python, a task "
+            "of your own: `Keypoints(read=...)` or `Instances(read=...)`",
+        )
     if is_binary:
         foreground.check(name, outputs)
     else:
