@@ -116,6 +116,9 @@ class CalibrationTable:
     """The data set, as the user named it."""
     size: int | None = None
     """Images asked for; None: all of the data set."""
+    factors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Weight -> for each output channel the e of the 2**e that it was divided by before this was
+    measured, see `repairs.equalisation`; what is not there was not."""
     growing: tuple[str, ...] = field(default=(), compare=False)
     """Tensors that the last quarter of the images took further than those before by a tenth. Known
     to who calibrates; it depends on the cut into batches, and so no file keeps it."""
@@ -129,6 +132,8 @@ class CalibrationTable:
         """Return the table as plain JSON values."""
         values = asdict(self)
         del values["growing"]
+        if not self.factors:
+            del values["factors"]  # such a table is one for every version
         return {"schema_version": SCHEMA_VERSION, **values}
 
     @classmethod
@@ -145,6 +150,7 @@ class CalibrationTable:
                 skipped=tuple(data.get("skipped", ())),
                 source=data.get("source", ""),
                 size=data.get("size"),
+                factors={n: tuple(each) for n, each in data.get("factors", {}).items()},
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(

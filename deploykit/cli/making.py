@@ -34,6 +34,10 @@ FloatType = Annotated[str, Option(help="fp16 or fp32: what is not INT8 runs in."
 
 
 Plan = Annotated[Path | None, Option(help="JSON: which layers stay in float, and why.")]
+Repair = Annotated[
+    str,
+    Option(help="auto (what helps on held-out images), none, or by name: equalise."),
+]
 StripQdq = Annotated[bool, Option(help="Take Q/DQ that the file has off, and place it anew.")]
 
 
@@ -137,6 +141,7 @@ def quantize(
     plan: Plan = None,
     float_type: FloatType = "fp16",
     strip_qdq: StripQdq = False,
+    repair: Repair = "auto",
     kinds: Kinds = OF_TARGET,
     about: About = NOT_SAID,
     record: Record = None,
@@ -158,6 +163,7 @@ def quantize(
         float_type=options.float_type(float_type),
         about=about.description(),
         strip_qdq=strip_qdq,
+        repair=tuple(name.strip() for name in repair.split(",")),
         **calibrated.fields(),
         **kinds.fields(),
     )

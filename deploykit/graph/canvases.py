@@ -44,6 +44,12 @@ def sizes(model: ir.Model) -> tuple[Size, ...]:
     return () if own is None else (own, *(_size(name) for name in _functions(model)))
 
 
+def constants(model: ir.Model) -> frozenset[str]:
+    """Return the initializers that are others for further sizes of image."""
+    nodes = (node for function in _functions(model).values() for node in function)
+    return frozenset(str(node.outputs[0].name) for node in nodes)
+
+
 def merged(models: Sequence[ir.Model]) -> ir.Model:
     """Return the first of `models` with what the others, of other sizes, have different.
 

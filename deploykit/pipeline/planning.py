@@ -147,7 +147,7 @@ def plan(
         made = Planned(output, _with(base, choice, losses, metric), choice, times, metric)
     else:
         placed = placement.place(subject.graph, base)
-        table = quantizing.table_for(subject, placement.activations(placed), how, progress)
+        subject, table, _ = quantizing.calibrated(subject, base, placed, how, progress)
         trials = Trials(subject, base, table, str(options.source), options.limit, progress)
         made = _measured(output, trials, times, losses, metric, options)
     data = plans.to_json(made.plan, model_sha256=subject.sha256)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from deploykit.backends import targets
 from deploykit.data import arrays, sources
 from deploykit.errors import OptionError
 from deploykit.files import onnxfile
 from deploykit.measuring import records
-from deploykit.pipeline import intake, judging, places, preparing
+from deploykit.pipeline import intake, judging, places, preparing, repairing
 from deploykit.pipeline.made import Made, path_or_none, recorded, written
 from deploykit.precision import (
     calibration,
@@ -21,6 +21,7 @@ from deploykit.precision import (
     probing,
     quality,
     quantization,
+    repairs,
     tables,
 )
 from deploykit.precision.calibration import CalibrationOptions
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
     from deploykit.data.arrays import ArraySet
     from deploykit.pipeline.made import StrPath
+    from deploykit.pipeline.repairing import Repair
+    from deploykit.precision.placement import Placement
     from deploykit.recipes.describing import Description
     from deploykit.recipes.opened import Opened
     from deploykit.values import (
@@ -79,6 +82,17 @@ class QuantizeOptions:
     """Kinds of layers in float, such as `grouped`, to which depthwise ones belong."""
     target_sm: str | None = None
     """The GPU, such as T4 or 75, where it lacks kernels; None: any from SM80 on."""
+    repair: Collection[str] = (repairing.AUTO,)
+    """Of `precision.repairs.NAMES`; `auto`: those that help on images held out; `none`."""
+
+
+class Calibrated(NamedTuple):
+    """A model whose ranges are known."""
+
+    model: Opened
+    """The float model that they are of: its channels may have been scaled."""
+    table: CalibrationTable
+    repairs: tuple[Repair, ...]
 
 
 def quantize(
@@ -96,6 +110,7 @@ def quantize(
     model, output, record = Path(model), Path(output), path_or_none(record)
     reads = {"the model": model, "--plan": options.plan}
     places.check(reads, output=output, record=record, beside={"--table": options.table})
+    repairing.Wanted.named(options.repair)  # raises before the model is read
     opset = quantization.MIN_OPSET.get(options.float_type, 0)
     taken = intake.read(model, options.about)
     places.check_weights(taken.graph, output)
@@ -103,7 +118,7 @@ def quantize(
     plan = plan_for(subject, options)
     placed = placement.place(subject.graph, plan)
     quantization.check(subject.graph, placed, options.float_type)
-    table = table_for(subject, placement.activations(placed), options, progress)
+    subject, table, tried = calibrated(subject, plan, placed, options, progress)
     half = options.float_type is Precision.FP16
     seen, images = judging.probed(subject, placed, table, options.data or options.source, half=half)
     graph, summary = quantization.quantize(
@@ -119,11 +134,14 @@ def quantize(
     outputs = [str(value.name) for value in graph.graph.outputs]
     found = judging.judged(images, noise, agreements, outputs)
     made_by = {"verb": "quantize", **summary, "quality": found.to_json()}
+    if tried:
+        made_by["repairs"] = {repair.name: repair.to_json() for repair in tried}
     artifact = written(candidate, subject.origin(), made_by)
     layers = lint.precision_table(graph)
     notes = (
         *subject.notes,
         *_notes(layers, table),
+        *(repair.note() for repair in tried),
         *found.notes(),
         *judging.doubts(table),
         *_wide(summary["beyond_fp16"]),
@@ -180,12 +198,40 @@ def plan_for(model: Opened, options: QuantizeOptions) -> PrecisionPlan:
     return placement.read_plan(options.plan, plan, model_sha256=model.sha256, nodes=names)
 
 
+def calibrated(
+    model: Opened,
+    plan: PrecisionPlan,
+    placed: Placement,
+    options: QuantizeOptions,
+    progress: Progress,
+) -> Calibrated:
+    """Return the ranges of a model, repaired first where that is asked for.
+
+    Those of a table that is there are of the model as the table knows it.
+
+    Raises: InputError, OptionError, ModelError, BackendError.
+    """
+    tensors, wanted = placement.activations(placed), repairing.Wanted.named(options.repair)
+    if options.table is not None and options.table.exists():
+        known = tables.read(options.table)
+        repairing.check(known, wanted)
+        model = repairs.restored(model, known)
+        return Calibrated(model, _checked(known, model, options), repairing.known(known))
+    source = options.data or options.source
+    tried: tuple[Repair, ...] = ()
+    if wanted.names and source is not None:
+        seen = repairing.images(model, source, options.calibration.size)
+        if seen is not None:
+            model, tried = repairing.repaired(model, plan, placed, seen, auto=wanted.auto)
+    return Calibrated(model, table_for(model, tensors, options, progress), tried)
+
+
 def table_for(
     model: Opened, tensors: Sequence[str], options: QuantizeOptions, progress: Progress
 ) -> CalibrationTable:
     """Return the ranges: of a table that is there, else calibrated now. Raises: InputError."""
     if options.table is not None and options.table.exists():
-        return _known_table(options.table, model, options)
+        return _checked(tables.read(options.table), model, options)
     how = options.calibration
     if options.data is not None:
         data = _arrays(model, options.data)
@@ -208,9 +254,8 @@ def _arrays(model: Opened, folder: Path) -> ArraySet:
     return arrays.opened(folder, onnxfile.interface(model.graph)[0])
 
 
-def _known_table(path: Path, model: Opened, options: QuantizeOptions) -> CalibrationTable:
-    """Return the table in a file. Raises: StaleTableError where it is not what is asked for."""
-    table = tables.read(path)
+def _checked(table: CalibrationTable, model: Opened, options: QuantizeOptions) -> CalibrationTable:
+    """Return the table of a file. Raises: StaleTableError where it is not what is asked for."""
     tables.check_fresh(table, model)
     if options.data is not None:
         tables.check_arrays(table, _arrays(model, options.data))

@@ -108,7 +108,7 @@ def sensitivity(
     )
     plan = quantizing.plan_for(subject, how)
     placed = placement.place(subject.graph, plan)
-    table = quantizing.table_for(subject, placement.activations(placed), how, progress)
+    subject, table, _ = quantizing.calibrated(subject, plan, placed, how, progress)
     worker = Worker(_question(subject, plan, table, options))
     kept, known = journal.opened(partial, _key(worker.question, options))
     units = [unit for unit in worker.units() if not kept.has(unit)]

@@ -126,6 +126,7 @@ def _observed(
         samples_sha256=samples.fingerprint(found.names, found.pixel_sha256s),
         ranges={name: observers.chosen_range(observer, found.seen[name]) for name in wanted},
         size=options.size,
+        factors=model.factors,
         growing=found.growing,
     )
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 WHAT = "a calibration table"
 _LARGEST = 3.4e38
 """What float32 holds."""
+_EXPONENT = 64
+"""Of a factor of channels; far beyond what a float32 model needs."""
 _BATCH = 8
 
 
@@ -47,7 +49,12 @@ TABLE = record(
         "samples_sha256": text(most=64),
         "ranges": mapping(_range),
     },
-    {"skipped": many(text()), "source": text(), "size": schema.nothing_or(whole(1))},
+    {
+        "skipped": many(text()),
+        "source": text(),
+        "size": schema.nothing_or(whole(1)),
+        "factors": mapping(many(whole(-_EXPONENT, _EXPONENT))),
+    },
 )
 
 
@@ -62,7 +69,21 @@ def read(path: Path) -> CalibrationTable:
 
 
 def check_fresh(table: CalibrationTable, model: Opened) -> None:
-    """Check that the table was made for this very model file. Raises: StaleTableError."""
+    """Check that the table was made for this very model, its channels as they are.
+
+    Raises: StaleTableError.
+    """
+    check_file(table, model)
+    if model.factors != table.factors:
+        raise StaleTableError(
+            f"the calibration table was made for other scales of the channels of {model.path}",
+            expected="ranges of the model as it is",
+            fix="make another table: quantize --repair none --table",
+        )
+
+
+def check_file(table: CalibrationTable, model: Opened) -> None:
+    """Check that the table was made for a model from this very file. Raises: StaleTableError."""
     if model.sha256 != table.model_sha256:
         raise StaleTableError(
             f"the calibration table was made for another model than {model.path}",

@@ -13,6 +13,7 @@ from deploykit.recipes import metadata
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
 
     import onnx_ir as ir
 
@@ -35,6 +36,8 @@ class Opened:
     """What was done to the graph of the file, and guessed about it, for the user."""
     known_sha256: str = ""
     """Of the file's content, where `data` is another."""
+    factors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of `CalibrationTable`: what channels were divided by since the file was read."""
 
     @cached_property
     def sha256(self) -> str:

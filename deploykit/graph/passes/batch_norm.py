@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deploykit.graph import scaling
 from deploykit.graph.editing import bypass, constant, integer, is_op, per_node, real, source
-from deploykit.graph.passes import _scaling
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -24,16 +24,16 @@ def rewrite(node: ir.Node) -> bool:
         return False
     if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
         return False
-    inner = source(node.inputs[0], *_scaling.OPS)
+    inner = source(node.inputs[0], *scaling.OPS)
     statistics = [constant(value) for value in node.inputs[1:]]
     if inner is None or any(array is None for array in statistics):
         return False
     gamma, beta, mean, var = (np.asarray(array, np.float64) for array in statistics)
-    if any(array.shape != (_scaling.channels(inner),) for array in (gamma, beta, mean, var)):
+    if any(array.shape != (scaling.channels(inner),) for array in (gamma, beta, mean, var)):
         return False
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = gamma / np.sqrt(var + real(node, "epsilon", _EPSILON))
-    if not _scaling.fold(inner, scale, beta - mean * scale):
+    if not scaling.fold(inner, scale, beta - mean * scale):
         return False
     return bypass(node, inner.outputs[0])
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from deploykit.graph import scaling
 from deploykit.graph.editing import bypass, constant, is_op, per_node, source
-from deploykit.graph.passes import _scaling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ def rewrite(node: ir.Node) -> bool:
     if not is_op(node, *_EFFECTS):
         return False
     for index in (0, 1) if node.op_type in _COMMUTATIVE else (0,):
-        inner = source(node.inputs[index], *_scaling.OPS)
+        inner = source(node.inputs[index], *scaling.OPS)
         operand = constant(node.inputs[1 - index])
         if inner is not None and operand is not None and _fold(node, inner, operand):
             return bypass(node, inner.outputs[0])
@@ -45,12 +45,12 @@ def _fold(node: ir.Node, inner: ir.Node, operand: NDArray[np.generic]) -> bool:
         return False
     with np.errstate(divide="ignore"):
         scale, shift = _EFFECTS[node.op_type](values)
-    return _scaling.fold(inner, scale, shift)
+    return scaling.fold(inner, scale, shift)
 
 
 def _per_channel(inner: ir.Node, operand: NDArray[np.generic]) -> Doubles | None:
     """Return `operand` as float64[out], None where it varies along another axis than axis 1."""
-    count, weight = _scaling.channels(inner), constant(inner.inputs[1])
+    count, weight = scaling.channels(inner), constant(inner.inputs[1])
     if count is None or weight is None or operand.ndim > weight.ndim:
         return None
     aligned = operand.reshape(*[1] * (weight.ndim - operand.ndim), *operand.shape)

@@ -218,6 +218,11 @@ def _along(values: Array | None, rank: int, axis: int) -> Array | None:
     return values.reshape([-1 if i == axis else 1 for i in range(rank)])
 
 
+def has_levels(value: ir.Value) -> bool:
+    """Return whether a file stored these weights as int8."""
+    return _KEY in value.meta
+
+
 def levels_of(value: ir.Value, axis: int | None) -> Levels | None:
     """Return weights as the file stored them, with scales along `axis`; None: otherwise, or not."""
     kept: Levels | None = value.meta.get(_KEY)

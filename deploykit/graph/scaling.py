@@ -1,4 +1,7 @@
-"""Fold `y * scale + shift`, per output channel, into the weights of the node that makes y."""
+"""Factors per channel, folded into the weights of a layer.
+
+`y * scale + shift` goes into the node that makes y, `x * scale` into one that reads x.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,34 @@ def _channels(node: ir.Node, shape: tuple[int, ...]) -> int:
         return shape[1] * integer(node, "group", 1)
     if is_op(node, "Gemm"):  # weight: [in, out], or [out, in] where transposed
         return shape[0 if integer(node, "transB", 0) else 1]
+    if is_op(node, "MatMul"):
+        return shape[-1]
     return shape[0]  # weight: [out, in / groups, kernel...]
+
+
+def read_channels(node: ir.Node) -> int | None:
+    """Return how many input channels `node` has; None where its weights are not constant."""
+    weight = constant(node.inputs[1])
+    if weight is None or weight.ndim < 2 or (is_op(node, "Gemm") and integer(node, "transA", 0)):
+        return None
+    first, second = weight.shape[:2]
+    if is_op(node, "Conv"):
+        return int(second) * integer(node, "group", 1)
+    return int(second if integer(node, "transB", 0) else first)
+
+
+def by_channels(node: ir.Node, weight: Doubles) -> Doubles:
+    """Return a view of a layer's weights as [groups, out / groups, in / groups, window...].
+
+    What is written into the view is in the weights.
+    """
+    groups = integer(node, "group", 1)
+    if is_op(node, "ConvTranspose"):
+        parts = weight.reshape(groups, -1, *weight.shape[1:])
+        return parts.swapaxes(1, 2)
+    if is_op(node, "MatMul") or (is_op(node, "Gemm") and not integer(node, "transB", 0)):
+        return weight.T[None]
+    return weight.reshape(groups, -1, *weight.shape[1:])
 
 
 def fold(node: ir.Node, scale: Doubles, shift: Doubles) -> bool:

@@ -1,0 +1,76 @@
+"""How far each channel of a tensor reaches on a few images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from onnx_ir.passes.common import ShapeInferencePass
+
+from deploykit.backends import onnxruntime
+from deploykit.precision.appending import SINGLE, Appended
+from deploykit.recipes import opened
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+    from deploykit.backends import Arrays
+    from deploykit.recipes.opened import Opened
+
+    Reaches: TypeAlias = Mapping[str, NDArray[np.float64]]
+    """Tensor -> float64[channels], the largest magnitude of each; one number for the whole where
+    it has no axis 1 of a known size."""
+
+
+_ROWS = 2
+"""Dimensions of a tensor whose channels are single numbers."""
+
+
+def reaches(model: Opened, tensors: Iterable[str], feeds: Iterable[Arrays]) -> Reaches:
+    """Return the reach of the channels, axis 1, of float32 tensors over all `feeds`.
+
+    No tensor leaves the runtime. One that is empty reaches nowhere.
+
+    Raises: ModelError, BackendError where the model does not run.
+    """
+    graph = model.copy()
+    ShapeInferencePass()(graph)
+    made = [value for node in graph.graph for value in node.outputs]
+    values = {str(value.name): value for value in (*graph.graph.inputs, *made)}
+    add = Appended(graph.graph, "reach")
+    asked = {
+        name: add.answer(_largest(add, values[name]), rank=1)
+        for name in dict.fromkeys(tensors)
+        if name in values and values[name].dtype is SINGLE
+    }
+    session = onnxruntime.open_model(opened.made(graph, model.path))
+    found: dict[str, NDArray[np.float64]] = {}
+    for feed in feeds:
+        outputs = session.run(feed)
+        for name, answer in asked.items():
+            reach = _over_images(outputs[answer])
+            found[name] = np.maximum(found[name], reach) if name in found else reach
+    return found
+
+
+def _largest(add: Appended, value: ir.Value) -> ir.Value:
+    """Return max|x| of each image's channels, or over all; 0 where there are no values."""
+    shape = () if value.shape is None else tuple(value.shape)
+    magnitudes = add.node("Abs", value)
+    if len(shape) > 1 and all(isinstance(size, int) and size > 0 for size in shape[1:]):
+        return magnitudes if len(shape) == _ROWS else add.node("GlobalMaxPool", magnitudes)
+    flat = add.constant("flat", np.array([-1], np.int64))
+    zero = add.constant("zero", np.zeros(1, np.float32))
+    magnitudes = add.node("Concat", add.node("Reshape", magnitudes, flat), zero, axis=0)
+    return add.node("ReduceMax", magnitudes, keepdims=0)
+
+
+def _over_images(answer: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Return the largest finite number of each channel."""
+    numbers = np.atleast_1d(answer.astype(np.float64))
+    finite = np.where(np.isfinite(numbers), numbers, 0.0).reshape(len(numbers), -1)
+    largest: NDArray[np.float64] = finite.max(0, initial=0.0)
+    return largest

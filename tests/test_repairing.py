@@ -1,0 +1,140 @@
+"""What `quantize --repair` takes, what it says, and what a table keeps of it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+from example_scripts import EXAMPLES
+from skewing import one, skewed
+
+import deploykit
+from deploykit.backends import onnxruntime
+from deploykit.data import samples, sources
+from deploykit.errors import OptionError, StaleTableError
+from deploykit.pipeline import repairing
+from deploykit.pipeline.exporting import ExportOptions, export
+from deploykit.pipeline.quantizing import QuantizeOptions, quantize
+from deploykit.precision import tables
+from deploykit.recipes import opened
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+SOURCE = "shapes:count=8,size=96"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained example at 96x96: an untrained head gives the same whatever it sees."""
+    path = tmp_path_factory.mktemp("model") / "pico.onnx"
+    export(EXAMPLES / "shapes" / "yolov6_pico.pth", path, ExportOptions(input_size=(96, 96)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def crooked(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with one channel of each layer a hundred times as large."""
+    proto = onnx.load(model)
+    assert skewed(proto, one(100)) > 30
+    path = tmp_path_factory.mktemp("crooked") / "crooked.onnx"
+    onnx.save(proto, path)
+    return path
+
+
+def outputs(path: Path) -> NDArray[Any]:
+    subject = opened.read(path)
+    assert subject.card is not None
+    session = onnxruntime.open_model(subject)
+    batch = next(samples.batches(sources.dataset(SOURCE), subject.card.preprocess, 8))
+    return session.run({session.inputs[0].name: batch.images})["outputs"]
+
+
+def decibels(found: Path, expected: Path) -> float:
+    """Signal to noise of the classes' scores."""
+    ours, theirs = (outputs(path)[..., 5:].astype(np.float64) for path in (found, expected))
+    spread = theirs - theirs.mean((0, 1))
+    return float(10 * np.log10(np.square(spread).sum() / np.square(ours - theirs).sum()))
+
+
+def test_a_crooked_model_is_as_good_as_the_straight_one(
+    model: Path, crooked: Path, tmp_path: Path
+) -> None:
+    paths = {name: tmp_path / f"{name}.onnx" for name in ("straight", "plain", "repaired")}
+    quantize(model, paths["straight"], QuantizeOptions(source=SOURCE, repair=("none",)))
+    quantize(crooked, paths["plain"], QuantizeOptions(source=SOURCE, repair=("none",)))
+    made = quantize(crooked, paths["repaired"], QuantizeOptions(source=SOURCE))
+    straight, plain, repaired = (decibels(path, model) for path in paths.values())
+    assert plain < straight - 10
+    assert repaired > straight - 2
+    (note,) = (note for note in made.notes if "equalise" in note)
+    assert note.startswith("repaired by equalise (channels of 3")
+    assert note.endswith("on images held out")
+    kept = made.artifact.made_by["repairs"]["equalise"]
+    assert kept["taken"]
+    assert kept["after"] > kept["before"] + 10
+
+
+def test_a_table_brings_the_repair_with_it(crooked: Path, tmp_path: Path) -> None:
+    table = tmp_path / "table.json"
+    first, second = tmp_path / "first.onnx", tmp_path / "second.onnx"
+    quantize(crooked, first, QuantizeOptions(source=SOURCE, table=table))
+    made = quantize(crooked, second, QuantizeOptions(table=table))
+    np.testing.assert_array_equal(outputs(first), outputs(second))
+    assert any(note.startswith("repaired by equalise") for note in made.notes)
+
+
+def test_a_table_with_a_repair_is_not_taken_where_none_is_asked_for(
+    crooked: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "table.json"
+    quantize(crooked, tmp_path / "a.onnx", QuantizeOptions(source=SOURCE, table=table))
+    with pytest.raises(StaleTableError, match="equalised channels"):
+        quantize(crooked, tmp_path / "b.onnx", QuantizeOptions(table=table, repair=("none",)))
+
+
+def test_factors_that_fit_another_model_are_refused(crooked: Path, tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    quantize(crooked, tmp_path / "a.onnx", QuantizeOptions(source=SOURCE, table=path))
+    data = json.loads(path.read_text())
+    first = next(iter(data["factors"]))
+    data["factors"][first][0] += 1
+    del data["factors"][first][1]
+    path.write_text(json.dumps(data))
+    with pytest.raises(deploykit.InputError, match="do not fit the model"):
+        quantize(crooked, tmp_path / "b.onnx", QuantizeOptions(table=path))
+    data["factors"][first] = [0.5]
+    path.write_text(json.dumps(data))
+    with pytest.raises(deploykit.InputError, match="factors"):
+        tables.read(path)
+
+
+def test_a_table_without_repairs_is_one_for_every_version(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    options = QuantizeOptions(source=SOURCE, table=path, repair=("none",))
+    made = quantize(model, tmp_path / "a.onnx", options)
+    assert "factors" not in json.loads(path.read_text())
+    assert "repairs" not in made.artifact.made_by
+    quantize(model, tmp_path / "b.onnx", QuantizeOptions(table=path))
+    np.testing.assert_array_equal(outputs(tmp_path / "a.onnx"), outputs(tmp_path / "b.onnx"))
+
+
+def test_one_image_is_too_few_to_hold_one_out(model: Path) -> None:
+    assert repairing.images(opened.read(model), "shapes:count=1,size=96", None) is None
+    seen = repairing.images(opened.read(model), "shapes:count=5,size=96", 3)
+    assert seen is not None
+    assert (len(seen.chosen_on), len(seen.held_out)) == (2, 1)
+
+
+def test_repairs_are_named_as_they_are() -> None:
+    assert repairing.Wanted.named(["auto"]).auto
+    assert not repairing.Wanted.named(["none"]).names
+    with pytest.raises(OptionError, match="equalise"):
+        repairing.Wanted.named(["equalize"])
+    with pytest.raises(OptionError, match="contradict"):
+        repairing.Wanted.named(["none", "equalise"])
