@@ -10,7 +10,7 @@ from deploykit.cli import layers, options, printing, progress
 from deploykit.cli.about import NOT_SAID, About
 from deploykit.cli.calibrated import ON_NOTHING, Calibrated
 from deploykit.cli.kinds import OF_TARGET, Kinds
-from deploykit.cli.making import AsJson, Model, Op, Plan, StripQdq
+from deploykit.cli.making import AsJson, Model, Op, Plan, Record, StripQdq
 from deploykit.cli.parsing import Option
 from deploykit.errors import ProofError
 
@@ -68,6 +68,7 @@ def sensitivity(
     strip_qdq: StripQdq = False,
     kinds: Kinds = OF_TARGET,
     about: About = NOT_SAID,
+    record: Record = None,
     op: Op = None,
     as_json: AsJson = False,
 ) -> None:
@@ -97,7 +98,7 @@ def sensitivity(
     )
     wanted = pipeline.SensitivityOptions(calibrated=how, **measured.fields())
     with options.named(op):
-        made = pipeline.sensitivity(model, output, wanted, progress=progress.bar)
+        made = pipeline.sensitivity(model, output, wanted, record=record, progress=progress.bar)
     text = "\n".join([layers.sensitivities(made.found), *made.notes])
     printing.emit({**made.found.to_json(), "notes": list(made.notes)}, text, as_json=as_json)
 
@@ -147,6 +148,7 @@ def plan(
     strip_qdq: StripQdq = False,
     kinds: Kinds = OF_TARGET,
     about: About = NOT_SAID,
+    record: Record = None,
     op: Op = None,
     as_json: AsJson = False,
 ) -> None:
@@ -170,7 +172,7 @@ def plan(
     )
     asked = pipeline.PlanOptions(sensitivities, how, **wanted.fields())
     with options.named(op):
-        made = pipeline.plan(model, output, asked, progress=progress.bar)
+        made = pipeline.plan(model, output, asked, record=record, progress=progress.bar)
     text = "\n".join([layers.planned(made), *made.notes])
     data = {**made.to_json(), "notes": list(made.notes)}
     printing.emit(data, text, as_json=as_json)

@@ -46,7 +46,18 @@ _DISPLAY = record(
 _LAYER = record(
     {"name": text(), "op": text(), "precision": text()}, {"macs": whole(0), "note": text()}
 )
+_CHOICE = record(
+    {"layers": whole(0), "seconds": number(0)},
+    dict.fromkeys(("predicted_drop", "real_drop"), schema.nothing_or(number())),
+)
 CHECKS: Mapping[str, Check] = {
+    **dict.fromkeys(("measure", "gpu"), text()),
+    "layers": mapping(_SCORES),
+    "losses": mapping(number(0)),
+    "correlations": _SCORES,
+    **dict.fromkeys(("tried", "frontier"), schema.many(_CHOICE)),
+    "chosen": _CHOICE,
+    **dict.fromkeys(("seconds_int8", "seconds_fp16"), number(0)),
     **dict.fromkeys(("model", "model_sha256", "backend", "scope", "dataset"), text()),
     **dict.fromkeys(("task", "primary"), text()),
     "display": mapping(_DISPLAY),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from deploykit.errors import InputError, OutputError
 from deploykit.files import appending, jsonfile, paths, schema
 from deploykit.measuring.fields import CHECKS
+from deploykit.measuring.layer_records import PlanRecord, SensitivityRecord
 from deploykit.tasks import coco
 from deploykit.tasks.task import Display
 from deploykit.values import SCHEMA_VERSION, BenchRecord, LayerPrecision
@@ -93,7 +94,7 @@ class ArtifactRecord:
         return {"schema_version": SCHEMA_VERSION, "kind": self.kind, **asdict(self)}
 
 
-Record: TypeAlias = "BenchRecord | AccuracyRecord | ArtifactRecord"
+Record: TypeAlias = "BenchRecord | AccuracyRecord | ArtifactRecord | SensitivityRecord | PlanRecord"
 
 
 def artifact_record(
@@ -207,6 +208,8 @@ _KINDS: Mapping[str, type[Any]] = {
     "bench": BenchRecord,
     "accuracy": AccuracyRecord,
     "artifact": ArtifactRecord,
+    "sensitivity": SensitivityRecord,
+    "plan": PlanRecord,
 }
 
 

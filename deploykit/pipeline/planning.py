@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 
 from deploykit.errors import OptionError
 from deploykit.files import artifacts
+from deploykit.measuring import records
+from deploykit.measuring.layer_records import PlanRecord
 from deploykit.pipeline import intake, places, preparing, quantizing
+from deploykit.pipeline.made import path_or_none
 from deploykit.pipeline.quantizing import QuantizeOptions
 from deploykit.pipeline.trying import Trials
 from deploykit.precision import placement, quantization
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from deploykit.precision.planning.confirming import Tried
     from deploykit.precision.planning.costs import Costs
     from deploykit.precision.sensitivity.scores import Sensitivities
+    from deploykit.recipes.opened import Opened
     from deploykit.values import Json, Progress
 
 MAX_DROP = 0.005
@@ -119,16 +123,22 @@ def _plain(choice: Choice) -> Json:
 
 
 def plan(
-    model: StrPath, output: StrPath, options: PlanOptions, *, progress: Progress = silent
+    model: StrPath,
+    output: StrPath,
+    options: PlanOptions,
+    *,
+    record: StrPath | None = None,
+    progress: Progress = silent,
 ) -> Planned:
     """Choose the layers to keep in float, and write them to `output` for `quantize --plan`.
 
     Raises: InputError, OutputError, OptionError, BackendError.
     """
     model, output, measured = Path(model), Path(output), Path(options.sensitivities)
+    record = path_or_none(record)
     how = options.calibrated
     reads = {"the model": model, "--plan": how.plan, "the sensitivities": measured}
-    places.check(reads, output=output, beside={"--table": how.table})
+    places.check(reads, output=output, record=record, beside={"--table": how.table})
     subject = preparing.prepared(
         intake.read(model, how.about),
         quantization.MIN_OPSET[Precision.FP32],
@@ -153,6 +163,8 @@ def plan(
     data = plans.to_json(made.plan, model_sha256=subject.sha256)
     made_by = {"verb": "plan", "gpu": options.gpu, "batch": options.batch, **made.to_json()}
     artifacts.write_json(output, {**data, "made_by": made_by})
+    if record is not None:
+        records.append(record, _record(subject, made, options))
     return made
 
 
@@ -169,6 +181,29 @@ def best(found: Sensitivities) -> str:
 
 _TRUSTED = 0.99
 """Correlation with the noise of the outputs from which a cheaper measure is as good."""
+
+
+def _record(model: Opened, made: Planned, options: PlanOptions) -> PlanRecord:
+    """Return what a report says of it."""
+
+    def counted(choice: Choice, real: float | None = None) -> Json:
+        found = {**_plain(choice), "real_drop": real, "layers": len(choice.kept)}
+        del found["kept"]
+        return found
+
+    return PlanRecord(
+        model=model.path.name,
+        model_sha256=model.sha256,
+        gpu=options.gpu,
+        batch_size=options.batch,
+        measure=made.metric,
+        primary=made.named,
+        tried=tuple(counted(each.choice, each.real) for each in made.tried),
+        frontier=tuple(map(counted, made.frontier)),
+        chosen=counted(made.choice, made.real),
+        seconds_int8=made.costs.seconds(()),
+        seconds_fp16=made.costs.seconds(made.costs.layers),
+    )
 
 
 def _with(

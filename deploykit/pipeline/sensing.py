@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from deploykit.errors import OptionError, unknown_name
 from deploykit.graph import cost
+from deploykit.measuring import records
+from deploykit.measuring.layer_records import SensitivityRecord
 from deploykit.pipeline import intake, opening, places, preparing, quantizing
+from deploykit.pipeline.made import path_or_none
 from deploykit.pipeline.quantizing import QuantizeOptions
 from deploykit.precision import placement, quantization
 from deploykit.precision.placement import plans
@@ -84,7 +87,12 @@ class Sensed(NamedTuple):
 
 
 def sensitivity(
-    model: StrPath, output: StrPath, options: SensitivityOptions, *, progress: Progress = silent
+    model: StrPath,
+    output: StrPath,
+    options: SensitivityOptions,
+    *,
+    record: StrPath | None = None,
+    progress: Progress = silent,
 ) -> Sensed:
     """Measure what INT8 costs in each layer, and write it to `output` as JSON.
 
@@ -93,12 +101,13 @@ def sensitivity(
 
     Raises: InputError, OutputError, OptionError, BackendError.
     """
-    model, output = Path(model), Path(output)
+    model, output, record = Path(model), Path(output), path_or_none(record)
     how = options.calibrated
     partial = output.with_name(output.name + _PARTIAL)
     places.check(
         {"the model": model, "--plan": how.plan},
         output=output,
+        record=record,
         beside={"--table": how.table, "the journal of -o": partial},
     )
     subject = preparing.prepared(
@@ -118,6 +127,8 @@ def sensitivity(
     found = _found(worker, kept, table, options)
     scores.write(output, found)
     kept.forget()
+    if record is not None:
+        records.append(record, _record(subject, found))
     resumed = (f"went on where {partial.name} had ended",) if known else ()
     return Sensed(output, found, (*subject.notes, *resumed))
 
@@ -193,6 +204,22 @@ def _found(
         primary=alone[0].primary if alone else "",
         task_images=options.limit or 0,
         task_source=worker.question.task_source or "",
+    )
+
+
+def _record(model: Opened, found: Sensitivities) -> SensitivityRecord:
+    """Return what a report says of it."""
+    measure = found.measured()[-1]
+    data = found.to_json()
+    return SensitivityRecord(
+        model=model.path.name,
+        model_sha256=model.sha256,
+        measure=measure,
+        layers=data["layers"],
+        losses=found.losses(measure),
+        correlations=data["correlations"],
+        images=found.images,
+        dataset=found.source,
     )
 
 

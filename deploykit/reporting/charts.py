@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from deploykit.reporting import drawing
 from deploykit.reporting.axes import Axis, spanning
-from deploykit.reporting.markup import Markup, element, join, plain
+from deploykit.reporting.drawing import LETTER, MARGIN, NARROW, WIDTH
+from deploykit.reporting.markup import Markup, element
 from deploykit.reporting.tables import measured, milliseconds, rate, size
 
 if TYPE_CHECKING:
@@ -15,11 +17,6 @@ if TYPE_CHECKING:
     from deploykit.reporting.rows import Row
     from deploykit.values import BenchRecord
 
-WIDTH, NARROW = 1000, 350
-"""Of every chart, in the units of its view box; the second for screens as narrow as a phone's."""
-_LETTER = 6.4
-"""Width of a letter, about."""
-_MARGIN = 14
 _ROW, _LINE = 64, 18
 """Height of one latency distribution, its label included, and of a further line of text."""
 _BINS = 90
@@ -44,13 +41,13 @@ def latencies(rows: Sequence[Row], width: int = WIDTH) -> Markup | None:
         return None
     figures = [bench.wall for _, bench in timed]
     ends = [wall.minimum for wall in figures] + [wall.p99 for wall in figures]
-    axis = spanning([end * 1e3 for end in ends], _MARGIN, width - _MARGIN)
+    axis = spanning([end * 1e3 for end in ends], MARGIN, width - MARGIN)
     tall = _ROW if width == WIDTH else _ROW + _LINE
     bottom = len(timed) * tall
     drawn = [_distribution(row, bench, axis, i * tall) for i, (row, bench) in enumerate(timed)]
-    marks = _horizontal(axis, 0, bottom, "milliseconds per batch")
+    marks = drawing.horizontal(axis, 0, bottom, "milliseconds per batch")
     title = "Distribution of the latency of each model"
-    return _svg(title, (width, bottom + 44), [marks, *drawn])
+    return drawing.svg(title, (width, bottom + 44), [marks, *drawn])
 
 
 def _distribution(row: Row, bench: BenchRecord, axis: Axis, top: float) -> Markup:
@@ -66,20 +63,20 @@ def _distribution(row: Row, bench: BenchRecord, axis: Axis, top: float) -> Marku
     beyond = len(bench.seconds) - len(inside)
     p50, p99 = (axis(value * 1e3) for value in (wall.p50, wall.p99))
     note = f"p50 {milliseconds(wall.p50).text} ms, p99 {milliseconds(wall.p99).text} ms"
-    label = f"{_short(row.name)}, {measured(row).text}"
+    label = f"{drawing.short(row.name)}, {measured(row).text}"
     if beyond:
         note += f"; {beyond} slower, up to {milliseconds(wall.maximum).text} ms"
     return element(
         "g",
         element("title", f"{row.name}: {note}"),
         element("path", d=f"M{axis.start} {base}{outline}V{base}Z", class_=_colour(row)),
-        _line(axis.start, base, axis.end, base, "grid"),
-        _line(p50, base - _ROW + 28, p50, base + 4, "median"),
-        _line(p99, base - 12, p99, base + 4, "tail"),
-        _text(axis.start, top + 14, label if is_wide else _cut(label, axis), "label"),
-        _text(axis.end, top + 14, note, "value", anchor="end")
+        drawing.line(axis.start, base, axis.end, base, "grid"),
+        drawing.line(p50, base - _ROW + 28, p50, base + 4, "median"),
+        drawing.line(p99, base - 12, p99, base + 4, "tail"),
+        drawing.text(axis.start, top + 14, label if is_wide else drawing.cut(label, axis), "label"),
+        drawing.text(axis.end, top + 14, note, "value", anchor="end")
         if is_wide
-        else _text(axis.start, top + 14 + _LINE, _cut(note, axis), "value"),
+        else drawing.text(axis.start, top + 14 + _LINE, drawing.cut(note, axis), "value"),
     )
 
 
@@ -98,23 +95,23 @@ def trade_off(rows: Sequence[Row], width: int = WIDTH) -> Markup | None:
     if len(known) < 2:
         return None
     display = next(row.primary.display for row, _, _ in known if row.primary)
-    across = spanning([fps for _, fps, _ in known], 64, width - _MARGIN, margin=0.15)
+    across = spanning([fps for _, fps, _ in known], 64, width - MARGIN, margin=0.15)
     scores = [value for _, _, value in known]
     middle = (min(scores) + max(scores)) / 2
     room = _LEAST_STEPS * 10.0**-display.digits / 2
-    ends = (_SCATTER, _MARGIN) if display.higher_is_better else (_MARGIN, _SCATTER)
+    ends = (_SCATTER, MARGIN) if display.higher_is_better else (MARGIN, _SCATTER)
     up = spanning([*scores, middle - room, middle + room], *ends, margin=0.25)
     title = f"{display.title}, {display.unit}" if display.unit else display.title
     marks = [
-        _horizontal(across, _MARGIN, _SCATTER, "images per second"),
-        _vertical(up, across, title),
+        drawing.horizontal(across, MARGIN, _SCATTER, "images per second"),
+        drawing.vertical(up, across, title),
     ]
     taken: list[tuple[float, float]] = []
     for row, fps, value in sorted(known, key=lambda point: up(point[2])):
         note = f"{display.title} {value:.{display.digits}f}, {rate(fps).text} FPS"
         marks.append(_point(row, (across(fps), up(value), width), note, taken))
     said = "Accuracy against speed: up and to the right is better"
-    return _svg(said, (width, _SCATTER + 44), marks)
+    return drawing.svg(said, (width, _SCATTER + 44), marks)
 
 
 def _point(
@@ -131,13 +128,17 @@ def _point(
         at += 15
     taken.append((x, at))
     batch = f"batch {row.bench.batch_size}" if row.bench else ""
-    room = int(((x if left else width - x) - 20) / _LETTER)
-    name = _short(", ".join(filter(None, (_short(row.name), row.precision, batch))), room)
+    room = int(((x if left else width - x) - 20) / LETTER)
+    name = drawing.short(
+        ", ".join(filter(None, (drawing.short(row.name), row.precision, batch))), room
+    )
     return element(
         "g",
         element("title", f"{row.name}, {measured(row).text}: {note}"),
         element("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=6, class_=_colour(row)),
-        _text(x - 11 if left else x + 11, at, name, "label", anchor="end" if left else "start"),
+        drawing.text(
+            x - 11 if left else x + 11, at, name, "label", anchor="end" if left else "start"
+        ),
     )
 
 
@@ -150,13 +151,15 @@ def sizes(rows: Sequence[Row], width: int = WIDTH) -> Markup | None:
     axis = Axis(0, largest, _LABEL if width == WIDTH else 0, width - 90)
     tall = _BAR if width == WIDTH else _BAR + _LINE
     bars = [_size_bar(row, axis, i * tall) for i, row in enumerate(files.values())]
-    return _svg("File size of each model", (width, len(files) * tall + 4), bars)
+    return drawing.svg("File size of each model", (width, len(files) * tall + 4), bars)
 
 
 def _size_bar(row: Row, axis: Axis, top: float) -> Markup:
-    end, label = axis(row.bytes or 0), _text(0, top + 13, _short(row.name), "label")
+    end, label = axis(row.bytes or 0), drawing.text(0, top + 13, drawing.short(row.name), "label")
     if axis.start:
-        label = _text(axis.start - 10, top + 19, _short(row.name), "label", anchor="end")
+        label = drawing.text(
+            axis.start - 10, top + 19, drawing.short(row.name), "label", anchor="end"
+        )
     else:
         top += _LINE - 5
     return element(
@@ -172,61 +175,8 @@ def _size_bar(row: Row, axis: Axis, top: float) -> Markup:
             rx=3,
             class_=_colour(row),
         ),
-        _text(end + 8, top + 19, f"{size(row.bytes).text} MB", "value"),
+        drawing.text(end + 8, top + 19, f"{size(row.bytes).text} MB", "value"),
     )
-
-
-def _horizontal(axis: Axis, top: float, bottom: float, unit: str) -> Markup:
-    """Return the grid lines and figures of an axis from left to right."""
-    parts: list[Markup] = []
-    for tick in axis.ticks(8 if axis.end > NARROW else 5):
-        x = axis(tick)
-        parts += [
-            _line(x, top, x, bottom, "grid"),
-            _text(x, bottom + 16, f"{tick:g}", "tick", anchor="middle"),
-        ]
-    return join([*parts, _text(axis.end, bottom + 34, unit, "tick", anchor="end")])
-
-
-def _vertical(axis: Axis, across: Axis, title: str) -> Markup:
-    parts: list[Markup] = []
-    for tick in axis.ticks():
-        y = axis(tick)
-        parts += [
-            _line(across.start, y, across.end, y, "grid"),
-            _text(across.start - 8, y + 4, f"{tick:g}", "tick", anchor="end"),
-        ]
-    return join([*parts, _text(across.start + 6, _MARGIN + 4, title, "tick")])
-
-
-def _svg(title: str, size: tuple[float, float], parts: Sequence[Markup]) -> Markup:
-    return element(
-        "svg",
-        element("title", title),
-        *parts,
-        viewBox=f"0 0 {size[0]:g} {size[1]:g}",
-        role="img",
-        aria_label=title,
-    )
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
-    places = {"x1": x1, "y1": y1, "x2": x2, "y2": y2}
-    return element("line", class_=kind, **{name: f"{at:.1f}" for name, at in places.items()})
-
-
-def _text(x: float, y: float, text: str, kind: str, *, anchor: str | None = None) -> Markup:
-    return element("text", text, x=f"{x:.1f}", y=f"{y:.1f}", class_=kind, text_anchor=anchor)
-
-
-def _cut(text: str, axis: Axis) -> str:
-    """Return as much of a text as an axis is wide."""
-    return _short(text, int((axis.end - axis.start) / _LETTER))
-
-
-def _short(name: str, most: int = 32) -> str:
-    text = plain(name)
-    return text if len(text) <= most else text[: max(most - 1, 1)] + "\u2026"
 
 
 def _colour(row: Row) -> str:
@@ -240,11 +190,3 @@ CHARTS: dict[str, Callable[[Sequence[Row], int], Markup | None]] = {
     "Latency distribution": latencies,
 }
 """Caption -> chart of the rows of one machine, in a width."""
-
-
-def both(draw: Callable[[Sequence[Row], int], Markup | None], rows: Sequence[Row]) -> Markup | None:
-    """Return a chart for wide screens and for narrow ones, of which the style sheet shows one."""
-    wide, narrow = draw(rows, WIDTH), draw(rows, NARROW)
-    if wide is None or narrow is None:
-        return None
-    return join([element("div", wide, class_="wide"), element("div", narrow, class_="narrow")])

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from deploykit.reporting.rows import Joined
-    from deploykit.reporting.sections import Section
+    from deploykit.reporting.section import Section
     from deploykit.reporting.tables import Table
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#&~!@]|://|www\.)")

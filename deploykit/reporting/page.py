@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from deploykit.reporting.pictures import Picture
     from deploykit.reporting.rows import Joined
-    from deploykit.reporting.sections import Section
+    from deploykit.reporting.section import Section
     from deploykit.reporting.tables import Cell, Table
 
 _POLICY = (

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from deploykit.measuring import conditions
+from deploykit.measuring.layer_records import PlanRecord, SensitivityRecord
 from deploykit.measuring.records import AccuracyRecord, ArtifactRecord
 from deploykit.values import BenchRecord
 
@@ -86,6 +87,8 @@ class Joined:
     """The data set whose scores stand in the rows; None where nothing was evaluated."""
     artifacts: tuple[ArtifactRecord, ...] = ()
     """Every file that was made, in order."""
+    sensitivities: tuple[SensitivityRecord, ...] = ()
+    plans: tuple[PlanRecord, ...] = ()
     times: tuple[str, ...] = ()
     """When each record was kept, as far as they say it."""
 
@@ -115,6 +118,8 @@ def join(records: Sequence[Record]) -> Joined:
         accuracies=files.accuracies,
         compared_on=files.compared_on,
         artifacts=tuple(files.artifacts.values()),
+        sensitivities=tuple(r for r in records if isinstance(r, SensitivityRecord)),
+        plans=tuple(r for r in records if isinstance(r, PlanRecord)),
         times=tuple(record.time for record in records if record.time),
     )
 

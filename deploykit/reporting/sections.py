@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deploykit.reporting import charts, layers, scores, tables
+from deploykit.reporting import charts, choices, drawing, layers, scores, tables
 from deploykit.reporting.rows import data_key
+from deploykit.reporting.section import Section
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -16,20 +16,6 @@ if TYPE_CHECKING:
     from deploykit.reporting.tables import Table
 
 TITLE = "Deployment report"
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading with tables and charts under it."""
-
-    title: str
-    prose: str = ""
-    tables: tuple[Table, ...] = ()
-    charts: tuple[tuple[str, Markup], ...] = ()
-    """Caption and drawing; formats without drawings leave them out."""
-    level: int = 2
-    folded: tuple[tuple[str, Table], ...] = ()
-    """A line each, and the table that it opens."""
 
 
 def lead(joined: Joined) -> str:
@@ -95,11 +81,12 @@ def _sections(joined: Joined) -> Iterator[Section]:
         yield _results(machine, table)
     for table in found[len(joined.machines) :]:
         yield Section("Not timed", tables=(table,))
-    drawing = charts.both(charts.sizes, joined.rows)
-    if drawing is not None:
-        yield Section("File size", charts=(("Size on disk, in megabytes (10^6 bytes)", drawing),))
+    drawn = drawing.both(charts.sizes, joined.rows)
+    if drawn is not None:
+        yield Section("File size", charts=(("Size on disk, in megabytes (10^6 bytes)", drawn),))
     if joined.accuracies:
         yield _accuracy(joined)
+    yield from choices.sections(joined)
     folded = tuple(layers.layers(joined))
     if folded:
         prose = "As read back from each file. Engines join layers."
@@ -142,7 +129,7 @@ def summaries(joined: Joined) -> tuple[Table, ...]:
 
 
 def _results(machine: Machine, table: Table) -> Section:
-    drawn = ((caption, charts.both(draw, machine.rows)) for caption, draw in charts.CHARTS.items())
+    drawn = ((caption, drawing.both(draw, machine.rows)) for caption, draw in charts.CHARTS.items())
     return Section(
         f"Results on {machine.name}",
         tables=(table, tables.latency(machine)),
@@ -151,7 +138,7 @@ def _results(machine: Machine, table: Table) -> Section:
 
 
 def _drawn(drawings: Iterable[tuple[str, Markup | None]]) -> tuple[tuple[str, Markup], ...]:
-    return tuple((caption, drawing) for caption, drawing in drawings if drawing is not None)
+    return tuple((caption, each) for caption, each in drawings if each is not None)
 
 
 def _conditions(machine: Machine) -> tuple[Table, ...]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 MEASURES = ("gradient", "fisher")
 """Names of the two sums."""
-DRAWS = 4
+DRAWS = 2
 """Random signs for each image."""
 _ROWS = 3
 """Dimensions of an output of rows, whose columns are quantities of their own."""
