@@ -26,6 +26,7 @@ from deploykit.errors import InputError, OptionError
 from deploykit.files import onnxfile
 from deploykit.precision import placement, quantization
 from deploykit.recipes import opened
+from deploykit.training import rounding
 from deploykit.training.fake_quant import FakeQuantized, Grid
 from deploykit.values import Precision, PrecisionPlan
 
@@ -209,3 +210,27 @@ def test_a_moving_average_follows_the_largest_value(subject: Callable[[str], Sub
     before = fake.thresholds.values()[name]
     fake.thresholds.move({name: torch.tensor(3 * before)})
     assert fake.thresholds.values()[name] == pytest.approx(1.02 * before)
+
+
+def test_rounding_has_the_values_and_gradients_of_pytorchs_own_operators() -> None:
+    rng = torch.Generator().manual_seed(0)
+    x, upstream = (2 * torch.randn(2, 3, 40, 40, generator=rng) for _ in range(2))
+    step, reach = 0.0137, (-128, 127)
+    ours, theirs = (x.clone().requires_grad_() for _ in range(2))
+    learns = torch.tensor(step, dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor([step], requires_grad=True)
+    share = 1 / (127 * x[0].numel()) ** 0.5
+    found = rounding.rounded(ours, learns, step, reach)
+    told = torch._fake_quantize_learnable_per_tensor_affine(
+        theirs, scale, torch.zeros(1), *reach, share
+    )
+    assert float((found != told).float().mean()) < 1e-4, "a quotient at a half may go either way"
+    torch.autograd.backward(found, upstream)
+    torch.autograd.backward(told, upstream)
+    assert torch.equal(ours.grad, theirs.grad)  # type: ignore[arg-type]  # there is one
+    assert learns.grad is not None
+    assert scale.grad is not None
+    assert learns.grad.item() == pytest.approx(scale.grad.item(), rel=1e-3)
+    fixed = x.clone().requires_grad_()
+    torch.autograd.backward(rounding.rounded(fixed, None, step, reach), upstream)
+    assert torch.equal(fixed.grad, theirs.grad)  # type: ignore[arg-type]  # likewise

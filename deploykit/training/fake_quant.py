@@ -23,7 +23,7 @@ from deploykit.precision.quantization.arithmetic import (
     weight_scales,
 )
 from deploykit.precision.quantization.sharing import readings
-from deploykit.training import graphs
+from deploykit.training import graphs, rounding
 from deploykit.values import INT8_LEVELS, Precision
 
 if TYPE_CHECKING:
@@ -107,7 +107,9 @@ class Thresholds(nn.Module):
 
     def of(self, names: Collection[str]) -> Tensor:
         """Return the largest threshold of some tensors, with its gradient."""
-        return self.logs[[self.places[name] for name in names]].max().exp()
+        places = [self.places[name] for name in names]
+        largest = self.logs[places[0]] if len(places) == 1 else self.logs[places].max()
+        return largest.exp()
 
     @torch.no_grad()
     def move(self, tensors: Mapping[str, Tensor]) -> None:
@@ -200,27 +202,15 @@ class _Activation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the readers see."""
-        low, high = -self._grid.levels - 1, self._grid.levels
         (thresholds,) = self._thresholds
-        if thresholds.scales == "fixed":
-            return _rounded(x, self._step, low, high)
-        threshold = thresholds.of(self._ranges)
-        step = self._grid.step(float(threshold.detach()))
-        if not (self.training and thresholds.scales == "learned"):
-            return _rounded(x, step, low, high)
-        exact = (threshold / high).float()
-        straight = (exact + (step - exact).detach()).reshape(1)
-        share = 1 / math.sqrt(high * max(1, x[0].numel()))
-        zero = torch.zeros(1, device=x.device)
-        found: Tensor = torch._fake_quantize_learnable_per_tensor_affine(  # noqa: SLF001 - has no public name
-            x.float(), straight, zero, low, high, share
-        )
-        return found.to(x.dtype)
-
-
-def _rounded(x: Tensor, step: float, low: int, high: int) -> Tensor:
-    found: Tensor = torch.fake_quantize_per_tensor_affine(x.float(), step, 0, low, high)
-    return found.to(x.dtype)
+        reach = (-self._grid.levels - 1, self._grid.levels)
+        step, exact = self._step, None
+        if thresholds.scales != "fixed":
+            threshold = thresholds.of(self._ranges)
+            step = self._grid.step(float(threshold.detach()))
+            if self.training and thresholds.scales == "learned":
+                exact = threshold / self._grid.levels
+        return rounding.rounded(x.float(), exact, step, reach).to(x.dtype)
 
 
 class _Weights(nn.Module):
@@ -232,17 +222,16 @@ class _Weights(nn.Module):
         self._small = weight_scale_type(weights * _f32(grid.coarser), axis, grid.float_type)
 
     def forward(self, weights: Tensor) -> Tensor:
-        """Return what the layer sees."""
-        levels, axis = self._grid.levels, self._axis
+        """Return what the layer sees; the gradient passes as it is, for no weight is clipped."""
+        return rounding.straight(weights, self._rounded(weights))
+
+    @torch.no_grad()
+    def _rounded(self, weights: Tensor) -> Tensor:
+        levels = self._grid.levels
         steps = torch.from_numpy(self._steps(weights)).to(weights.device)
-        data = weights.float()
-        if axis is None:
-            found = torch.fake_quantize_per_tensor_affine(data, float(steps), 0, -levels, levels)
-        else:
-            zero = torch.zeros_like(steps, dtype=torch.int32)
-            found = torch.fake_quantize_per_channel_affine(data, steps, zero, axis, -levels, levels)
-        kept: Tensor = found
-        return kept.to(weights.dtype)
+        shape = [-1 if i == self._axis else 1 for i in range(weights.ndim)]
+        found = rounding.on_grid(weights.float(), steps.reshape(shape), (-levels, levels))
+        return found.to(weights.dtype)
 
     @torch.no_grad()
     def _steps(self, weights: Tensor) -> NDArray[np.float32]:

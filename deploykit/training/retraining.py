@@ -183,7 +183,7 @@ def _optimizer(student: FakeQuantized, course: Course) -> torch.optim.Optimizer:
         group["full"] = group["lr"]
     if course.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=0, momentum=0.9)
-    return torch.optim.Adam(groups, lr=0)
+    return torch.optim.Adam(groups, lr=0, fused=True)
 
 
 def advance(run: Run, batches: Batches, progress: Progress) -> Iterator[Run]:
@@ -195,7 +195,7 @@ def advance(run: Run, batches: Batches, progress: Progress) -> Iterator[Run]:
         epoch = run.step // run.steps
         while len(run.sums) <= epoch:
             run.sums.append(Counter())
-        run.sums[epoch].update(_step(run, fed))
+        run.sums[epoch].update(step(run, fed))
         run.step += 1
         if run.step % INTERVAL == 0 or run.step == run.total:
             run.student.refresh()
@@ -208,14 +208,14 @@ def _fed(run: Run, batches: Batches) -> Iterator[Fed]:
         yield from batches.epoch(epoch, start if epoch == first else 0)
 
 
-def _step(run: Run, fed: Fed) -> dict[str, float]:
+def step(run: Run, fed: Fed) -> dict[str, float]:
     """Return the parts of the loss of one step, made."""
     course = run.course
     rate = loops.rate(run.step, run.total, warmup=0, final=course.final)
     for group in run.optimizer.param_groups:
         group["lr"] = group["full"] * rate
     inputs = {name: value.to(course.device) for name, value in fed.inputs.items()}
-    loss, parts = _loss(run, inputs, fed)
+    loss, parts = loss_of(run, inputs, fed)
     if not math.isfinite(parts["loss"]):
         raise OptionError(
             f"the loss is {parts['loss']} at step {run.step + 1} of {run.total}",
@@ -233,7 +233,7 @@ def _step(run: Run, fed: Fed) -> dict[str, float]:
     return parts
 
 
-def _loss(run: Run, inputs: Mapping[str, Tensor], fed: Fed) -> tuple[Tensor, dict[str, float]]:
+def loss_of(run: Run, inputs: Mapping[str, Tensor], fed: Fed) -> tuple[Tensor, dict[str, float]]:
     """Return the loss with its gradient, and for the log its parts."""
     course, student = run.course, run.student
     compared = (*course.features, *course.heads)
