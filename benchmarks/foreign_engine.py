@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+RECURRENT = ("LSTM", "GRU", "RNN")
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", *RECURRENT)
 KINDS = "corrltn|deconvolution|fully_connected|runtime_fusion|function"
 KERNELS = re.compile(rf"^  ({KINDS})=\{{ (.*)$", re.MULTILINE)
 TENSOR = re.compile(r'tensor=\{[^\n]*? name="([^"]+)"[^\n]*? type=(\w+) \}')
@@ -91,6 +92,12 @@ def opened(model: str | bytes) -> ort.InferenceSession:
 
 def _macs(node: onnx.NodeProto, shapes: Mapping[str, list[int]]) -> int:
     data, weights, out = (shapes[name] for name in (*node.input[:2], node.output[0]))
+    if (
+        node.op_type in RECURRENT
+    ):  # weights [directions, gates * hidden, inputs], those of the state
+        steps, images, _ = data
+        directions, rows, inputs = weights
+        return steps * images * directions * rows * (inputs + out[-1])
     if node.op_type == "Conv":
         return math.prod(out) * math.prod(weights[1:])
     if node.op_type == "ConvTranspose":

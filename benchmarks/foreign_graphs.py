@@ -278,36 +278,36 @@ NETWORKS: Mapping[str, Network] = {
 NAMES = (*SHIPPED, *NETWORKS)
 TASKS = {
     **dict.fromkeys(("tv_deeplab", "tv_lraspp", "tv_fcn", "hf_segformer"), "semantic_segmentation"),
-    **{
-        name: "detection"
-        for name in NAMES
-        if name in ("ddddocr_det", "tv_retinanet", "tv_fcos")
-        or name in ("tv_ssdlite", "tv_ssd", "tv_rpn")
-    },
+    "ddddocr_det": "detection",
 }
 """Graph -> its task, where that is not classification."""
 READERS = ("ppocr_cls", "ppocr_det", "ppocr_rec", "ddddocr", "ddddocr_old")
 """Graphs that are fed with lines of text."""
-TASKLESS = (*READERS, "hf_detr")
+_ANCHORS = ("tv_retinanet", "tv_fcos", "tv_ssdlite", "tv_ssd", "tv_rpn")
+TASKLESS = (*READERS, *_ANCHORS, "hf_detr")
 """Graphs whose outputs none of deploykit's tasks reads: they are quantised without one."""
 
 
 def _vit(**settings: Any) -> Any:  # noqa: ANN401
     import torchvision
 
-    net = torchvision.models.VisionTransformer(
+    return torchvision.models.VisionTransformer(
         mlp_dim=2 * settings["hidden_dim"], num_classes=50, **settings
     )
-    net.heads.head.reset_parameters()  # torchvision starts with zeros: no image would change them
-    return net
 
 
 def settled(net: Any, images: Any) -> Any:  # noqa: ANN401
-    """Return a module whose batch norms have the statistics of `images`."""
+    """Return a module whose batch norms have the statistics of `images`.
+
+    Layers that start with zeros, as some classifiers do, get random weights: no image would change
+    their outputs.
+    """
     import torch
 
     net.train()
     for module in net.modules():
+        if isinstance(module, torch.nn.Linear) and not module.weight.any():
+            module.reset_parameters()
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):  # noqa: SLF001
             module.momentum = None
         if isinstance(module, torch.nn.Dropout):
