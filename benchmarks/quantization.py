@@ -1,0 +1,357 @@
+"""What INT8 costs, and what brings it back: one table over nets, methods and bits.
+
+    python benchmarks/quantization.py --folder work --venv PEERS      # goes on where it ended
+    python benchmarks/quantization.py --table                         # print what is recorded
+
+PEERS: an environment with onnxruntime and nvidia-modelopt[onnx], for the methods `ort` and
+`modelopt`; without it they are left out. Every method calibrates on the same images of the
+generated shapes and is judged on the same held-out ones (--images, in 20 folds): the interval is
+Student's, of the mean over the folds of the difference to the float model on the same fold.
+
+Nets are the trained examples and forms of the detector whose weights are skewed while the function
+stays: one channel of each layer times 100 (3 layers of a stage) or times 30 (all 34 that allow it),
+and what reads it divided. They show what repairs and a plan bring; channel scaling is undone by
+equalisation, so it says nothing about RepOptimizer or QARepVGG. Fewer than 8 bits (steps as coarse
+as those of so many bits, computed in float) are an amplifier that no engine can run.
+
+Methods: `minmax` and `mse` are calibration alone, `default` is `quantize` as it comes with
+`--repair auto`, `plan` leaves the layers in float that `plan --max-drop 0.005` chooses for a T4 at
+batch 32, `qat` and `qat_cwd` train from `default`'s ranges without and with channel-wise
+distillation of the neck; `ort` and `modelopt` are quantize_static (MinMax, per channel, float
+biases) and modelopt.onnx (max) on the same images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import statistics
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+import deploykit
+from deploykit.data import feeding, samples, sources
+from deploykit.pipeline.opening import open_model
+from deploykit.pipeline.retraining import QatOptions, qat
+from deploykit.precision import placement, tables
+from deploykit.recipes import opened
+from deploykit.tasks import evaluation
+from deploykit.tasks.evaluation import Judge
+from deploykit.training.retraining import Course
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from deploykit.backends import Arrays
+    from deploykit.tasks.evaluation import Contract
+
+ROOT = Path(__file__).parent.parent
+RECORDS = ROOT / "benchmarks" / "results" / "quantization.jsonl"
+EXAMPLES = ROOT / "examples"
+FOLDS = 20
+STUDENT = 2.093
+"""97.5th percentile of Student's distribution with 19 degrees of freedom."""
+CALIBRATION, TRAINING, HELD_OUT = 256, 1024, 2000
+DETECTORS = ("repvgg", "x100", "x30")
+NETS = {
+    "repvgg": "shapes/yolov6_pico.pth",
+    "x100": "shapes/yolov6_pico.pth",
+    "x30": "shapes/yolov6_pico.pth",
+    "masks": "shapes_masks/mask_rcnn_light.pth",
+    "classes": "shapes_classes/repvgg_pico.pth",
+    "maps": "shapes_maps/fcn_light.pth",
+}
+SKEWED = {"x100": (100.0, "ERBlock_4"), "x30": (30.0, "")}
+"""Factor, and what the names of the layers hold."""
+PEERS = {"ort": "ort-MinMax", "modelopt": "modelopt-max"}
+METHODS = ("float", "minmax", "mse", "default", "plan", "ort", "modelopt", "qat", "qat_cwd")
+
+
+def source(net: str, split: str, count: int, seed: int) -> str:
+    """Return the images of a net: those that its example was trained on, or held out."""
+    truth = {"classes": "class,size=64", "maps": "map"}.get(net)
+    kind = f",truth={truth}" if truth else ""
+    return f"shapes:split={split},seed={seed},count={count}{kind}"
+
+
+def main() -> int:
+    """Fill the table, cell by cell."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--venv", type=Path)
+    parser.add_argument("--images", type=int, default=HELD_OUT)
+    parser.add_argument("--nets", default=",".join(NETS))
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--bits", default="8")
+    parser.add_argument("--table", action="store_true")
+    given = parser.parse_args()
+    if given.table:
+        print(table(_recorded()))
+        return 0
+    given.folder.mkdir(exist_ok=True, parents=True)
+    for net in given.nets.split(","):
+        for bits in map(int, given.bits.split(",")):
+            for method in given.methods.split(","):
+                cell(Cell(given.folder, net, method, bits, given.images), given.venv)
+    print(table(_recorded()))
+    return 0
+
+
+class Cell:
+    """One number of the table, and the files that lead to it."""
+
+    def __init__(self, folder: Path, net: str, method: str, bits: int, images: int) -> None:
+        """Name the files."""
+        self.net, self.method, self.bits, self.images = net, method, bits, images
+        self.model = folder / f"{net}.onnx"
+        self.ranges = folder / f"{net}.table.json"
+        self.made = folder / f"{net}.{method}.onnx"
+        self.folder = folder
+
+    @property
+    def calibration(self) -> str:
+        """Return the images to calibrate on."""
+        return source(self.net, "train", CALIBRATION, 0)
+
+    def how(self, **given: Any) -> deploykit.QuantizeOptions:  # noqa: ANN401 - its fields
+        """Return how the net is quantised."""
+        options = deploykit.CalibrationOptions(given.pop("observer", "mse"))
+        return deploykit.QuantizeOptions(source=self.calibration, calibration=options, **given)
+
+
+def cell(given: Cell, venv: Path | None) -> None:
+    """Record one number, where it is not yet."""
+    known = {(r["net"], r["method"], r["bits"], r["images"]) for r in _recorded()}
+    if (given.net, given.method, given.bits, given.images) in known:
+        return
+    if given.method == "float" and given.bits != 8:
+        return
+    if given.method in PEERS and (venv is None or given.bits != 8):
+        return
+    if given.bits != 8 and given.net not in DETECTORS:
+        return
+    if not given.model.exists():
+        network(given)
+    try:
+        run, notes = MADE[given.method](given, venv)
+    except (deploykit.DeployError, subprocess.CalledProcessError) as error:
+        print(f"{given.net} {given.method}: {error}", flush=True)
+        return
+    found = judged(run, given)
+    keys = {"net": given.net, "method": given.method, "bits": given.bits, "images": given.images}
+    line = {**keys, **found, "notes": notes}
+    with RECORDS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, sort_keys=True) + "\n")
+    print(
+        f"{given.net} {given.method} W{given.bits}A{given.bits}: {found['value']:.4f}", flush=True
+    )
+
+
+def network(given: Cell) -> None:
+    """Export a net, skewed where its name says so."""
+    plain = given.folder / f"{NETS[given.net].replace('/', '.')}.onnx"
+    if not plain.exists():
+        deploykit.export(EXAMPLES / NETS[given.net], plain, deploykit.ExportOptions())
+    model = onnx.load(plain)
+    if given.net in SKEWED:
+        spec = importlib.util.spec_from_file_location("skewing", ROOT / "tests" / "skewing.py")
+        assert spec is not None
+        assert spec.loader is not None
+        skewing = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(skewing)
+        factor, within = SKEWED[given.net]
+        skewing.skewed(model, skewing.one(factor), within=within)
+    onnx.save(model, given.model)
+
+
+def _float(given: Cell, _: Path | None) -> tuple[Any, list[str]]:
+    return open_model(given.model, threads=2).session.run, []
+
+
+def _ptq(given: Cell, observer: str, repair: str, **more: Any) -> tuple[Any, list[str]]:  # noqa: ANN401
+    if given.bits != 8:
+        return _coarse(given, observer, given.model)
+    made = deploykit.quantize(
+        given.model, given.made, given.how(observer=observer, repair=repair, **more)
+    )
+    return open_model(given.made, threads=2).session.run, list(made.notes)
+
+
+def _coarse(given: Cell, observer: str, model: Path) -> tuple[Any, list[str]]:
+    """Return a net with the steps of fewer bits, computed by torch."""
+    from deploykit.precision import calibration  # noqa: PLC0415
+    from deploykit.training.fake_quant import FakeQuantized, Grid  # noqa: PLC0415
+
+    subject = opened.read(model)
+    assert subject.card is not None
+    plan = placement.default_plan(subject.graph, subject.card)
+    placed = placement.place(subject.graph, plan)
+    path = given.folder / f"{model.stem}.{observer}.table.json"
+    if not path.exists():
+        found = calibration.calibrate(
+            subject,
+            sources.dataset(given.calibration),
+            subject.card.preprocess,
+            placement.activations(placed),
+            options=calibration.CalibrationOptions(observer),
+        )
+        tables.write(path, found)
+    network = FakeQuantized(
+        subject.graph, placed, tables.read(path), grid=Grid(bits=given.bits)
+    ).eval()
+    return _by_torch(network), []
+
+
+def _by_torch(network: Any) -> Any:  # noqa: ANN401 - a module
+    import torch  # noqa: PLC0415
+
+    def run(feeds: Arrays) -> Mapping[str, Any]:
+        with torch.inference_mode():
+            found = network({name: torch.from_numpy(value) for name, value in feeds.items()})
+        return {name: value.numpy() for name, value in found.items()}
+
+    return run
+
+
+def _plan(given: Cell, _: Path | None) -> tuple[Any, list[str]]:
+    layers, chosen = (given.folder / f"{given.net}.{x}.json" for x in ("layers", "plan"))
+    how = given.how(table=given.ranges)
+    if not layers.exists():
+        wanted = deploykit.SensitivityOptions(calibrated=how, metrics=("gradient", "output"))
+        deploykit.sensitivity(given.model, layers, wanted)
+    asked = deploykit.PlanOptions(
+        layers, how, source=source(given.net, "train", 500, 7), batch=32, max_drop=0.005
+    )
+    made = deploykit.plan(given.model, chosen, asked)
+    run = _ptq(given, "mse", "none", plan=chosen)[0]
+    said = f"{len(made.choice.kept)} of {len(made.costs.layers)} layers in float; "
+    return run, [said + f"drop {made.real} on the images of the plan"]
+
+
+def _peer(given: Cell, venv: Path | None) -> tuple[Any, list[str]]:
+    assert venv is not None  # the cell is left out without
+    images = given.folder / f"{given.net}.npy"
+    model = open_model(given.model)
+    if not images.exists():
+        data = sources.dataset(given.calibration)
+        batches = samples.batches(data, model.contract().preprocess, 1)
+        np.save(images, np.concatenate([batch.images for batch in batches]))
+    method = PEERS[given.method]
+    job = ROOT / "benchmarks" / "foreign_job.py"
+    words = (venv / "bin" / "python", job, given.model, images, method)
+    subprocess.run([*map(str, words)], check=True)
+    made = given.model.with_suffix(f".{method}.onnx")
+    return open_model(made, threads=2, like=model.card).session.run, []
+
+
+def _qat(given: Cell, *, features: bool) -> tuple[Any, list[str]]:
+    course = Course(epochs=4, learning_rate=1e-5, feature_weight=10.0 if features else 0.0)
+    options = QatOptions(
+        calibrated=given.how(),
+        images=source(given.net, "train", TRAINING, 0),
+        course=course,
+        bits=given.bits,
+    )
+    learnt = given.folder / f"{given.net}.{given.method}.{given.bits}.float.onnx"
+    made = qat(given.model, learnt, options)
+    if given.bits != 8:
+        return _learnt(given, learnt), list(made.notes)
+    table = learnt.with_name(learnt.name + ".calibration.json")
+    deploykit.quantize(learnt, given.made, deploykit.QuantizeOptions(table=table, repair="none"))
+    return open_model(given.made, threads=2).session.run, list(made.notes)
+
+
+def _learnt(given: Cell, learnt: Path) -> Any:  # noqa: ANN401 - a runner
+    from deploykit.training.fake_quant import FakeQuantized, Grid  # noqa: PLC0415
+
+    subject = opened.read(learnt)
+    placed = placement.place(subject.graph, placement.default_plan(subject.graph, subject.card))
+    table = tables.read(learnt.with_name(learnt.name + ".calibration.json"))
+    network = FakeQuantized(subject.graph, placed, table, grid=Grid(bits=given.bits)).eval()
+    return _by_torch(network)
+
+
+MADE: Mapping[str, Callable[[Cell, Path | None], tuple[Any, list[str]]]] = {
+    "float": _float,
+    "minmax": lambda given, _: _ptq(given, "minmax", "none"),
+    "mse": lambda given, _: _ptq(given, "mse", "none"),
+    "default": lambda given, _: _ptq(given, "mse", "auto"),
+    "plan": _plan,
+    "ort": _peer,
+    "modelopt": _peer,
+    "qat": lambda given, _: _qat(given, features=False),
+    "qat_cwd": lambda given, _: _qat(given, features=True),
+}
+
+
+def judged(run: Any, given: Cell) -> dict[str, Any]:  # noqa: ANN401 - a runner
+    """Return the task's number over all held-out images, and on each fold of them."""
+    model = open_model(given.model)
+    card = model.contract()
+    contract = evaluation.Contract(card.preprocess, card.class_names, model.task())
+    data = sources.dataset(source(given.net, "val", given.images, 11))
+    size = math.ceil(len(data.samples) / FOLDS)
+    parts = [
+        replace(data, samples=data.samples[start : start + size])
+        for start in range(0, len(data.samples), size)
+    ]
+    whole, folds, primary = Judge(data, contract, None), [], ""
+    for part in parts:
+        judge = Judge(part, contract, None)
+        _run(run, part, contract, model.session.inputs, (whole, judge))
+        scores = judge.found().scores
+        folds.append(scores.value)
+        primary = scores.primary
+    return {"primary": primary, "value": whole.found().scores.value, "folds": folds}
+
+
+def _run(
+    run: Any,  # noqa: ANN401 - a runner
+    data: Any,  # noqa: ANN401 - a data set
+    contract: Contract,
+    inputs: Any,  # noqa: ANN401 - of the model
+    judges: Sequence[Judge],
+) -> None:
+    size = samples.batch_size(4, feeding.batch(inputs[0]), contract.preprocess.size)
+    for batch in samples.batches(data, contract.preprocess, size):
+        outputs = run(feeding.feeds(inputs, batch.images, batch.geometries))
+        for judge in judges:
+            judge.add(batch, evaluation.floats(outputs, len(batch.names)))
+
+
+def _recorded() -> list[dict[str, Any]]:
+    if not RECORDS.exists():
+        return []
+    lines = RECORDS.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return what is recorded as Markdown: the number, and its difference to the float model's."""
+    base = {r["net"]: r for r in rows if r["method"] == "float"}
+    lines = ["| net | bits | method | score | difference (95 %) |", "|---|---|---|---|---|"]
+    order = {name: i for i, name in enumerate((*NETS, *METHODS))}
+    for row in sorted(
+        rows, key=lambda r: (order.get(r["net"], 99), -r["bits"], order[r["method"]])
+    ):
+        said = ""
+        if row["net"] in base and row["method"] != "float":
+            pairs = zip(row["folds"], base[row["net"]]["folds"], strict=True)
+            apart = [a - b for a, b in pairs]
+            error = STUDENT * statistics.stdev(apart) / math.sqrt(len(apart))
+            said = f"{statistics.fmean(apart):+.4f} \u00b1 {error:.4f}"
+        name = f"{row['net']} ({row['primary']})"
+        lines.append(f"| {name} | {row['bits']} | {row['method']} | {row['value']:.4f} | {said} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
