@@ -19,8 +19,8 @@ $(READY): requirements/dev.txt pyproject.toml
 	@$(BIN)/python -m compileall -q deploykit exporters plugins calib
 	@touch $@
 
-quickstart: $(READY)  ## checkpoint -> INT8 engine -> AP and FPS, on the example detector
-	@$(BIN)/python examples/shapes/quickstart.py
+quickstart: $(READY)  ## checkpoint -> INT8 engine -> AP and FPS, on the example detector; QAT=1 trains too
+	@$(BIN)/python examples/shapes/quickstart.py $(if $(QAT),--qat)
 
 test: lint types docs unit  ## everything that must pass before a change lands
 

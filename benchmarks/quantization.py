@@ -180,7 +180,7 @@ def _ptq(given: Cell, observer: str, repair: str, **more: Any) -> tuple[Any, lis
     if given.bits != 8:
         return _coarse(given, observer, given.model)
     made = deploykit.quantize(
-        given.model, given.made, given.how(observer=observer, repair=repair, **more)
+        given.model, given.made, given.how(observer=observer, repair=(repair,), **more)
     )
     return open_model(given.made, threads=2).session.run, list(made.notes)
 
@@ -265,7 +265,7 @@ def _qat(given: Cell, *, features: bool) -> tuple[Any, list[str]]:
     if given.bits != 8:
         return _learnt(given, learnt), list(made.notes)
     table = learnt.with_name(learnt.name + ".calibration.json")
-    deploykit.quantize(learnt, given.made, deploykit.QuantizeOptions(table=table, repair="none"))
+    deploykit.quantize(learnt, given.made, deploykit.QuantizeOptions(table=table, repair=("none",)))
     return open_model(given.made, threads=2).session.run, list(made.notes)
 
 
