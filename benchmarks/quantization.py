@@ -264,7 +264,7 @@ def _qat(given: Cell, *, features: bool) -> tuple[Any, list[str]]:
     made = qat(given.model, learnt, options)
     if given.bits != 8:
         return _learnt(given, learnt), list(made.notes)
-    table = learnt.with_name(learnt.name + ".calibration.json")
+    table = learnt.with_name(learnt.stem + ".calibration.json")
     deploykit.quantize(learnt, given.made, deploykit.QuantizeOptions(table=table, repair=("none",)))
     return open_model(given.made, threads=2).session.run, list(made.notes)
 
@@ -274,7 +274,7 @@ def _learnt(given: Cell, learnt: Path) -> Any:  # noqa: ANN401 - a runner
 
     subject = opened.read(learnt)
     placed = placement.place(subject.graph, placement.default_plan(subject.graph, subject.card))
-    table = tables.read(learnt.with_name(learnt.name + ".calibration.json"))
+    table = tables.read(learnt.with_name(learnt.stem + ".calibration.json"))
     network = FakeQuantized(subject.graph, placed, table, grid=Grid(bits=given.bits)).eval()
     return _by_torch(network)
 

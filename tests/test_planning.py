@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
+import skewing
 
 import deploykit
 from deploykit import PlanOptions, QuantizeOptions, SensitivityOptions, plan, quantize, sensitivity
@@ -25,6 +27,7 @@ from deploykit.precision.planning.costs import Costs, Meeting, Seconds
 from deploykit.precision.sensitivity import scores
 from deploykit.precision.sensitivity.scores import Sensitivities
 from deploykit.recipes import opened
+from deploykit.training.retraining import Course
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -282,3 +285,30 @@ def test_the_measure_that_agrees_best_with_the_task_is_planned_by() -> None:
     only = {name: {"snr": each["snr"]} for name, each in layers.items()}
     assert planning.best(Sensitivities("m", "t", only)) == "snr"
     assert found.losses("snr")["c"] == pytest.approx(0.1)
+
+
+def test_a_table_of_scaled_channels_serves_every_verb(model: Path, tmp_path: Path) -> None:
+    """Weights are skewed, so that `quantize` scales channels: the table is of those."""
+    proto = onnx.load(model)
+    assert skewing.skewed(proto, skewing.one(100.0)) > 3
+    onnx.save(proto, tmp_path / "skewed.onnx")
+    how = QuantizeOptions(source=CALIBRATION, table=tmp_path / "table.json", repair=("equalise",))
+    quantize(tmp_path / "skewed.onnx", tmp_path / "int8.onnx", how)
+    assert json.loads((tmp_path / "table.json").read_text())["factors"]
+    wanted = SensitivityOptions(calibrated=how, metrics=("snr",), images=4)
+    found = sensitivity(tmp_path / "skewed.onnx", tmp_path / "layers.json", wanted).found
+    assert min(each["snr"] for each in found.layers.values()) > 15
+    asked = PlanOptions(
+        tmp_path / "layers.json", how, source=TRUTH, batch=4096, max_drop=1.0, evaluations=1
+    )
+    assert plan(tmp_path / "skewed.onnx", tmp_path / "plan.json", asked).met
+    learnt = deploykit.qat(
+        tmp_path / "skewed.onnx",
+        tmp_path / "learnt.onnx",
+        deploykit.QatOptions(calibrated=how, course=Course(epochs=1)),
+    )
+    assert any("repaired by equalise" in note for note in learnt.notes)
+    table = json.loads((tmp_path / "learnt.calibration.json").read_text())
+    assert "factors" not in table
+    again = QuantizeOptions(table=tmp_path / "learnt.calibration.json")
+    quantize(tmp_path / "learnt.onnx", tmp_path / "learnt.int8.onnx", again)

@@ -149,7 +149,7 @@ def _trained(
     loss = None if options.loss is None else LOSSES.load(str(options.loss))
     fed = _batches(subject, options, loss)
     course = _course(subject, options)
-    table = quantizing.table_for(subject, placement.activations(placed), how, progress)
+    subject, table, tried = quantizing.calibrated(subject, plan, placed, how, progress)
     student = fake_quant.FakeQuantized(
         subject.graph,
         placed,
@@ -166,7 +166,8 @@ def _trained(
         if processes.first():
             snapshots.keep(each)
     trained = run.result()
-    return trained, tuple(_notes(run, trained, before if resumed else None))
+    said = (repair.note() for repair in tried)
+    return trained, (*said, *_notes(run, trained, before if resumed else None))
 
 
 def _batches(subject: Opened, options: QatOptions, loss: Loss | None) -> Batches:
@@ -248,7 +249,9 @@ def _measured(
 
     Where the images are named, what the tensors reach is measured anew.
     """
-    own = replace(table, model_sha256=candidate.sha256, observer=f"{table.observer}, learnt")
+    own = replace(
+        table, model_sha256=candidate.sha256, observer=f"{table.observer}, learnt", factors={}
+    )
     if how.source is None or candidate.card is None:
         return own
     seen = calibration.calibrate(

@@ -78,14 +78,14 @@ def steps(folder: Path, images: int, *, learns: bool = False) -> dict[str, list[
 
 def _learning(folder: Path, record: list[str]) -> dict[str, list[str]]:
     """Return the steps from the float model to one whose weights suit INT8."""
-    learnt, table = folder / "pico.qat.onnx", folder / "pico.qat.onnx.calibration.json"
+    learnt, table = folder / "pico.qat.onnx", folder / "pico.qat.calibration.json"
     return {
         "Weights that suit INT8: distillation from the FP32 self": [
             *("qat", str(folder / "pico.onnx"), "--calib-source", CALIBRATION, "--epochs", "2"),
             *("--table", str(folder / "pico.calibration.json"), "-o", str(learnt), *record),
         ],
         "These to INT8": [
-            *("quantize", str(learnt), "--table", str(table)),
+            *("quantize", str(learnt), "--table", str(table), "--repair", "none"),
             *("-o", str(folder / "pico.qat.int8.onnx"), *record),
         ],
     }
