@@ -32,6 +32,7 @@ from deploykit.precision import placement
 from deploykit.recipes import opened
 from deploykit.training import fake_quant, graphs, landmarks, retraining
 from deploykit.training.batches import Fed
+from deploykit.training.course import Course
 from deploykit.values import CalibrationTable, Range
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def _distilled(model: Opened, net: FakeQuantized, images: Tensor, *, average: bo
     """Return a step that learns from the float self; average: with the averaged weights."""
     graph = model.graph.graph
     modules = ("neck.Rep_p3", "neck.Rep_n3", "neck.Rep_n4")
-    course = retraining.Course(
+    course = Course(
         learning_rate=1e-9,
         scale_rate=1e-9,
         features=landmarks.features(graph, modules),

@@ -65,8 +65,8 @@ if TYPE_CHECKING:
     from deploykit.tasks.detections import Detections
     from deploykit.tasks.outputs import Output
     from deploykit.tasks.task import Display, Metric, Pair, Pairing, Result, Scores, Task
+    from deploykit.training.course import Course
     from deploykit.training.objectives import Loss
-    from deploykit.training.retraining import Course
     from deploykit.values import Precision
 
 __version__ = "0.1.0"
@@ -80,7 +80,7 @@ _HOME = {
     "Call": "ops.plugin",
     "CheckpointError": "errors",
     "DataError": "errors",
-    "Course": "training.retraining",
+    "Course": "training.course",
     "Dataset": "data.sources",
     "DeployError": "errors",
     "Description": "recipes.describing",

@@ -28,8 +28,8 @@ from deploykit.recipes import opened
 from deploykit.recipes.describing import Description
 from deploykit.tasks import evaluation
 from deploykit.tasks.evaluation import Contract
+from deploykit.training.course import Course
 from deploykit.training.fake_quant import FakeQuantized, Grid
-from deploykit.training.retraining import Course
 from deploykit.values import Precision
 
 if TYPE_CHECKING:

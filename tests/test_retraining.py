@@ -19,9 +19,9 @@ from deploykit.data.sources import Dataset, Sample
 from deploykit.errors import DataError, InputError, OptionError
 from deploykit.precision import placement
 from deploykit.training import batches, graphs, landmarks, objectives, retraining
+from deploykit.training.course import Course
 from deploykit.training.fake_quant import FakeQuantized, Grid
 from deploykit.training.objectives import Loss, Sums, Term
-from deploykit.training.retraining import Course, Run
 from deploykit.training.snapshots import Snapshots
 from deploykit.values import CalibrationTable, Precision, Range, TensorSpec, silent
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
     from numpy.typing import NDArray
+
+    from deploykit.training.retraining import Run
 
     Graph = Callable[..., ir.Model]
 
@@ -189,7 +191,7 @@ def test_no_snapshot_is_no_error(maker: Maker, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_ends_the_training(maker: Maker) -> None:
-    run = maker.run(replace(COURSE, learning_rate=1e30, optimizer="sgd"))
+    run = maker.run(replace(COURSE, learning_rate=1e38, optimizer="sgd"))
     with pytest.raises(
         OptionError, match=r"the loss is \S+ at step \d+ of 120[\s\S]*lower learning rate"
     ):
@@ -329,24 +331,97 @@ def test_a_loss_is_the_sum_of_its_parts() -> None:
     assert float(x.grad) == 7.0
 
 
-def test_heads_are_the_last_layers_that_learn_and_features_leave_their_modules(
-    graph: Graph,
-) -> None:
+HEADS = (
+    "(float[N,3,8,8] x) => (float[N,16,1,1] y, float[N,1,8,8] z, float[N,64,16] w, int64[4] v, "
+    "float[N,16,8,8] u) { [neck_a] a = Conv<pads=[1,1,1,1]>(x, w0) [neck_b] b = Relu(a) "
+    "[neck_c] c = Conv(b, w1) [one] d = Conv(c, w1) [fixed] e = Conv(d, bins) [soft] z = Relu(e) "
+    "[two] f = Conv(c, w1) [gap] y = GlobalAveragePool(f) [three] g = Conv(c, w1) "
+    "[flat] h = Reshape(g, rows) [turn] i = Transpose<perm=[0,2,1]>(h) [prob] w = Sigmoid(i) "
+    "[size] v = Shape(i) [four] j = Conv(c, w1) [gate] k = Sigmoid(j) [silu] l = Mul(j, k) "
+    "[soft2] m = Softmax<axis=1>(l) [out] u = Identity(m) }"
+)
+
+
+@pytest.fixture
+def headed(graph: Graph) -> ir.Graph:
+    """A graph with heads of every kind."""
     model = graph(
-        "(float[N,3,8,8] x) => (float[N,16,1,1] y, float[N,1,8,8] z) { "
-        "[neck_a] a = Conv<pads=[1,1,1,1]>(x, w0) [neck_b] b = Relu(a) [neck_c] c = Conv(b, w1) "
-        "[one] d = Conv(c, w1) [fixed] e = Conv(d, bins) [soft] z = Sigmoid(e) "
-        "[two] f = Conv(c, w1) [gap] y = GlobalAveragePool(f) }",
+        HEADS,
         w0=(16, 3, 3, 3),
         w1=(16, 16, 1, 1),
         bins=np.arange(16, dtype=np.float32).reshape(1, 16, 1, 1),
+        rows=np.array([0, 16, 64]),
     )
     for node in model.graph:
         node.name = str(node.name).replace("_", ".")
-    assert landmarks.heads(model.graph) == ("d", "f")
-    assert landmarks.features(model.graph, ("neck",)) == ("c",)
+    return model.graph
+
+
+def test_heads_are_the_last_layers_that_learn_moved_to_where_they_are_computed_further(
+    headed: ir.Graph,
+) -> None:
+    assert landmarks.heads(headed) == ("d", "f", "i", "j")
+    found = landmarks.named(headed, ("d", "i", "l", "y", "j"), logits=("y",))
+    kinds = [(head.tensor, head.kind, head.axis) for head in found]
+    assert kinds == [
+        ("d", "plain", -1),
+        ("i", "sigmoid", -1),
+        ("l", "softmax", 1),
+        ("y", "softmax", 1),
+        ("j", "plain", -1),
+    ]
+    with pytest.raises(OptionError, match="unknown tensor 'zz'"):
+        landmarks.named(headed, ("zz",))
+
+
+def test_features_are_what_leaves_a_module(headed: ir.Graph) -> None:
+    assert landmarks.features(headed, ("neck",)) == ("c",)
     with pytest.raises(OptionError, match=r"unknown module 'nek'[\s\S]*did you mean neck"):
-        landmarks.features(model.graph, ("nek",))
+        landmarks.features(headed, ("nek",))
+
+
+def test_chances_are_compared_by_their_divergence_for_each_thing() -> None:
+    student, teacher = torch.tensor([[1.0, -3.0]]), torch.tensor([[2.0, -2.0]])
+    p, q = (1 / (1 + np.exp(-each.double().numpy())) for each in (teacher, student))
+    expected = (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).sum()
+    sums = objectives.chances(student, teacher)
+    assert float(sums.error) == pytest.approx(expected, rel=1e-5)
+    assert float(sums.weight) == pytest.approx(p.sum(), rel=1e-5)
+
+
+def test_distributions_are_compared_by_their_divergence_along_their_axis() -> None:
+    rng = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(2, 5, 3, generator=rng) for _ in range(2))
+    weight = torch.tensor([1.0, 2.0, 0.0]).reshape(1, 1, 3)
+    total = norm = 0.0
+    for n in range(2):
+        for row in range(3):
+            p, q = (np.exp(each[n, :, row].double().numpy()) for each in (teacher, student))
+            p, q = p / p.sum(), q / q.sum()
+            total += float(weight[0, 0, row]) * float((p * np.log(p / q)).sum())
+            norm += float(weight[0, 0, row])
+    sums = objectives.distributions(student, teacher, 1, weight)
+    assert float(sums.error / sums.weight) == pytest.approx(total / norm, rel=1e-5)
+    plain = objectives.distributions(student, teacher, 1)
+    assert float(plain.weight) == 6
+
+
+def test_rows_count_by_the_largest_chance_that_they_hold_something() -> None:
+    rng = torch.Generator().manual_seed(0)
+    rows, turned = torch.rand(2, 50, 6, generator=rng), torch.rand(2, 6, 50, generator=rng)
+    boxes = torch.zeros(2, 50, 4, 17)
+    found = objectives.belief(rows, boxes)
+    assert found is not None
+    assert torch.equal(found, rows.amax(2).reshape(2, 50, 1, 1))
+    found = objectives.belief(turned, torch.zeros(2, 4, 17, 50))
+    assert found is not None
+    assert torch.equal(found, turned.amax(1).reshape(2, 1, 1, 50))
+    maps = torch.rand(2, 6, 8, 8, generator=rng)
+    found = objectives.belief(maps, torch.zeros(2, 68, 8, 8))
+    assert found is not None
+    assert torch.equal(found, maps.amax(1, keepdim=True))
+    assert objectives.belief(rows, torch.zeros(2, 49, 4)) is None
+    assert objectives.belief(torch.rand(2, 6), torch.zeros(2, 6)) is None
 
 
 TOGETHER = """

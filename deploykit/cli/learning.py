@@ -63,7 +63,7 @@ class Learning:
 
     def fields(self) -> dict[str, Any]:
         """Return the fields of `QatOptions` about learning. Raises: OptionError."""
-        from deploykit.training.retraining import Course  # noqa: PLC0415 - slow
+        from deploykit.training.course import Course  # noqa: PLC0415 - slow
 
         own = ("epochs", "learning_rate", "scale_rate", "optimizer", "average", "seed", "device")
         weights = ("feature_weight", "head_weight", "temperature")

@@ -19,9 +19,9 @@ from deploykit.precision import calibration, placement, quantization, tables
 from deploykit.recipes import describing, opened
 from deploykit.recipes.recipe import RECIPES
 from deploykit.training import batches, fake_quant, landmarks, processes, retraining
+from deploykit.training.course import Course
 from deploykit.training.graphs import relearned
 from deploykit.training.objectives import LOSSES
-from deploykit.training.retraining import Course
 from deploykit.training.snapshots import Snapshots
 from deploykit.values import digest, silent
 
@@ -157,7 +157,9 @@ def _trained(
         grid=fake_quant.Grid(how.float_type, options.bits),
         scales=options.scales,
     )
-    run = retraining.begin(subject.graph, student, course, fed.steps, loss=loss)
+    run = retraining.begin(
+        subject.graph, student, course, fed.steps, loss=loss, logits=_logits(subject)
+    )
     made_of = _made_of(subject, student, fed, options)
     snapshots = Snapshots(partial, {**made_of, "course": json.dumps(asdict(course))})
     resumed = snapshots.restore(run)
@@ -214,6 +216,13 @@ def _course(subject: Opened, options: QatOptions) -> Course:
     if not known:
         known = landmarks.features(graph, _modules(subject))
     return replace(course, features=known, heads=course.heads or landmarks.heads(graph))
+
+
+def _logits(subject: Opened) -> tuple[str, ...]:
+    """Return the outputs that are class scores, by what the file says of itself."""
+    card = subject.card
+    outputs = card.outputs if card is not None else ()
+    return tuple(output.name for output in outputs if output.kind == "logits")
 
 
 def _modules(subject: Opened) -> tuple[str, ...]:

@@ -78,14 +78,60 @@ def _channels(x: Tensor) -> Tensor:
     return x.transpose(1, 2) if x.ndim == 3 else x.flatten(2)
 
 
-def noise(student: Tensor, teacher: Tensor) -> Sums:
+def noise(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> Sums:
     """Return the energy of the differences over that of the teacher about its mean in each image.
 
-    A tensor weighs as much as any other, in whatever unit it is.
+    A tensor weighs as much as any other, in whatever unit it is. weight: of each number, or row.
     """
-    student, teacher = student.float().flatten(1), teacher.float().flatten(1)
-    spread = (teacher - teacher.mean(1, keepdim=True)).square().sum()
-    return Sums((student - teacher).square().sum(), spread)
+    student, teacher = student.float(), teacher.float()
+    each = 1.0 if weight is None else weight
+    mean = teacher.flatten(1).mean(1).reshape(-1, *[1] * (teacher.ndim - 1))
+    spread = ((teacher - mean).square() * each).sum()
+    return Sums(((student - teacher).square() * each).sum(), spread)
+
+
+def chances(student: Tensor, teacher: Tensor) -> Sums:
+    """Return how unlike probabilities are, sum KL(p, q), for each thing that the teacher sees.
+
+    p and q are the sigmoids of teacher and student; things are the sum of p: most places of a
+    detector's map are empty, and say little.
+    """
+    student, teacher = student.float(), teacher.float()
+    p = teacher.sigmoid()
+    cross, own = (
+        F.binary_cross_entropy_with_logits(each, p, reduction="sum") for each in (student, teacher)
+    )
+    return Sums(cross - own, p.sum())
+
+
+def distributions(
+    student: Tensor, teacher: Tensor, axis: int, weight: Tensor | None = None
+) -> Sums:
+    """Return how unlike distributions along an axis are, the mean of KL(p, q).
+
+    p and q are the softmaxes of teacher and student. weight: of each, of size 1 along the axis.
+    """
+    q, p = (each.float().log_softmax(axis) for each in (student, teacher))
+    each = F.kl_div(q, p, reduction="none", log_target=True).sum(axis, keepdim=True)
+    shares = torch.ones_like(each) if weight is None else weight.expand_as(each)
+    return Sums((each * shares).sum(), shares.sum())
+
+
+def belief(seen: Tensor, other: Tensor) -> Tensor | None:
+    """Return the largest chance of each row, or place, in a shape that `other` multiplies.
+
+    seen: probabilities of shape [N, rows, classes], in any order behind N, or [N, classes, H, W].
+    None: they and `other` have no rows in common.
+    """
+    one, two = seen.shape, other.shape
+    if len(one) == len(two) > 3 and one[2:] == two[2:]:
+        return seen.amax(1, keepdim=True)
+    rows = max(one[1:], default=0)
+    if len(one) < 3 or one[1:].count(rows) != 1 or two[1:].count(rows) != 1:
+        return None
+    others = [i for i in range(1, len(one)) if one[i] != rows]
+    largest = seen.amax(others)
+    return largest.reshape([n if i == 0 or n == rows else 1 for i, n in enumerate(two)])
 
 
 def own(loss: Loss, found: Mapping[str, Tensor], truth: Sequence[Truth]) -> Sums:

@@ -6,71 +6,29 @@ import copy
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, distributed
 
 from deploykit.errors import OptionError, unknown_name
-from deploykit.training import graphs, loops, objectives
+from deploykit.training import distilling, graphs, landmarks, loops, objectives
 from deploykit.training.objectives import Term
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping
 
     import onnx_ir as ir
 
     from deploykit.training.batches import Batches, Fed
+    from deploykit.training.course import Course
     from deploykit.training.fake_quant import FakeQuantized
-    from deploykit.training.objectives import Loss, Sums
+    from deploykit.training.landmarks import Head
+    from deploykit.training.objectives import Loss
     from deploykit.values import CalibrationTable, Json, Progress
 
 INTERVAL = 25
 """Steps after which readers whose steps came near share one, and a snapshot may be taken."""
-Optimizer: TypeAlias = Literal["adam", "sgd"]
-
-
-@dataclass(frozen=True)
-class Course:
-    """How long, how fast and from whom a network learns."""
-
-    epochs: int = 10
-    learning_rate: float = 1e-5
-    scale_rate: float = 1e-3
-    """Of learned steps: relative to their size."""
-    final: float = 0.01
-    """Of both rates, at the end of a cosine."""
-    optimizer: Optimizer = "adam"
-    average: float = 0.998
-    """Decay, each step, of the averaged weights, which are the result; 0: the last ones are."""
-    feature_weight: float = 10.0
-    """Of the channel-wise distillation of features; it ends at a hundredth, by a cosine."""
-    head_weight: float = 1.0
-    """Of the distillation of what the heads give; likewise."""
-    loss_weight: float = 1.0
-    """Of a loss of the user's own."""
-    temperature: float = 1.0
-    """Of the channel-wise distillation."""
-    features: tuple[str, ...] = ()
-    """Tensors."""
-    heads: tuple[str, ...] = ()
-    """Tensors."""
-    seed: int = 0
-    amp: bool = False
-    """Compute in half precision: FP16 on a GPU, bfloat16 on a CPU."""
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        """Check what a user may get wrong. Raises: OptionError."""
-        if self.optimizer not in get_args(Optimizer):
-            raise unknown_name("optimizer", self.optimizer, get_args(Optimizer))
-        if self.epochs < 1:
-            raise OptionError(f"{self.epochs} epochs", expected="at least 1")
-        rates = (self.learning_rate, self.scale_rate)
-        if not all(math.isfinite(rate) and rate >= 0 for rate in rates):
-            raise OptionError(f"learning rates of {rates}", expected="finite numbers from 0 on")
-        if not 0 <= self.average < 1:
-            raise OptionError(f"a decay of {self.average}", expected="0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -100,6 +58,7 @@ class Run:
     step: int = 0
     sums: list[Counter[str]] = field(default_factory=list)
     """Of each epoch, the parts of the loss added up."""
+    heads: tuple[Head, ...] = ()
     scaler: torch.amp.GradScaler = field(
         default_factory=lambda: torch.amp.GradScaler(enabled=False)
     )
@@ -140,10 +99,18 @@ class Run:
         return Trained(weights, self.average.ranged(), curve)
 
 
-def begin(
-    model: ir.Model, student: FakeQuantized, course: Course, steps: int, *, loss: Loss | None = None
+def begin(  # noqa: PLR0913 - three nouns and three independent choices
+    model: ir.Model,
+    student: FakeQuantized,
+    course: Course,
+    steps: int,
+    *,
+    loss: Loss | None = None,
+    logits: Collection[str] = (),
 ) -> Run:
     """Return a training that has not made a step.
+
+    logits: Outputs that are class scores, see `landmarks.named`.
 
     Raises: OptionError where there is nothing to learn from, or a tensor is not in the graph.
     """
@@ -168,6 +135,7 @@ def begin(
         course,
         loss,
         steps,
+        heads=landmarks.named(model.graph, course.heads, logits),
         scaler=torch.amp.GradScaler(course.device, enabled=course.amp and course.device != "cpu"),
     )
 
@@ -247,31 +215,15 @@ def loss_of(run: Run, inputs: Mapping[str, Tensor], fed: Fed) -> tuple[Tensor, d
     student.thresholds.move({name: found[name] for name in watched})
     pairs = {name: (found[name], told[name]) for name in compared}
     left = loops.rate(run.step, run.total, warmup=0, final=_LEFT)
-    terms = [
-        *_shared(
-            "features",
-            course.feature_weight * left,
-            [objectives.channelwise(*pairs[name], course.temperature) for name in course.features],
-        ),
-        *_shared(
-            "heads",
-            course.head_weight * left,
-            [objectives.noise(*pairs[name]) for name in course.heads],
-        ),
-    ]
+    terms = distilling.terms(course, run.heads, pairs, left)
     if run.loss is not None:
-        terms += _shared("task", course.loss_weight, [objectives.own(run.loss, found, fed.truth)])
+        own_loss = objectives.own(run.loss, found, fed.truth)
+        terms.append(Term("task", course.loss_weight, own_loss))
     return objectives.total(terms)
 
 
 _LEFT = 0.01
 """Of the weight of the distillation, at the end. Source: the YOLOv6 report (2209.02976)."""
-
-
-def _shared(kind: str, weight: float, sums: Sequence[Sums]) -> Iterator[Term]:
-    """Yield parts of a loss that weigh `weight` together."""
-    for each in sums:
-        yield Term(kind, weight / len(sums), each)
 
 
 def _tensors(net: FakeQuantized) -> dict[str, Tensor]:
