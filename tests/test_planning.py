@@ -18,11 +18,11 @@ import skewing
 import deploykit
 from deploykit import PlanOptions, QuantizeOptions, SensitivityOptions, plan, quantize, sensitivity
 from deploykit.cli import main
-from deploykit.errors import OptionError, StaleTableError
+from deploykit.errors import InputError, OptionError, StaleTableError
 from deploykit.files import onnxfile
 from deploykit.graph import cost
 from deploykit.pipeline import planning
-from deploykit.precision.planning import choosing, confirming, costs, gpus
+from deploykit.precision.planning import choosing, confirming, costs, gpus, profiles
 from deploykit.precision.planning.costs import Costs, Meeting, Seconds
 from deploykit.precision.sensitivity import scores
 from deploykit.precision.sensitivity.scores import Sensitivities
@@ -312,3 +312,48 @@ def test_a_table_of_scaled_channels_serves_every_verb(model: Path, tmp_path: Pat
     assert "factors" not in table
     again = QuantizeOptions(table=tmp_path / "learnt.calibration.json")
     quantize(tmp_path / "learnt.onnx", tmp_path / "learnt.int8.onnx", again)
+
+
+def profile(path: Path, rows: dict[str, float]) -> Path:
+    """Write what `trtexec --exportProfile` writes of an engine with such layers, in ms."""
+    listed = [
+        {"name": n, "timeMs": ms * 40, "averageMs": ms, "medianMs": ms, "percentage": 1.0}
+        for n, ms in rows.items()
+    ]
+    path.write_text(json.dumps([{"count": 40}, *listed]), encoding="utf-8")
+    return path
+
+
+def test_measured_times_of_layers_replace_the_peaks(
+    model: Path, measured: tuple[Path, Path], tmp_path: Path
+) -> None:
+    names = list(scores.read(measured[0]).layers)
+    first, second, *rest = names
+    int8 = profile(
+        tmp_path / "int8.json",
+        {
+            f"{first}.weight + {first}_quant + {first} + relu": 2.0,
+            f"{second} || {rest[0]}": 3.0,
+            "Reformat 1": 9.0,
+            **{f"{name} + act": 0.5 for name in rest[1:]},
+        },
+    )
+    half = profile(tmp_path / "half.json", dict.fromkeys(names, 1.0))
+    asked = PlanOptions(measured[0], keep_float=0, profiles=(int8, half))
+    found = plan(model, tmp_path / "plan.json", asked).costs.layers
+    assert found[first] == pytest.approx((0.002, 0.001))
+    assert found[second] == found[rest[0]] == pytest.approx((0.0015, 0.001))
+    assert found[rest[-1]] == pytest.approx((0.0005, 0.001))
+    profile(int8, {"__myl_fused": 1.0})
+    with pytest.raises(InputError, match=f"names 0 of {len(names)} layers"):
+        plan(model, tmp_path / "plan.json", asked)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", '[{"count": 3}]', "[" * 50, '[{"name": "a", "averageMs": -1}]', "nonsense"]
+)
+def test_what_is_no_profile_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match="profile"):
+        profiles.read(path)

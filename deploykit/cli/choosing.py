@@ -12,7 +12,7 @@ from deploykit.cli.calibrated import ON_NOTHING, Calibrated
 from deploykit.cli.kinds import OF_TARGET, Kinds
 from deploykit.cli.making import AsJson, Model, Op, Plan, Record, StripQdq
 from deploykit.cli.parsing import Option
-from deploykit.errors import ProofError
+from deploykit.errors import OptionError, ProofError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -130,8 +130,14 @@ class Wanted:
     ] = None
 
     def fields(self) -> dict[str, Any]:
-        """Return the fields of `PlanOptions` that were given."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        """Return the fields of `PlanOptions` that were given. Raises: OptionError."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        both = [given.pop(name, None) for name in ("int8_profile", "fp16_profile")]
+        if (both[0] is None) != (both[1] is None):
+            raise OptionError(
+                "one layer profile", expected="both, --int8-profile and --fp16-profile"
+            )
+        return given if both[0] is None else {**given, "profiles": tuple(both)}
 
 
 AS_FAST = Wanted()

@@ -17,12 +17,12 @@ from deploykit.pipeline.quantizing import QuantizeOptions
 from deploykit.pipeline.trying import Trials
 from deploykit.precision import placement, quantization
 from deploykit.precision.placement import plans
-from deploykit.precision.planning import choosing, confirming, costs, gpus
+from deploykit.precision.planning import choosing, confirming, costs, gpus, profiles
 from deploykit.precision.sensitivity import scores
 from deploykit.values import Precision, PrecisionPlan, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from deploykit.pipeline.made import StrPath
     from deploykit.precision.planning.choosing import Choice
@@ -51,6 +51,9 @@ class PlanOptions:
     """One of `gpus.GPUS`, by whose peaks layers are timed."""
     batch: int = 1
     """Images per run, for the times."""
+    profiles: tuple[StrPath, StrPath] | None = None
+    """Layer profiles of an INT8 and an FP16 engine of the model, see `profiles.read`, in place of
+    the GPU's peaks."""
     metric: str | None = None
     """Measure of sensitivity; None: the task's, else the one that agrees best with it."""
     source: str | None = None
@@ -138,6 +141,8 @@ def plan(
     record = path_or_none(record)
     how = options.calibrated
     reads = {"the model": model, "--plan": how.plan, "the sensitivities": measured}
+    for kind, path in zip(("INT8", "FP16"), options.profiles or (), strict=False):
+        reads[f"the {kind} profile"] = Path(path)
     places.check(reads, output=output, record=record, beside={"--table": how.table})
     subject = preparing.prepared(
         intake.read(model, how.about),
@@ -149,9 +154,7 @@ def plan(
     scores.check_fresh(found, subject)
     metric = options.metric or best(found)
     losses = found.losses(metric)
-    times = costs.roofline(
-        subject.graph, list(found.layers), gpus.gpu(options.gpu), batch=options.batch
-    )
+    times = _times(subject, list(found.layers), options)
     if options.keep_float is not None:
         choice = choosing.keeping(times, losses, options.keep_float)
         made = Planned(output, _with(base, choice, losses, metric), choice, times, metric)
@@ -166,6 +169,15 @@ def plan(
     if record is not None:
         records.append(record, _record(subject, made, options))
     return made
+
+
+def _times(model: Opened, layers: Sequence[str], options: PlanOptions) -> Costs:
+    """Return how long layers take: as profiled, or by the GPU's peaks."""
+    times = costs.roofline(model.graph, layers, gpus.gpu(options.gpu), batch=options.batch)
+    if options.profiles is None:
+        return times
+    int8, half = (profiles.read(Path(path)) for path in options.profiles)
+    return replace(times, layers=profiles.measured(layers, int8, half))
 
 
 def best(found: Sensitivities) -> str:
