@@ -45,7 +45,7 @@ from deploykit.precision import placement, tables
 from deploykit.recipes import opened
 from deploykit.tasks import evaluation
 from deploykit.tasks.evaluation import Judge
-from deploykit.training.retraining import Course
+from deploykit.training.course import Course
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -27,7 +27,7 @@ from deploykit.precision.planning.costs import Costs, Meeting, Seconds
 from deploykit.precision.sensitivity import scores
 from deploykit.precision.sensitivity.scores import Sensitivities
 from deploykit.recipes import opened
-from deploykit.training.retraining import Course
+from deploykit.training.course import Course
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
