@@ -41,11 +41,13 @@ import deploykit
 from deploykit.data import feeding, samples, sources
 from deploykit.pipeline.opening import open_model
 from deploykit.pipeline.retraining import QatOptions, qat
-from deploykit.precision import placement, tables
+from deploykit.precision import calibration, placement, tables
 from deploykit.recipes import opened
 from deploykit.tasks import evaluation
 from deploykit.tasks.evaluation import Judge
 from deploykit.training.course import Course
+from deploykit.training.fake_quant import FakeQuantized, Grid
+from deploykit.values import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -187,9 +189,6 @@ def _ptq(given: Cell, observer: str, repair: str, **more: Any) -> tuple[Any, lis
 
 def _coarse(given: Cell, observer: str, model: Path) -> tuple[Any, list[str]]:
     """Return a net with the steps of fewer bits, computed by torch."""
-    from deploykit.precision import calibration  # noqa: PLC0415
-    from deploykit.training.fake_quant import FakeQuantized, Grid  # noqa: PLC0415
-
     subject = opened.read(model)
     assert subject.card is not None
     plan = placement.default_plan(subject.graph, subject.card)
@@ -222,18 +221,60 @@ def _by_torch(network: Any) -> Any:  # noqa: ANN401 - a module
 
 
 def _plan(given: Cell, _: Path | None) -> tuple[Any, list[str]]:
+    if given.bits != 8:
+        return _coarse_plan(given)
     layers, chosen = (given.folder / f"{given.net}.{x}.json" for x in ("layers", "plan"))
     how = given.how(table=given.ranges)
     if not layers.exists():
         wanted = deploykit.SensitivityOptions(calibrated=how, metrics=("gradient", "output"))
         deploykit.sensitivity(given.model, layers, wanted)
     asked = deploykit.PlanOptions(
-        layers, how, source=source(given.net, "train", 500, 7), batch=32, max_drop=0.005
+        layers, how, source=source(given.net, "val", 500, 7), batch=32, max_drop=0.005
     )
     made = deploykit.plan(given.model, chosen, asked)
     run = _ptq(given, "mse", "none", plan=chosen)[0]
     said = f"{len(made.choice.kept)} of {len(made.costs.layers)} layers in float; "
     return run, [said + f"drop {made.real} on the images of the plan"]
+
+
+def _coarse_plan(given: Cell) -> tuple[Any, list[str]]:
+    """Return a net of fewer bits with the layers in float that a plan for them chooses."""
+    from deploykit.precision.planning import confirming, costs, gpus  # noqa: PLC0415
+    from deploykit.precision.sensitivity.alone import Subject  # noqa: PLC0415
+    from deploykit.training import gradients  # noqa: PLC0415
+
+    _coarse(given, "mse", given.model)  # makes the table
+    model = opened.read(given.model)
+    assert model.card is not None
+    ranges = tables.read(given.folder / f"{given.model.stem}.mse.table.json")
+    plan = placement.default_plan(model.graph, model.card)
+    subject = Subject(model, plan, ranges)
+    twins, parts = gradients.twins(subject, given.bits), []
+    data = sources.dataset(source(given.net, "train", 32, 0))
+    for i, batch in enumerate(samples.batches(data, model.card.preprocess, 4)):
+        parts.append(gradients.scores(twins, {"images": batch.images}, seed=i))
+    losses = {name: sum(part[name].outputs for part in parts) for name in twins.layers}
+    times = costs.roofline(model.graph, list(losses), gpus.gpu("T4"), batch=32)
+
+    def network(kept: Sequence[str]) -> Any:  # noqa: ANN401 - a runner
+        layers = {**plan.layers, **dict.fromkeys(kept, Precision.FP32)}
+        placed = placement.place(model.graph, replace(plan, layers=layers))
+        grid = Grid(bits=given.bits)
+        return _by_torch(FakeQuantized(model.graph, placed, ranges, grid=grid).eval())
+
+    few = Cell(given.folder, given.net, given.method, given.bits, 500)
+    whole = judged(_float(given, None)[0], few, seed=7)["value"]
+    found = confirming.confirmed(
+        times,
+        losses,
+        0.005,
+        lambda kept: whole - judged(network(kept), few, seed=7)["value"],
+        scaled=False,
+    )
+    best = found.best or min(found.tried, key=lambda each: each.real)
+    tried = [(len(t.choice.kept), round(t.choice.drop, 4), round(t.real, 4)) for t in found.tried]
+    said = [f"{len(best.choice.kept)} of {len(losses)} layers in float; drop {best.real:.4f}"]
+    return network(best.choice.kept), [*said, f"in float, predicted, measured: {tried}"]
 
 
 def _peer(given: Cell, venv: Path | None) -> tuple[Any, list[str]]:
@@ -270,8 +311,6 @@ def _qat(given: Cell, *, features: bool) -> tuple[Any, list[str]]:
 
 
 def _learnt(given: Cell, learnt: Path) -> Any:  # noqa: ANN401 - a runner
-    from deploykit.training.fake_quant import FakeQuantized, Grid  # noqa: PLC0415
-
     subject = opened.read(learnt)
     placed = placement.place(subject.graph, placement.default_plan(subject.graph, subject.card))
     table = tables.read(learnt.with_name(learnt.stem + ".calibration.json"))
@@ -292,12 +331,12 @@ MADE: Mapping[str, Callable[[Cell, Path | None], tuple[Any, list[str]]]] = {
 }
 
 
-def judged(run: Any, given: Cell) -> dict[str, Any]:  # noqa: ANN401 - a runner
+def judged(run: Any, given: Cell, seed: int = 11) -> dict[str, Any]:  # noqa: ANN401 - a runner
     """Return the task's number over all held-out images, and on each fold of them."""
     model = open_model(given.model)
     card = model.contract()
     contract = evaluation.Contract(card.preprocess, card.class_names, model.task())
-    data = sources.dataset(source(given.net, "val", given.images, 11))
+    data = sources.dataset(source(given.net, "val", given.images, seed))
     size = math.ceil(len(data.samples) / FOLDS)
     parts = [
         replace(data, samples=data.samples[start : start + size])

@@ -59,8 +59,11 @@ class Twins:
     """Node -> its result, and that of its copy."""
 
 
-def twins(subject: Subject) -> Twins:
-    """Return the copies of all layers of a plan. Raises: ModelError, see `graphs.module`."""
+def twins(subject: Subject, bits: int = 8) -> Twins:
+    """Return the copies of all layers of a plan; fewer bits are for experiments.
+
+    Raises: ModelError, see `graphs.module`.
+    """
     model, placed, layers = onnxfile.copied(subject.model.graph), subject.placed(), subject.layers()
     add, copies = Appended(model.graph, "twin"), dict[str, str]()
     found: dict[str, tuple[str, str]] = {}
@@ -79,7 +82,7 @@ def twins(subject: Subject) -> Twins:
         activations=tuple(a for a in activations if a.readers),
         weights=tuple(replace(w, node=copies[w.node]) for w in placed.weights),
     )
-    grid = Grid(float_type=Precision.FP32)
+    grid = Grid(float_type=Precision.FP32, bits=bits)
     return Twins(FakeQuantized(model, moved, subject.table, grid=grid).eval(), found)
 
 
