@@ -33,6 +33,7 @@ from deploykit.recipes import opened
 from deploykit.training import fake_quant, graphs, landmarks, retraining
 from deploykit.training.batches import Fed
 from deploykit.training.course import Course
+from deploykit.training.optimizing import Learner
 from deploykit.values import CalibrationTable, Range
 
 if TYPE_CHECKING:
@@ -52,12 +53,12 @@ LIMITS = {"fixed": 1.6, "learned": 2.0, "teacher": 2.3}
 def step(forward: Callable[[], list[Tensor]], weights: list[nn.Parameter]) -> Step:
     """Return one step of a network whose heads `forward` gives."""
     targets = [torch.zeros_like(each) for each in forward()]
-    learner = torch.optim.Adam([{"params": weights}], lr=1e-9, fused=True)
+    learner = Learner("adam", [(weights, 1e-9)])
 
     def run() -> None:
         pairs = zip(forward(), targets, strict=True)
         loss = torch.stack([(found - target).square().sum() for found, target in pairs]).sum()
-        learner.zero_grad(set_to_none=True)
+        learner.rest()
         torch.autograd.backward(loss)
         learner.step()
 
@@ -137,9 +138,9 @@ def _distilled(model: Opened, net: FakeQuantized, images: Tensor, *, average: bo
 
     def without() -> None:
         loss, _ = retraining.loss_of(run, {name: images}, fed)
-        run.optimizer.zero_grad(set_to_none=True)
+        run.learner.rest()
         torch.autograd.backward(loss)
-        run.optimizer.step()
+        run.learner.step()
 
     return without
 

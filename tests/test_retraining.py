@@ -16,12 +16,13 @@ from test_quantization import CONV, INT8
 
 from deploykit.data.preprocess import Preprocess
 from deploykit.data.sources import Dataset, Sample
-from deploykit.errors import DataError, InputError, OptionError
+from deploykit.errors import BackendError, DataError, InputError, OptionError
 from deploykit.precision import placement
 from deploykit.training import batches, graphs, landmarks, objectives, retraining
 from deploykit.training.course import Course
 from deploykit.training.fake_quant import FakeQuantized, Grid
 from deploykit.training.objectives import Loss, Sums, Term
+from deploykit.training.optimizing import Learner
 from deploykit.training.snapshots import Snapshots
 from deploykit.values import CalibrationTable, Precision, Range, TensorSpec, silent
 
@@ -180,10 +181,23 @@ def test_a_damaged_snapshot_is_refused(maker: Maker, tmp_path: Path, content: by
         Snapshots(tmp_path / "s", {}).restore(maker.run())
 
 
-def test_a_snapshot_of_other_weights_is_refused(maker: Maker, tmp_path: Path) -> None:
-    torch.save({"made_of": {}, "run": {"step": 1, "student": {}}}, tmp_path / "s")
+@pytest.mark.parametrize(
+    "changed",
+    [{"step": 1}, {"step": "25"}, {"step": 10**9}, {"student": {}}, {"sums": []}, {"learner": 3}],
+)
+def test_a_snapshot_whose_parts_do_not_fit_is_refused(
+    maker: Maker, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    run = finished(maker.run(), until=retraining.INTERVAL)
+    torch.save({"made_of": {}, "run": {**run.state(), **changed}}, tmp_path / "s")
     with pytest.raises(InputError, match="damaged"):
         Snapshots(tmp_path / "s", {}).restore(maker.run())
+
+
+def test_a_gpu_that_is_not_there_is_told(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackendError, match="no GPU is there for --device cuda"):
+        maker.run(replace(COURSE, device="cuda"))
 
 
 def test_no_snapshot_is_no_error(maker: Maker, tmp_path: Path) -> None:
@@ -248,6 +262,9 @@ def test_nothing_to_learn_from_is_refused(maker: Maker) -> None:
         ({"learning_rate": float("nan")}, "learning rates"),
         ({"optimizer": "adm"}, "did you mean adam"),
         ({"average": 1.0}, "a decay of 1.0"),
+        ({"temperature": 0.0}, "a temperature of 0.0"),
+        ({"feature_weight": float("inf")}, "weights of"),
+        ({"device": "gpu"}, r"--device 'gpu'[\s\S]*cpu, cuda or cuda:1"),
     ],
 )
 def test_a_course_that_leads_nowhere_is_refused(options: dict[str, Any], says: str) -> None:
@@ -329,6 +346,27 @@ def test_a_loss_is_the_sum_of_its_parts() -> None:
     assert parts == {"a": 8.0, "loss": 8.0}
     assert x.grad is not None
     assert float(x.grad) == 7.0
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_weights_move_as_pytorchs_own_optimizers_move_them(kind: Any) -> None:
+    rng = torch.Generator().manual_seed(0)
+    ours, theirs = (
+        [torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.ones(4))] for _ in range(2)
+    )
+    learner = Learner(kind, [(ours[:1], 0.1), (ours[1:], 0.01)])
+    groups = [{"params": theirs[:1], "lr": 0.1}, {"params": theirs[1:], "lr": 0.01}]
+    other = torch.optim.Adam(groups) if kind == "adam" else torch.optim.SGD(groups, momentum=0.9)
+    for _ in range(5):
+        for mine, its in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn(mine.shape, generator=rng)
+            its.grad = mine.grad.clone()
+        learner.step()
+        other.step()
+    for mine, its in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-6)
+    learner.rest()
+    assert ours[0].grad is None
 
 
 HEADS = (

@@ -112,6 +112,8 @@ def qat(
         deploykit qat model.onnx --table ranges.json --source coco:train -o model.qat.onnx
     """
     from deploykit import pipeline  # noqa: PLC0415 - `--help` must not pay for it
+    from deploykit.training import processes  # noqa: PLC0415
+    from deploykit.values import silent  # noqa: PLC0415
 
     wanted = pipeline.QatOptions(
         calibrated=pipeline.QuantizeOptions(
@@ -125,8 +127,11 @@ def qat(
         state=state,
         **learning.fields(),
     )
-    with options.named(op):
-        made = pipeline.qat(model, output, wanted, record=record, progress=progress.bar)
+    with options.named(op), processes.joined():
+        shown = progress.bar if processes.first() else silent
+        made = pipeline.qat(model, output, wanted, record=record, progress=shown)
+        if not processes.first():
+            return
     printing.artifact(made.artifact, as_json=as_json, notes=made.notes, extra=made.to_json())
 
 

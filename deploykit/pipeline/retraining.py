@@ -94,7 +94,7 @@ def qat(
     )
     subject = _subject(model, output, how)
     with processes.joined():
-        trained, notes = _trained(subject, partial, options, progress)
+        subject, trained, notes = _trained(subject, partial, options, progress)
         if not processes.first():
             processes.wait()  # for the first one to write
             return Made(artifacts.read(output), (), notes)
@@ -140,8 +140,8 @@ def _subject(model: Path, output: Path, how: QuantizeOptions) -> Opened:
 
 def _trained(
     subject: Opened, partial: Path, options: QatOptions, progress: Progress
-) -> tuple[Trained, tuple[str, ...]]:
-    """Return what was learnt, and what is to say of it."""
+) -> tuple[Opened, Trained, tuple[str, ...]]:
+    """Return the model with its channels scaled, what it learnt, and what is to say of that."""
     how = options.calibrated
     plan = quantizing.plan_for(subject, how)
     placed = placement.place(subject.graph, plan)
@@ -169,7 +169,7 @@ def _trained(
             snapshots.keep(each)
     trained = run.result()
     said = (repair.note() for repair in tried)
-    return trained, (*said, *_notes(run, trained, before if resumed else None))
+    return subject, trained, (*said, *_notes(run, trained, before if resumed else None))
 
 
 def _batches(subject: Opened, options: QatOptions, loss: Loss | None) -> Batches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -50,5 +51,14 @@ class Course:
         rates = (self.learning_rate, self.scale_rate)
         if not all(math.isfinite(rate) and rate >= 0 for rate in rates):
             raise OptionError(f"learning rates of {rates}", expected="finite numbers from 0 on")
+        weights = (self.feature_weight, self.head_weight, self.loss_weight)
+        heat = math.isfinite(self.temperature) and self.temperature > 0
+        if not heat or not all(math.isfinite(weight) and weight >= 0 for weight in weights):
+            raise OptionError(
+                f"weights of {weights} and a temperature of {self.temperature}",
+                expected="finite numbers from 0 on, and a temperature above",
+            )
+        if self.device != "cpu" and not re.fullmatch(r"cuda(:\d{1,3})?", self.device):
+            raise OptionError(f"--device {self.device[:100]!r}", expected="cpu, cuda or cuda:1")
         if not 0 <= self.average < 1:
             raise OptionError(f"a decay of {self.average}", expected="0 to below 1")

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, distributed
 
-from deploykit.errors import OptionError, unknown_name
+from deploykit.errors import BackendError, OptionError, unknown_name
 from deploykit.training import distilling, graphs, landmarks, loops, objectives
 from deploykit.training.objectives import Term
+from deploykit.training.optimizing import Learner
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -50,7 +51,7 @@ class Run:
     student: FakeQuantized
     average: FakeQuantized
     teacher: graphs.GraphModule
-    optimizer: torch.optim.Optimizer
+    learner: Learner
     course: Course
     loss: Loss | None
     steps: int
@@ -74,18 +75,23 @@ class Run:
             "step": self.step,
             "student": _tensors(self.student),
             "average": _tensors(self.average),
-            "optimizer": self.optimizer.state_dict(),
+            "learner": self.learner.state(),
             "sums": [dict(each) for each in self.sums],
             "scaler": self.scaler.state_dict(),
         }
 
     def restore(self, state: Json) -> None:
-        """Go on from a state of the same training."""
-        self.step = state["step"]
+        """Go on from a state of the same training. Raises: ValueError, and others, for no state."""
+        step, sums = state["step"], state["sums"]
+        if type(step) is not int or not 0 < step < self.total or step % INTERVAL:
+            raise ValueError(f"step {step!r}")
+        if len(sums) != -(-step // self.steps):
+            raise ValueError(f"{len(sums)} epochs at step {step}")
+        self.step = step
         _load(self.student, state["student"])
         _load(self.average, state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.sums = [Counter(each) for each in state["sums"]]
+        self.learner.restore(state["learner"])
+        self.sums = [Counter({str(k): float(v) for k, v in each.items()}) for each in sums]
         self.scaler.load_state_dict(state["scaler"])
         self.student.refresh()
 
@@ -114,6 +120,8 @@ def begin(  # noqa: PLR0913 - three nouns and three independent choices
 
     Raises: OptionError where there is nothing to learn from, or a tensor is not in the graph.
     """
+    if course.device != "cpu" and not torch.cuda.is_available():
+        raise BackendError(f"no GPU is there for --device {course.device}", fix="--device cpu")
     teacher = graphs.module(model).requires_grad_(requires_grad=False).eval()
     compared = (*course.features, *course.heads, *(loss.tensors if loss else ()))
     known = {str(value.name) for node in model.graph for value in node.outputs}
@@ -131,7 +139,7 @@ def begin(  # noqa: PLR0913 - three nouns and three independent choices
         student.train(),
         average.eval(),
         teacher,
-        _optimizer(student, course),
+        _learner(student, course),
         course,
         loss,
         steps,
@@ -140,18 +148,10 @@ def begin(  # noqa: PLR0913 - three nouns and three independent choices
     )
 
 
-def _optimizer(student: FakeQuantized, course: Course) -> torch.optim.Optimizer:
+def _learner(student: FakeQuantized, course: Course) -> Learner:
     steps = [p for p in student.thresholds.parameters() if p.requires_grad]
-    groups = [
-        {"params": list(student.graph.parameters()), "lr": course.learning_rate},
-        {"params": steps, "lr": course.scale_rate},
-    ]
-    groups = [group for group in groups if group["params"]]
-    for group in groups:
-        group["full"] = group["lr"]
-    if course.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=0, momentum=0.9)
-    return torch.optim.Adam(groups, lr=0, fused=True)
+    weights = list(student.graph.parameters())
+    return Learner(course.optimizer, [(weights, course.learning_rate), (steps, course.scale_rate)])
 
 
 def advance(run: Run, batches: Batches, progress: Progress) -> Iterator[Run]:
@@ -180,8 +180,6 @@ def step(run: Run, fed: Fed) -> dict[str, float]:
     """Return the parts of the loss of one step, made."""
     course = run.course
     rate = loops.rate(run.step, run.total, warmup=0, final=course.final)
-    for group in run.optimizer.param_groups:
-        group["lr"] = group["full"] * rate
     inputs = {name: value.to(course.device) for name, value in fed.inputs.items()}
     loss, parts = loss_of(run, inputs, fed)
     if not math.isfinite(parts["loss"]):
@@ -190,11 +188,11 @@ def step(run: Run, fed: Fed) -> dict[str, float]:
             expected="a finite number",
             fix="a lower learning rate, or --no-amp; the weights before are in the snapshot",
         )
-    run.optimizer.zero_grad(set_to_none=True)
+    run.learner.rest()
     torch.autograd.backward(run.scaler.scale(loss))
     if distributed.is_initialized():
         loops.average_gradients(run.student)
-    run.scaler.step(run.optimizer)
+    run.scaler.step(run.learner, rate)  # type: ignore[arg-type]  # it has what a scaler uses
     run.scaler.update()
     done = run.step + 1
     loops.follow(run.average, run.student, min(course.average, done / (9 + done)))

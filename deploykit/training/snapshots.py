@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -55,14 +54,14 @@ class Snapshots:
         self._check(held.get("made_of"))
         try:
             run.restore(held["run"])
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise self._damaged(error) from error
         return True
 
     def _read(self) -> Json:
         try:
             held = torch.load(self.path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.PickleError) as error:
+        except Exception as error:
             raise self._damaged(error) from error
         if not isinstance(held, dict):
             raise self._damaged(TypeError(type(held).__name__))

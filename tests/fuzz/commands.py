@@ -71,6 +71,7 @@ _PATHS: dict[str, str] = {
     "a home that is not": "~nobody-at-all/x",
 }
 _QUANTIZE = ["quantize", "{copy}", "-o", "o.onnx", "--calib-source", _SOURCE]
+_QAT = ["qat", "{copy}", "-o", "o.onnx", "--calib-source", _SOURCE]
 _VERBS: dict[str, list[str]] = {
     "export from": ["export", "{path}", "-o", "out.onnx"],
     "fuse from": ["fuse", "{path}", "-o", "out.onnx"],
@@ -78,6 +79,9 @@ _VERBS: dict[str, list[str]] = {
     "cast record": ["cast", "{copy}", "-o", "out.onnx", "--record", "{path}"],
     "quantize table": [*_QUANTIZE, "--table", "{path}"],
     "quantize plan": [*_QUANTIZE, "--plan", "{path}"],
+    "qat table": [*_QAT, "--table", "{path}"],
+    "qat loss": [*_QAT, "--no-distill", "--loss", "{path}.py"],
+    "qat state": [*_QAT, "--epochs", "1", "--state", "{path}"],
     "quantize images": ["quantize", "{copy}", "-o", "o.onnx", "--calib-dir", "{path}"],
     "build from": ["build", "{path}", "-o", "out.engine"],
     "inspect": ["inspect", "{path}"],
@@ -130,6 +134,14 @@ _OPTIONS: dict[str, list[str]] = {
     "NaN tolerance": ["verify", "{copy}", "--against", "{copy}", "--atol", "nan", "--count", "1"],
     "negative count": ["verify", "{copy}", "--against", "{copy}", "--count", "-1"],
     "zero count": ["verify", "{copy}", "--against", "{copy}", "--count", "0"],
+    "epochs 0": [*_QAT, "--epochs", "0"],
+    "learning rate NaN": [*_QAT, "--learning-rate", "nan"],
+    "learning rate infinite": [*_QAT, "--epochs", "1", "--learning-rate", "1e39"],
+    "batch of no images": [*_QAT, "--batch-size", "0"],
+    "heads of nothing": [*_QAT, "--heads", ",,"],
+    "unknown scales": [*_QAT, "--scales", "evil"],
+    "unknown device": [*_QAT, "--device", "evil"],
+    "no teacher and no loss": [*_QAT, "--no-distill"],
     "percentile 200": [*_QUANTIZE, "--calib-method", "percentile", "--percentile", "200"],
     "percentile NaN": [*_QUANTIZE, "--calib-method", "percentile", "--percentile", "nan"],
     "source of evil": ["eval", "{copy}", "--source", "evil.py:x"],
