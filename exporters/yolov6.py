@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, get_args
 
 from deploykit.data.preprocess import Preprocess
 from deploykit.errors import CheckpointError, OptionError, unknown_name
@@ -27,6 +27,8 @@ from deploykit.tasks.outputs import Output
 from deploykit.values import Precision
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from deploykit.recipes.identity import Facts
     from deploykit.recipes.recipe import StateDict
 
@@ -45,7 +47,13 @@ _READ = {
 }
 """Branches that evaluation of release 0.3 reads -> those that it then leaves, and their name later:
 numbers beside the distributions of a distilled network, anchor-free beside anchor-based."""
-_BARE = re.compile(r"((?:.*\.)?(?!block\.|rbr_dense\.|rbr_1x1\.)[^.]+)\.(conv|bn)\.([^.]+)")
+_INSIDE = (".block", ".rbr_dense", ".rbr_1x1")
+"""How the path of a convolution with batch norm ends in release 0.4, but for RepOptimizer's."""
+_BLOCKS = re.compile(r"backbone\.(stem|ERBlock_\d\.0)|.*\.(conv[12]|block\.\d+)")
+"""The basic 3x3 blocks."""
+_LEVEL = "neck.reduce_layer0.block.conv.weight"
+"""A weight with the level of a release that has it."""
+_CONV = ".conv.weight"
 _POOL = re.compile(r"(backbone\.ERBlock_5\.2\.)(cv\d\..*)")
 _BIAS = re.compile(r"(.*\.block)\.conv\.bias")
 
@@ -59,7 +67,9 @@ def adapt(state: StateDict) -> StateDict:
     """
     kind = "cspsppf" if any(k.startswith("backbone.ERBlock_5.2.cv3.") for k in state) else "sppf"
     read = {key: v for key, v in _evaluated(state).items() if not _EXTRAS.match(key)}
-    kept = {_renamed(key, kind): v for key, v in read.items()}
+    pooled = {_POOL.sub(rf"\1{kind}.\2", key): v for key, v in read.items()}
+    bare = _bare(pooled)
+    kept = {_renamed(key, bare): v for key, v in pooled.items()}
     for key in [k for k in kept if _BIAS.fullmatch(k)]:
         mean = _BIAS.sub(r"\1.bn.running_mean", key)
         if mean in kept:
@@ -67,9 +77,25 @@ def adapt(state: StateDict) -> StateDict:
     return kept
 
 
-def _renamed(key: str, kind: str) -> str:
-    pooled = _POOL.sub(rf"\1{kind}.\2", key)
-    return _BARE.sub(r"\1.block.\2.\3", pooled) if _BARE.fullmatch(pooled) else pooled
+def _bare(state: StateDict) -> set[str]:
+    """Return the paths of the convolutions with batch norm that lack the level `.block`.
+
+    A basic block of RepOptimizer has none in any release: its other convolutions say whether the
+    release has the level. Where it has not, such a block and a plain one have the same names.
+    """
+    paths = {key.removesuffix(_CONV) for key in state if key.endswith(_CONV)}
+    return {
+        path
+        for path in paths
+        if not path.endswith(_INSIDE)
+        and f"{path}.scale_conv.weight" not in state
+        and not (_LEVEL in state and _BLOCKS.fullmatch(path))
+    }
+
+
+def _renamed(key: str, bare: set[str]) -> str:
+    path, *inside = key.rsplit(".", 2)
+    return ".".join((path, "block", *inside)) if path in bare else key
 
 
 def _evaluated(state: StateDict) -> StateDict:
@@ -85,6 +111,9 @@ def _evaluated(state: StateDict) -> StateDict:
 SIZES = {"RepPAN": "v2", "RepBiFPAN": "v3"}
 """What the name of a variant begins with; `v2_silu` is one of another size than the releases'."""
 _KINDS = {"ReLU": "relu", "SiLU": "silu"}
+_ACTIVATIONS = ("backbone.stem.act", "backbone.stem.block.act", "backbone.stem.relu")
+_INNER = "backbone.ERBlock_2.1.conv1"
+"""A block of as many channels as it is given."""
 
 
 def identify(state: StateDict, facts: Facts) -> Found | None:
@@ -101,8 +130,9 @@ def identify(state: StateDict, facts: Facts) -> Found | None:
     if found is None:
         return None
     check_colours(found.inputs)
-    if found.block == "conv":
-        found = replace(found, activation=_activation(found, facts))
+    choice = _choice(found)
+    if choice:
+        found = _chosen(choice, facts)
     name = _name(found)
     if facts.variant not in (None, name):
         raise unknown_name("variant for these weights", str(facts.variant), [name])
@@ -112,35 +142,59 @@ def identify(state: StateDict, facts: Facts) -> Found | None:
 
 
 def _name(architecture: Architecture) -> str:
-    """Return the name of a release's architecture, or one that says the neck and the activation."""
+    """Return the name of a release's architecture, or one that says the neck and the blocks."""
     plain = replace(architecture, inputs=3)
-    own = next((name for name, known in VARIANTS.items() if known == plain), None)
-    kind = "repvgg" if architecture.block == "repvgg" else architecture.activation
-    return own or f"{SIZES[architecture.neck]}_{kind}"
+    likes = [plain]
+    if (plain.block, plain.activation) == ("conv", "relu"):
+        likes.append(replace(plain, block="repopt"))  # the same layers by other names
+    known = (name for like in likes for name, own in VARIANTS.items() if own == like)
+    kind = plain.activation if plain.block == "conv" else plain.block
+    return next(known, f"{SIZES[plain.neck]}_{kind}")
 
 
-def _activation(found: Architecture, facts: Facts) -> Activation:
-    """Return the activation of plain blocks: as the pickled module has it, or the stated variant.
+def _choice(found: Architecture) -> dict[str, Architecture]:
+    """Return what differs and its architecture, for those that fit the same weights."""
+    if found.block == "conv":
+        return {kind: replace(found, activation=kind) for kind in get_args(Activation)}
+    if found.block == "qarepvgg":
+        return {
+            "without average branch": found,
+            "with average branch": replace(found, block="qarepvggv2"),
+        }
+    return {}
+
+
+def _chosen(choice: Mapping[str, Architecture], facts: Facts) -> Architecture:
+    """Return one of several: as the pickled module has it, or the stated variant.
 
     Raises: OptionError where neither says it, CheckpointError where it is another one.
     """
-    names = {_name(replace(found, activation=kind)): kind for kind in get_args(Activation)}
+    names = {_name(architecture): what for what, architecture in choice.items()}
     if facts.variant is not None:
         if facts.variant not in names:
             raise unknown_name("variant for these weights", facts.variant, names)
-        return cast("Activation", names[facts.variant])
-    inside = ("backbone.stem.act", "backbone.stem.block.act", "backbone.stem.relu")
-    kinds = {facts.layers[path].kind.rpartition(".")[2] for path in inside if path in facts.layers}
-    if len(kinds) == 1:
-        kind = kinds.pop()
-        if kind in _KINDS:
-            return cast("Activation", _KINDS[kind])
-        raise CheckpointError(f"a YOLOv6 with the activation {kind}", expected="ReLU or SiLU")
+        return choice[names[facts.variant]]
+    said = _said(facts)
+    if said is not None:
+        if said not in choice:
+            raise CheckpointError(f"a YOLOv6 with the activation {said}", expected="ReLU or SiLU")
+        return choice[said]
+    ways = " or ".join(f"{name} ({what})" for name, what in names.items())
     raise OptionError(
-        "these weights fit two networks, which differ in the activation, and a state dict does "
-        "not say it: " + " or ".join(f"{name} ({kind})" for name, kind in names.items()),
+        "these weights fit two networks, which differ in what a state dict does not say: " + ways,
         fix="name the one it was trained as: " + " or ".join(f"--variant {n}" for n in names),
     )
+
+
+def _said(facts: Facts) -> str | None:
+    """Return which of a choice a pickled module says, or the name of another activation."""
+    kind = facts.layers[_INNER].kind.rpartition(".")[2] if _INNER in facts.layers else ""
+    if "QARepVGG" in kind:
+        return f"{'with' if f'{_INNER}.rbr_avg' in facts.layers else 'without'} average branch"
+    kinds = {
+        facts.layers[path].kind.rpartition(".")[2] for path in _ACTIVATIONS if path in facts.layers
+    }
+    return _KINDS.get(kind := kinds.pop(), kind) if len(kinds) == 1 else None
 
 
 KEEP_FLOAT = (
@@ -161,13 +215,15 @@ OFFICIAL = Variant(
     Preprocess((640, 640), resampler="cv2-area", rounding="down"), KEEP_FLOAT, features=FEATURES
 )
 """As the official evaluation letterboxes."""
+PICO = Variant(Preprocess((320, 320)), KEEP_FLOAT, features=FEATURES)
+"""As Pillow resizes."""
 MARKS = ("detect.cls_preds", "detect.reg_preds")
 recipe = Recipe(
     name="yolov6",
     task="detection",
     variants={
         **{name: replace(OFFICIAL, protocols=protocols(name)) for name in VARIANTS},
-        "pico": Variant(Preprocess((320, 320)), KEEP_FLOAT, features=FEATURES),  # Pillow resized
+        **{name: PICO for name in VARIANTS if name.startswith("pico")},
     },
     build=build,
     identify=identify,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import re
 import sys
 from dataclasses import replace
@@ -14,6 +15,8 @@ from deploykit import tasks
 from deploykit.data.preprocess import Geometry
 from deploykit.errors import CheckpointError, OptionError
 from deploykit.networks import loading, reparam
+from deploykit.networks.blocks import NormedBlock, QARepVGGBlock, VGGBlock
+from deploykit.networks.reparam import ConvNorm
 from deploykit.recipes.identity import Facts, found
 from deploykit.recipes.recipe import RECIPES
 from deploykit.values import Precision
@@ -67,14 +70,20 @@ def test_batch_norms_have_the_epsilon_the_weights_were_trained_with() -> None:
 @pytest.mark.parametrize("variant", RECIPE.variants)
 def test_the_layout_of_old_releases_is_renamed(variant: str) -> None:
     state = on_meta(variant).state_dict()
-    silu = "rbr_dense" not in "".join(state)
+    plain = FAMILY.VARIANTS[variant].block == "conv"
     pattern = r"(?<=cv\d)\.block|(?<=reduce_layer\d)\.block|(?<=downsample)\.block"
     pattern += r"|(?<=downsample\d)\.block|(?<=stems\.\d)\.block|(?<=convs\.\d)\.block"
     old = {re.sub(pattern, "", re.sub(r"\.(csp)?sppf\.", ".", k)): v for k, v in state.items()}
     assert "neck.reduce_layer0.conv.weight" in old
     assert "detect.stems.0.bn.bias" in old
-    assert ("backbone.stem.block.conv.weight" in old) == silu
-    assert list(RECIPE.adapt(old)) == list(state)
+    assert ("backbone.stem.block.conv.weight" in old) == plain
+    again = list(RECIPE.adapt(old))
+    if FAMILY.VARIANTS[variant].block == "repopt":  # which had the names of plain blocks then
+        again = list(RECIPE.adapt({**old, FAMILY._LEVEL: state[FAMILY._LEVEL]}))
+        blocks = [k for k in again if k.startswith("backbone.stem.")]
+        assert blocks == [k for k in state if k.startswith("backbone.stem.")]
+    else:
+        assert again == list(state)
 
 
 def test_other_state_dicts_are_not_taken_for_a_yolov6() -> None:
@@ -294,10 +303,116 @@ def test_evaluation_of_release_0_3_reads_other_branches() -> None:
         ("backbone.ERBlock_6.0.rbr_dense.conv.weight", "P6"),
         ("backbone.ERBlock_2.1.m.0.0.conv1.block.conv.weight", "MBLA"),
         ("detect.obj_preds.0.weight", "release 0.1"),
-        ("backbone.stem.rbr_1x1.weight", "QARepVGG"),
+        ("detect.proto.cv1.conv.weight", "mask head"),
     ],
 )
 def test_parts_that_are_not_carried_are_refused_by_name(key: str, what: str) -> None:
     state = {**on_meta("v3n").state_dict(), key: torch.zeros(1)}
     with pytest.raises(CheckpointError, match=what):
         RECIPE.identify(state, Facts())
+
+
+SPECIAL = {"pico_repopt": "conv.bias", "pico_hs": "conv.bias", "pico_qa": "rbr_reparam.bias"}
+"""Variant -> what a folded block of it has."""
+
+
+@pytest.mark.parametrize("variant", SPECIAL)
+def test_blocks_made_for_int8_are_read_and_fold_exactly(
+    variant: str, randomised: Randomised, tmp_path: Path
+) -> None:
+    trained = randomised(FAMILY.Network(narrow(FAMILY.VARIANTS[variant]), 3).eval())
+    folded = reparam.deployed(RECIPE, trained)
+    assert f"backbone.stem.{SPECIAL[variant]}" in folded.state_dict()
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    images = torch.rand(1, 3, 64, 64)
+    assert difference(trained, folded, images) < 1e-5
+    for module in (trained, folded):
+        torch.save(module.state_dict(), tmp_path / "model.pt")
+        stated = "v3_qarepvgg" if variant == "pico_qa" and module is trained else None
+        options = loading.NetworkOptions(variant=stated)
+        read = loading.load_network(tmp_path / "model.pt", options)
+        with torch.inference_mode():
+            assert torch.equal(read.module(images), module(images))
+
+
+def test_a_qarepvgg_with_folded_branches_keeps_its_last_norm(
+    randomised: Randomised, tmp_path: Path
+) -> None:
+    """YOLOv6 stores this form for training with quantisation."""
+    trained = randomised(FAMILY.Network(narrow(FAMILY.VARIANTS["pico_qa"]), 3).eval())
+    halfway = copy.deepcopy(trained)
+    with torch.no_grad():
+        for path, module in list(halfway.named_modules()):
+            if isinstance(module, QARepVGGBlock):
+                parent, _, last = path.rpartition(".")
+                setattr(halfway.get_submodule(parent), last, module.folded())
+    torch.save(halfway.state_dict(), tmp_path / "model.pt")
+    read = loading.load_network(tmp_path / "model.pt", loading.NetworkOptions())
+    assert isinstance(read.module.get_submodule("backbone.stem"), NormedBlock)
+    images = torch.rand(1, 3, 64, 64)
+    assert difference(trained, read.module, images) < 1e-5
+    assert difference(trained, reparam.deployed(RECIPE, read.module), images) < 1e-5
+
+
+def test_the_average_branch_is_asked_for_unless_a_pickled_module_says_it() -> None:
+    state = on_meta("v3n_qa", 3).state_dict()
+    with pytest.raises(OptionError, match=r"v3_qarepvgg \(without average branch\) or v3n_qa"):
+        RECIPE.identify(state, Facts())
+    inner = "backbone.ERBlock_2.1.conv1"
+    layers = {inner: PickledModule("yolov6.layers.common.QARepVGGBlockV2", {})}
+    for more, variant in (
+        ({}, "v3_qarepvgg"),
+        ({f"{inner}.rbr_avg": PickledModule("torch.nn.modules.pooling.AvgPool2d", {})}, "v3n_qa"),
+    ):
+        answer = found(RECIPE.identify(state, Facts(layers | more)))
+        assert answer is not None
+        assert answer.variant == variant
+
+
+def test_repoptimizer_networks_of_old_releases_are_read_by_the_stated_variant() -> None:
+    state = on_meta("v2s_repopt", 3).state_dict()
+    old = {
+        k.replace(".block.conv.", ".conv.").replace(".block.bn.", ".bn."): v
+        for k, v in state.items()
+    }
+    answer = found(RECIPE.identify(RECIPE.adapt(old), Facts(variant="v2s_repopt")))
+    assert answer is not None
+    assert (answer.variant, answer.like) == ("v2s_repopt", "v2s_repopt")
+    answer = found(RECIPE.identify(RECIPE.adapt(state), Facts()))
+    assert answer is not None
+    assert answer.variant == "v2s_repopt"
+
+
+def test_official_keys_of_the_blocks_made_for_int8_are_spelled_like_this() -> None:
+    keys = {v: on_meta(v).state_dict().keys() for v in ("v2n_hs", "v2n_repopt", "v3n_qa")}
+    inner = "backbone.ERBlock_3.1.block.0."
+    norm = {f"bn.{n}" for n in ("weight", "bias", "running_mean", "running_var")}
+    scales = {f"scale_{n}.weight" for n in ("conv", "1x1", "identity")}
+    dense = {f"rbr_dense.{n}" for n in (*norm, "conv.weight")}
+    expected = {
+        "v2n_hs": {"conv.weight", "conv_1x1.weight", *scales, *norm},
+        "v2n_repopt": {"conv.weight", *norm},
+        "v3n_qa": {"rbr_1x1.weight", *dense, *norm},
+    }
+    for variant, names in expected.items():
+        own = {k.removeprefix(inner) for k in keys[variant] if k.startswith(inner)}
+        assert {k for k in own if not k.endswith("tracked")} == names
+
+
+@pytest.mark.parametrize(
+    ("variant", "trained", "deployed"),
+    [("v2s_repopt", 17_229_438, 17_226_942), ("v2n_repopt", 4_321_742, 4_320_494)],
+)
+def test_repoptimizer_networks_have_the_official_number_of_parameters(
+    variant: str, trained: int, deployed: int
+) -> None:
+    """The official deployed form keeps the norms of the blocks that RepOptimizer trains."""
+    network = on_meta(variant)
+    norms = {True: 0, False: 0}
+    for module in network.modules():
+        if isinstance(module, ConvNorm):
+            norms[isinstance(module, VGGBlock)] += module.bn.num_features
+    assert sum(p.numel() for p in network.parameters()) == trained
+    assert trained - norms[False] == deployed
+    folded = reparam.deployed(RECIPE, network)
+    assert sum(p.numel() for p in folded.parameters()) == deployed - norms[True]

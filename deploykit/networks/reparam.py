@@ -26,7 +26,7 @@ class Foldable(Protocol):
     """A module that equals a simpler one once its batch norm statistics stand still."""
 
     def folded(self) -> nn.Module:
-        """Return the simpler module; this one stays as it is."""
+        """Return the simpler module, which may fold further; this one stays as it is."""
         ...
 
 
@@ -59,7 +59,7 @@ def fold(network: nn.Module) -> nn.Module:
 
 def _folded(module: nn.Module) -> nn.Module:
     if isinstance(module, Foldable):
-        return module.folded()
+        return _folded(module.folded())
     for name, child in module.named_children():
         setattr(module, name, _folded(child))
     if isinstance(module, nn.Sequential):
@@ -76,15 +76,19 @@ def as_stored(network: nn.Module, names: AbstractSet[str]) -> nn.Module:
     for path, module in list(network.named_modules()):
         if not isinstance(module, Foldable) or not path:
             continue
-        weights = cast("nn.Module", module).state_dict()
-        own = {f"{path}.{name}" for name in weights if not name.endswith(_COUNTER)}
-        if own <= names:
-            continue
-        simple = module.folded()
-        if {f"{path}.{name}" for name in simple.state_dict()} <= names:
+        simple: nn.Module = cast("nn.Module", module)
+        folds = 0
+        while isinstance(simple, Foldable) and not _weights(simple, path) <= names:
+            simple, folds = simple.folded(), folds + 1
+        if folds and _weights(simple, path) <= names:
             parent, _, last = path.rpartition(".")
             setattr(network.get_submodule(parent), last, simple)
     return network
+
+
+def _weights(module: nn.Module, path: str) -> set[str]:
+    """Return the names of a module's weights in the network that has it under `path`."""
+    return {f"{path}.{name}" for name in module.state_dict() if not name.endswith(_COUNTER)}
 
 
 def _fold_neighbours(chain: nn.Sequential) -> None:
@@ -102,7 +106,7 @@ def _folds(layer: nn.Module, norm: nn.Module) -> bool:
 
 def fuse(conv: Conv, norm: nn.BatchNorm2d) -> Conv:
     """Return one convolution that equals `norm(conv(x))` with the stored statistics."""
-    return _with_weights(conv, *_equivalent(conv, norm))
+    return with_weights(conv, *_equivalent(conv, norm))
 
 
 def _equivalent(
@@ -123,7 +127,8 @@ def _equivalent(
     return weight, shift if conv.bias is None else shift + conv.bias.double() * scale
 
 
-def _with_weights(conv: Conv, weight: Tensor, bias: Tensor) -> Conv:
+def with_weights(conv: Conv, weight: Tensor, bias: Tensor) -> Conv:
+    """Return a copy of `conv` with other values, stored as its own are."""
     changed = copy.deepcopy(conv)
     changed.weight = nn.Parameter(weight.to(conv.weight.dtype))
     changed.bias = nn.Parameter(bias.to(conv.weight.dtype))
@@ -268,9 +273,9 @@ class RepVGGBlock(nn.Module):
         weight, bias = weight + F.pad(point, [1, 1, 1, 1]), bias + point_bias
         if self.rbr_identity is not None:
             scale, shift = scale_and_shift(self.rbr_identity)
-            weight = weight + _identity(conv) * scale.reshape(-1, 1, 1, 1)
+            weight = weight + identity_kernel(conv) * scale.reshape(-1, 1, 1, 1)
             bias = bias + shift
-        return FoldedBlock(_with_weights(conv, weight, bias))
+        return FoldedBlock(with_weights(conv, weight, bias))
 
 
 class FoldedBlock(nn.Module):
@@ -287,7 +292,7 @@ class FoldedBlock(nn.Module):
         return cast("Tensor", self.nonlinearity(self.rbr_reparam(x)))
 
 
-def _identity(conv: nn.Conv2d) -> Tensor:
+def identity_kernel(conv: nn.Conv2d) -> Tensor:
     """Return the 3x3 kernel, float64[out, in / groups, 3, 3], that passes its input through."""
     kernel = torch.zeros_like(conv.weight, dtype=torch.float64)
     per_group = conv.in_channels // conv.groups

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from deploykit.recipes.recipe import StateDict
 
 Activation: TypeAlias = Literal["relu", "silu"]
+Block: TypeAlias = Literal["repvgg", "qarepvgg", "qarepvggv2", "hyper_search", "repopt", "conv"]
+"""The basic 3x3 block, as `training_mode` of the official configurations says it; `conv` is
+conv_relu or conv_silu by the activation."""
 
 CHANNELS = (64, 128, 256, 512, 1024, 256, 128, 128, 256, 256, 512)
 """Stem, four stages, then p4, p3, down to n3, n3, down to n4, n4 of the neck; before scaling."""
@@ -40,9 +43,9 @@ class Architecture:
     """Blocks of each stage, as `REPEATS` lists them; of a CSPStackRep stage, its BottleReps."""
     neck: Literal["RepPAN", "RepBiFPAN"]
     pooling: Literal["sppf", "cspsppf"]
-    block: Literal["repvgg", "conv"] = "repvgg"
+    block: Block = "repvgg"
     activation: Activation = "relu"
-    """Of the blocks, the stages and the pooling; a RepVGG block always has a ReLU."""
+    """Of the blocks, the stages and the pooling; all blocks but `conv` have a ReLU."""
     inner: tuple[int, ...] | None = None
     """Channels inside each CSPStackRep stage; None: plain stages."""
     reg_max: Literal[0, 16] = 0
@@ -99,30 +102,46 @@ _V3 = {
     "v3m_base": replace(_V2["v2m_base"], neck="RepBiFPAN"),
     "v3l_base": replace(_V2["v2l_base"], neck="RepBiFPAN"),
 }
+_PICO = Architecture(
+    channels=(16, 16, 32, 64, 112, 40, 32, 32, 48, 48, 80),
+    repeats=(1, 2, 2, 1, 1, 1, 1, 1),
+    neck="RepBiFPAN",
+    pooling="cspsppf",
+    reg_max=16,
+)
+_V2_SIZES = {"v2n": _V2["v2n"], "v2t": _V2["v2t_375"], "v2s": _V2["v2s"]}
 VARIANTS: dict[str, Architecture] = {
     **_V2,
+    **{f"{name}_repopt": replace(a, block="repopt") for name, a in _V2_SIZES.items()},
+    **{f"{name}_hs": replace(a, block="hyper_search") for name, a in _V2_SIZES.items()},
     **_V3,
-    "pico": Architecture(
-        channels=(16, 16, 32, 64, 112, 40, 32, 32, 48, 48, 80),
-        repeats=(1, 2, 2, 1, 1, 1, 1, 1),
-        neck="RepBiFPAN",
-        pooling="cspsppf",
-        reg_max=16,
-    ),
+    **{f"{name}_qa": replace(_V3[name], block="qarepvggv2") for name in ("v3n", "v3s", "v3m")},
+    "pico": _PICO,
+    "pico_repopt": replace(_PICO, block="repopt"),
+    "pico_hs": replace(_PICO, block="hyper_search"),
+    "pico_qa": replace(_PICO, block="qarepvgg"),
 }
-"""Name of a release and its size -> its architecture; `base`: plain convolutions with a ReLU.
+"""Name of a release and its size -> its architecture.
 
-`v2t` has the size that is published for T, `v2t_375` that of the configuration file."""
+`base`: plain convolutions with a ReLU; `repopt`: blocks that RepOptimizer trains, `hs` those that
+its scales are searched with; `qa`: QARepVGG. `v2t` has the size that is published for T, `v2t_375`
+and T's others that of the configuration files."""
 
-_CONV = ("rbr_dense.conv.weight", "rbr_reparam.weight", "block.conv.weight")
-"""The 3x3 convolution of a RepVGG block, of a folded one, and of a plain one."""
+_CONV = ("rbr_dense.conv.weight", "rbr_reparam.weight", "block.conv.weight", "conv.weight")
+"""The 3x3 convolution of a RepVGG block, of a folded one, of a plain one, of RepOptimizer's."""
+_KINDS: tuple[tuple[str, Block], ...] = (
+    ("rbr_1x1.weight", "qarepvgg"),
+    ("bn.weight", "qarepvggv2"),  # beside `rbr_reparam`: all branches are folded
+    ("rbr_dense.conv.weight", "repvgg"),
+    ("rbr_reparam.weight", "repvgg"),
+    ("block.conv.weight", "conv"),
+)
+"""A weight of the stem -> the blocks that have it, where none before is there."""
 _STEM = "backbone.stem"
 FOREIGN = {
     "backbone.ERBlock_6.": "a fourth level at stride 64 (P6)",
     "backbone.lite_effiblock_1.": "the lite backbone",
     "backbone.ERBlock_2.1.m.0.": "MBLA stages",
-    "backbone.stem.rbr_1x1.weight": "QARepVGG blocks",
-    "backbone.stem.scale_conv.": "the blocks of a hyper-parameter search",
     "detect.obj_preds.": "the head of release 0.1, which scores objects apart from classes",
     "detect.proto.": "a mask head",
     "detect.reg_mask": "a mask head",
@@ -136,7 +155,8 @@ def refuse_foreign(state: StateDict) -> None:
         if any(key.startswith(prefix) for key in state):
             raise CheckpointError(
                 f"a YOLOv6 with {what}",
-                expected="three levels of RepVGG or plain blocks, of releases 0.2 to 0.4",
+                expected="three levels of RepVGG, QARepVGG, RepOptimizer's or plain blocks, of "
+                "releases 0.2 to 0.4",
                 fix="write a recipe for it (see exporters/README.md) and name it with --recipe",
             )
 
@@ -144,13 +164,14 @@ def refuse_foreign(state: StateDict) -> None:
 def read(state: StateDict, activation: Activation = "relu") -> Architecture | None:
     """Return the architecture that a state dict was trained with, None where it is no YOLOv6.
 
-    activation: of plain blocks, which their weights do not say.
+    activation: of plain blocks, which their weights do not say; as little do those of QARepVGG
+    whether it has the average branch: without it is returned.
     """
     stem = _block(state, _STEM)
     sides = outputs(state, "detect.reg_preds.0.bias")
     if stem is None or sides not in (4, 68):
         return None
-    plain = f"{_STEM}.block.conv.weight" in state
+    block = _kind(state)
     fuses = "neck.Bifusion0.cv1.block.conv.weight" in state
     deep = "backbone.ERBlock_5.2.cspsppf.cv1.block.conv.weight" in state
     csp = f"{STAGES[2]}.cv1.block.conv.weight" in state
@@ -168,12 +189,21 @@ def read(state: StateDict, activation: Activation = "relu") -> Architecture | No
         tuple(1 + len(children(state, f"{s}.m.block" if csp else f"{s}.block")) for s in STAGES),
         neck="RepBiFPAN" if fuses else "RepPAN",
         pooling="cspsppf" if deep else "sppf",
-        block="conv" if plain else "repvgg",
-        activation=activation if plain else "relu",
+        block=block,
+        activation=activation if block == "conv" else "relu",
         inner=tuple(c for c in inner if c is not None) if inner else None,
         reg_max=16 if sides == 68 else 0,
         inputs=inputs(state, *(f"{_STEM}.{name}" for name in _CONV)) or 3,
     )
+
+
+def _kind(state: StateDict) -> Block:
+    """Return the kind of the blocks; `qarepvgg` for both of its forms, which have equal weights."""
+    if f"{_STEM}.scale_conv.weight" in state:
+        return "hyper_search"
+    if f"{_STEM}.conv.weight" in state:
+        return "repopt"
+    return next((kind for key, kind in _KINDS if f"{_STEM}.{key}" in state), "repvgg")
 
 
 def _block(state: StateDict, name: str) -> int | None:

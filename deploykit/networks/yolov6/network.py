@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import assert_never
 
+from deploykit.networks.blocks import QARepVGGBlock, SearchBlock, VGGBlock
 from deploykit.networks.reparam import RepVGGBlock
 from deploykit.networks.yolov6 import layers
 from deploykit.networks.yolov6.layers import conv
@@ -37,9 +39,20 @@ class Builder:
 
     def block(self, channels: Pair, stride: int = 1) -> nn.Module:
         """Return the basic 3x3 block."""
-        if self.architecture.block == "repvgg":
-            return RepVGGBlock(channels, stride=stride)
-        return conv(channels, 3, stride, self.act)
+        kind = self.architecture.block
+        match kind:
+            case "repvgg":
+                return RepVGGBlock(channels, stride=stride)
+            case "qarepvgg" | "qarepvggv2":
+                return QARepVGGBlock(channels, stride=stride, average=kind == "qarepvggv2")
+            case "hyper_search":
+                return SearchBlock(channels, stride=stride)
+            case "repopt":
+                return VGGBlock(channels, stride=stride)
+            case "conv":
+                return conv(channels, 3, stride, self.act)
+            case _:
+                assert_never(kind)
 
     def stage(self, channels: Pair, index: int) -> nn.Module:
         """Return stage `index` of the repeats."""
