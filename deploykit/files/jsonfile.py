@@ -18,6 +18,7 @@ LARGEST = 1 << 26
 """Bytes of a file of ours: ten times the largest that is written."""
 _KINDS: tuple[tuple[str, frozenset[str]], ...] = (
     ("a calibration table", frozenset({"ranges", "observer"})),
+    ("a file of sensitivities", frozenset({"layers", "table_sha256"})),
     ("a precision plan", frozenset({"layers"})),
     ("the sidecar of a file", frozenset({"made_by", "parents"})),
     ("a COCO instances file", frozenset({"images", "annotations"})),

@@ -48,7 +48,7 @@ def build(  # noqa: PLR0913 - a verb's options, and the backend they are for
     that the graph asks for was not honoured.
     """
     model, output, record = Path(model), Path(output), path_or_none(record)
-    log = output.with_name(output.name + ".log")
+    log = output.parent / (output.name + ".log")
     places.check(
         {"the model": model},
         output=output,

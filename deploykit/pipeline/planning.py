@@ -186,11 +186,13 @@ def best(found: Sensitivities) -> str:
     if "task" in known:
         return "task"
     rho = {name: value for name, value in found.correlations().items() if value is not None}
-    if rho:
-        return max(rho, key=rho.__getitem__) if max(rho.values()) > _TRUSTED else "output"
-    return next(name for name in ("channel", "snr", "cosine", "mse") if name in known)
+    if rho and max(rho.values()) > _TRUSTED:
+        return max(rho, key=rho.__getitem__)
+    return next(name for name in _NEAREST if name in known)
 
 
+_NEAREST = ("output", "gradient", "fisher", "channel", "snr", "cosine", "mse")
+"""Measures, the best guess of what the task loses first."""
 _TRUSTED = 0.99
 """Correlation with the noise of the outputs from which a cheaper measure is as good."""
 

@@ -79,7 +79,7 @@ def qat(
     Raises: InputError, OutputError, OptionError; ProofError as `quantize`.
     """
     model, output, record = Path(model), Path(output), path_or_none(record)
-    partial, table_path = output.with_name(output.name + _PARTIAL), table_beside(output)
+    partial, table_path = output.parent / (output.name + _PARTIAL), table_beside(output)
     how = options.calibrated
     places.check(
         {"the model": model, "--plan": how.plan, "--loss": options.loss},
@@ -114,7 +114,7 @@ def qat(
 
 def table_beside(output: Path) -> Path:
     """Return where the table of a result lies: `m.onnx` -> `m.calibration.json`."""
-    return output.with_name(output.stem + _TABLE)
+    return output.parent / (output.stem + _TABLE)
 
 
 def _subject(model: Path, output: Path, how: QuantizeOptions) -> Opened:

@@ -103,7 +103,7 @@ def sensitivity(
     """
     model, output, record = Path(model), Path(output), path_or_none(record)
     how = options.calibrated
-    partial = output.with_name(output.name + _PARTIAL)
+    partial = output.parent / (output.name + _PARTIAL)
     places.check(
         {"the model": model, "--plan": how.plan},
         output=output,

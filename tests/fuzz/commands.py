@@ -46,6 +46,7 @@ def _made(
         "model": str(base / sound.MODEL),
         "records": str(base / sound.RECORDS),
         "copy": "data/model.onnx",
+        "layers": str(base / sound.LAYERS),
         "path": path if isinstance(path, str) else path(folder),
     }
     return [word.format(**names) for word in words]
@@ -83,6 +84,11 @@ _VERBS: dict[str, list[str]] = {
     "qat loss": [*_QAT, "--no-distill", "--loss", "{path}.py"],
     "qat state": [*_QAT, "--epochs", "1", "--state", "{path}"],
     "quantize images": ["quantize", "{copy}", "-o", "o.onnx", "--calib-dir", "{path}"],
+    "sensitivity to": ["sensitivity", "{copy}", "-o", "{path}", "--calib-source", _SOURCE],
+    "plan profiles": [
+        *("plan", "{copy}", "--sensitivities", "{layers}", "--keep-float", "1", "-o", "o.json"),
+        *("--int8-profile", "{path}", "--fp16-profile", "{path}"),
+    ],
     "build from": ["build", "{path}", "-o", "out.engine"],
     "inspect": ["inspect", "{path}"],
     "verify against": ["verify", "{copy}", "--against", "{path}", "--count", "1"],

@@ -1,4 +1,4 @@
-"""Hostile tables, plans, records, COCO files and sidecars."""
+"""Hostile tables, plans, sensitivities, records, COCO files and sidecars."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def cases(base: Path, seed: int = 0) -> Iterator[Case]:
     kinds: dict[str, tuple[Any, str, Words]] = {
         "table": (_read(base / sound.TABLE), "table.json", _quantize("--table")),
         "plan": (_plan(base), "plan.json", _quantize("--plan")),
+        "sensitivities": (_read(base / sound.LAYERS), "layers.json", _planned),
         "record": (_record(base), "r.jsonl", lambda f, _: ["report", str(f), "-o", "r.html"]),
         "coco": (_read(base / sound.COCO / "truth.json"), "truth.json", _eval),
         "sidecar": (_read(base / (sound.ENGINE + ".json")), "e.engine.json", _engine),
@@ -72,6 +73,11 @@ def _quantize(option: str) -> Words:
         return ["quantize", str(base / sound.MODEL), option, str(path), *images, "-o", "out.onnx"]
 
     return words
+
+
+def _planned(path: Path, base: Path) -> list[str]:
+    words = ["plan", str(base / sound.MODEL), "--sensitivities", str(path)]
+    return [*words, "--keep-float", "2", "-o", "plan.json"]
 
 
 def _eval(path: Path, base: Path) -> list[str]:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent.parent
 CHECKPOINT = ROOT / "examples/shapes/yolov6_pico.pth"
 MODEL, TABLE, ENGINE, RECORDS = "model.onnx", "table.json", "model.engine", "records.jsonl"
 QUANTIZED, PLAN, COCO, PHOTOS = "int8.onnx", "plan.json", "coco", "photos"
+LAYERS = "layers.json"
 COUNT = 3
 
 
@@ -49,6 +50,8 @@ def _make(base: Path) -> None:
     command("export", CHECKPOINT, "--input-size", "64", "-o", model, *record)
     table = ("--calib-source", source, "--table", base / TABLE)
     command("quantize", model, *table, "-o", base / QUANTIZED, *record)
+    snr = ("--metric", "snr", "--images", 2)
+    command("sensitivity", model, *table, *snr, "-o", base / LAYERS, *record)
     command("build", base / QUANTIZED, "--backend", "onnxruntime", "-o", base / ENGINE, *record)
     command("eval", model, "--source", source, *record)
     command("bench", model, "--duration", "0.1", "--warmup", "0", *record)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deploykit import stats
-from deploykit.errors import InputError, StaleTableError
+from deploykit.errors import InputError, StaleTableError, unknown_name
 from deploykit.files import artifacts, jsonfile, schema
 from deploykit.files.schema import mapping, nothing_or, number, one_of, record, text, whole
 from deploykit.values import SCHEMA_VERSION
@@ -37,7 +37,7 @@ _SHAPE = record(
         "alone": one_of("int8", "float"),
         "images": whole(0),
         "source": text(),
-        "layers": mapping(mapping(_NUMBER)),
+        "layers": mapping(record({}, dict.fromkeys(METRICS, _NUMBER))),
         "macs": mapping(whole(0)),
         "base": mapping(_NUMBER),
         "correlations": mapping(_NUMBER),
@@ -165,12 +165,26 @@ def from_json(data: Json) -> Sensitivities:
 
 
 def check_fresh(found: Sensitivities, model: Opened) -> None:
-    """Raise StaleTableError where sensitivities were measured on another model."""
+    """Check that sensitivities are of this model, and that something was measured.
+
+    Raises: StaleTableError for another model; InputError.
+    """
     if found.model_sha256 != model.sha256:
         raise StaleTableError(
             "the sensitivities were measured on another model",
             expected=f"sha256 {found.model_sha256}, found {model.sha256}",
             fix="measure this model, or name the model that they were measured on",
+        )
+    nodes = {str(node.name) for node in model.graph.graph}
+    for name in found.layers:
+        if name not in nodes:
+            near = unknown_name("node in the sensitivities", name, nodes)
+            raise InputError(near.found, expected=near.expected, fix=near.fix)
+    if not found.measured() or not found.layers:
+        raise InputError(
+            "the sensitivities hold no measure that every layer has",
+            expected="one of " + ", ".join(METRICS),
+            fix="measure the model again",
         )
 
 
