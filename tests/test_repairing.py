@@ -73,7 +73,7 @@ def test_a_crooked_model_is_as_good_as_the_straight_one(
     assert plain < straight - 10
     assert repaired > straight - 2
     (note,) = (note for note in made.notes if "equalise" in note)
-    assert note.startswith("repaired by equalise (channels of 3")
+    assert note.startswith("repaired by equalise (channels of ")
     assert note.endswith("on images held out")
     kept = made.artifact.made_by["repairs"]["equalise"]
     assert kept["taken"]
@@ -138,3 +138,11 @@ def test_repairs_are_named_as_they_are() -> None:
         repairing.Wanted.named(["equalize"])
     with pytest.raises(OptionError, match="contradict"):
         repairing.Wanted.named(["none", "equalise"])
+
+
+def test_a_straight_model_is_left_as_it_is_and_costs_no_trial(model: Path, tmp_path: Path) -> None:
+    made = quantize(model, tmp_path / "a.onnx", QuantizeOptions(source=SOURCE))
+    assert not any("equalise" in note for note in made.notes)
+    forced = QuantizeOptions(source=SOURCE, repair=("equalise",))
+    made = quantize(model, tmp_path / "b.onnx", forced)
+    assert any(note.startswith("repaired by equalise") for note in made.notes)

@@ -43,18 +43,22 @@ if TYPE_CHECKING:
 _ROUNDS = 100
 _STILL = 0.01
 """Relative change below which nothing moves."""
+_DEAD = 1e-30
+"""Reach that stands for none."""
 _MOST = 40
 """Largest e."""
 
 
-def factors(model: ir.Model, reaches: Mapping[str, Doubles]) -> Factors:
+def factors(model: ir.Model, reaches: Mapping[str, Doubles], *, beyond: float = 0.0) -> Factors:
     """Return by what the output channels of each layer shall be divided; without those that stay.
 
+    beyond: channels stay whose factor is within so many powers of two of the layer's median one,
+    and so does one that hardly ever has a value, which is no burden to the others.
     reaches: INT8 tensor -> float64[channels], the largest magnitude of each. Shapes of `model` are
     inferred in place.
     """
     found = trace(model)
-    exponents = _exponents(found, reaches)
+    exponents = _exponents(found, reaches, beyond)
     return {
         layer.weight: tuple(exponents[layer.outputs].tolist())
         for layer in found.layers
@@ -150,7 +154,22 @@ def _store(value: ir.Value, array: NDArray[np.generic]) -> None:
     value.meta.clear()  # digits and levels that were known of the number before
 
 
-def _exponents(found: Channels, reaches: Mapping[str, Doubles]) -> Slots:
+def _exponents(found: Channels, reaches: Mapping[str, Doubles], beyond: float) -> Slots:
+    powers, left = _powers(found, reaches)
+    outliers = np.zeros(found.count)
+    for layer in found.layers:
+        free = layer.outputs[layer.outputs != FIXED]
+        if len(free):
+            off = powers[free] - np.median(powers[free])
+            dying = left[free] < np.median(left[free]) - beyond
+            outliers[free] = np.where((np.abs(off) <= beyond) | dying, 0.0, off)
+    powers = outliers if beyond else powers
+    exponents: Slots = np.rint(powers).clip(-_MOST, _MOST).astype(np.int64)
+    return exponents
+
+
+def _powers(found: Channels, reaches: Mapping[str, Doubles]) -> tuple[Doubles, Doubles]:
+    """Return the logarithms, to the base of 2, of each slot's factor and of the reach it leaves."""
     tensors = [
         (found.tensors[name], np.where(np.isfinite(reach), reach, 0.0))
         for name, reach in reaches.items()
@@ -173,8 +192,7 @@ def _exponents(found: Channels, reaches: Mapping[str, Doubles]) -> Slots:
         scale *= step
         if np.abs(np.log(step)).max() < _STILL:
             break
-    exponents: Slots = np.rint(np.log2(scale)).clip(-_MOST, _MOST).astype(np.int64)
-    return exponents
+    return np.log2(scale), np.log2(np.maximum(reach, _DEAD))
 
 
 def _magnitudes(layer: Layer) -> Iterator[tuple[Slots, Doubles]]:
