@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import tempfile
 import time
 from functools import partial
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from calibration import processor
 from torch import Tensor, nn
 
 from deploykit import pipeline
@@ -188,7 +188,7 @@ def main() -> int:
         print(f"{name:<10} {min(wall):7.3f} {ratios[0]:10.2f} {min(cpu):8.3f} {ratios[1]:10.2f}")
     if options.record is not None:
         said = {k: v for k, v in vars(options).items() if k != "record"}
-        line = {"schema_version": SCHEMA_VERSION, "options": said, "cpu": platform.processor()}
+        line = {"schema_version": SCHEMA_VERSION, "options": said, "cpu": processor()}
         seconds = {name: {"wall": wall, "cpu": cpu} for name, (wall, cpu) in times.items()}
         with options.record.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**line, "seconds": seconds}, sort_keys=True) + "\n")
