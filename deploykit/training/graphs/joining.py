@@ -98,6 +98,25 @@ def _batch_norm(  # noqa: PLR0913, PLR0917 - the operator's inputs
     return F.batch_norm(x, mean, variance, scale, bias, eps=epsilon)
 
 
+def _local_norm(node: Node, x: Tensor) -> Tensor:
+    """Return x over a power of the energy of the channels about each: LRN."""
+    size, alpha = node.get("size"), node.get("alpha", 1e-4)
+    before = (size - 1) // 2
+    energy = F.pad(x.square().transpose(1, -1), (before, size - 1 - before))
+    around: Tensor = energy.unfold(-1, size, 1).sum(-1).transpose(1, -1)
+    whole: Tensor = (node.get("bias", 1.0) + alpha / size * around) ** node.get("beta", 0.75)
+    return x / whole
+
+
+def _cumulated(node: Node, x: Tensor, axis: Tensor) -> Tensor:
+    along = int(axis.item())
+    turned = x.flip(along) if node.get("reverse", 0) else x
+    found = turned.cumsum(along)
+    if node.get("exclusive", 0):
+        found = found - turned
+    return found.flip(along) if node.get("reverse", 0) else found
+
+
 def _lp_norm(node: Node, x: Tensor) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(x, node.get("p", 2), node.get("axis", -1), keepdim=True)
     return x / norm
@@ -107,11 +126,13 @@ OPS: Ops = {
     "ArgMax": _arg,
     "ArgMin": _arg,
     "BatchNormalization": _batch_norm,
+    "CumSum": _cumulated,
     "Einsum": _einsum,
     "Gemm": _gemm,
     "GroupNormalization": _group_norm,
     "InstanceNormalization": _instance_norm,
     "LayerNormalization": _layer_norm,
+    "LRN": _local_norm,
     "LogSoftmax": _softmax,
     "LpNormalization": _lp_norm,
     "MatMul": _matmul,

@@ -20,7 +20,7 @@ def _reshape(node: Node, x: Tensor, shape: Tensor) -> Tensor:
     wanted = numbers(shape) or []
     if not node.get("allowzero", 0):
         wanted = [x.shape[i] if size == 0 else size for i, size in enumerate(wanted)]
-    return x.reshape(wanted)
+    return x.reshape(tuple(wanted))  # an empty list is none to torch
 
 
 def _transpose(node: Node, x: Tensor) -> Tensor:
