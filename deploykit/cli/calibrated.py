@@ -39,7 +39,10 @@ class Calibrated:
     ] = None
     table: Annotated[
         Path | None,
-        Option(help="Calibration table: read if it exists and is what is asked for, else written."),
+        Option(
+            help="Calibration table: read if it exists and is what is asked for, else written. A "
+            "calibration cache of TensorRT is read too."
+        ),
     ] = None
     skip_unreadable: Annotated[
         bool, Option(help="Count unreadable images instead of stopping.")

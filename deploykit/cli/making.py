@@ -38,6 +38,10 @@ Repair = Annotated[
     str,
     Option(help="auto (what helps on held-out images), none, or by name: equalise."),
 ]
+WriteCache = Annotated[
+    Path | None,
+    Option(help="Also write a calibration cache for TensorRT 10 and before; repairs nothing."),
+]
 StripQdq = Annotated[bool, Option(help="Take Q/DQ that the file has off, and place it anew.")]
 
 
@@ -142,6 +146,7 @@ def quantize(
     float_type: FloatType = "fp16",
     strip_qdq: StripQdq = False,
     repair: Repair = "auto",
+    write_cache: WriteCache = None,
     kinds: Kinds = OF_TARGET,
     about: About = NOT_SAID,
     record: Record = None,
@@ -164,6 +169,7 @@ def quantize(
         about=about.description(),
         strip_qdq=strip_qdq,
         repair=tuple(name.strip() for name in repair.split(",")),
+        cache=write_cache,
         **calibrated.fields(),
         **kinds.fields(),
     )

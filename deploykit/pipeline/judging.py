@@ -162,3 +162,10 @@ def _finite(value: float) -> float | None:
 
 def _text(value: float) -> str:
     return f"{value:.1f} dB" if math.isfinite(value) else "without noise"
+
+
+def wide(beyond: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what is said of the nodes whose tensors FP16 does not hold."""
+    named = [f"{name} ({reason})" for name, reason in list(beyond.items())[:_NAMED]]
+    more = f" and {len(beyond) - _NAMED} more" if len(beyond) > _NAMED else ""
+    return (f"float parts in FP32 at {', '.join(named)}{more}",) if beyond else ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,7 +11,7 @@ from deploykit.data import arrays, sources
 from deploykit.errors import OptionError
 from deploykit.files import onnxfile
 from deploykit.measuring import records
-from deploykit.pipeline import intake, judging, places, preparing, repairing
+from deploykit.pipeline import intake, judging, migrating, places, preparing, repairing
 from deploykit.pipeline.made import Made, path_or_none, recorded, written
 from deploykit.precision import (
     calibration,
@@ -31,7 +31,7 @@ from deploykit.recipes.describing import NOTHING
 from deploykit.values import Precision, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Sequence
 
     import onnx_ir as ir
 
@@ -50,8 +50,6 @@ if TYPE_CHECKING:
 
 _ROWS = 3
 """Dimensions of an output of rows: the images, the rows, what a row says."""
-_NAMED = 3
-"""Nodes that a note names."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +82,8 @@ class QuantizeOptions:
     """The GPU, such as T4 or 75, where it lacks kernels; None: any from SM80 on."""
     repair: Collection[str] = (repairing.AUTO,)
     """Of `precision.repairs.NAMES`; `auto`: those that help on images held out; `none`."""
+    cache: Path | None = None
+    """Calibration cache of TensorRT to write, of the model as it is: nothing is repaired."""
 
 
 class Calibrated(NamedTuple):
@@ -108,9 +108,7 @@ def quantize(
     Raises: InputError, OutputError; ProofError where the quantised graph does not run or lint.
     """
     model, output, record = Path(model), Path(output), path_or_none(record)
-    reads = {"the model": model, "--plan": options.plan}
-    places.check(reads, output=output, record=record, beside={"--table": options.table})
-    repairing.Wanted.named(options.repair)  # raises before the model is read
+    options = _asked(options, model, output, record)
     opset = quantization.MIN_OPSET.get(options.float_type, 0)
     taken = intake.read(model, options.about)
     places.check_weights(taken.graph, output)
@@ -120,6 +118,7 @@ def quantize(
     quantization.check(subject.graph, placed, options.float_type)
     subject, table, tried = calibrated(subject, plan, placed, options, progress)
     half = options.float_type is Precision.FP16
+    cached = migrating.write_cache(options.cache, placed, table)
     seen, images = judging.probed(subject, placed, table, options.data or options.source, half=half)
     graph, summary = quantization.quantize(
         subject,
@@ -141,12 +140,29 @@ def quantize(
     notes = (
         *subject.notes,
         *_notes(layers, table),
+        *cached,
         *(repair.note() for repair in tried),
         *found.notes(),
         *judging.doubts(table),
-        *_wide(summary["beyond_fp16"]),
+        *judging.wide(summary["beyond_fp16"]),
     )
     return recorded(Made(artifact, layers, notes), record)
+
+
+def _asked(
+    options: QuantizeOptions, model: Path, output: Path, record: Path | None
+) -> QuantizeOptions:
+    """Return what is asked for, checked before the model is read. Raises: InputError."""
+    reads = {"the model": model, "--plan": options.plan}
+    places.check(
+        reads,
+        output=output,
+        record=record,
+        beside={"--table": options.table, "--write-cache": options.cache},
+    )
+    repair = migrating.without_repairs(options.repair, options.cache)
+    repairing.Wanted.named(repair)  # raises before the model is read
+    return replace(options, repair=repair)
 
 
 def cast(
@@ -213,7 +229,7 @@ def calibrated(
     """
     tensors, wanted = placement.activations(placed), repairing.Wanted.named(options.repair)
     if options.table is not None and options.table.exists():
-        known = tables.read(options.table)
+        known = migrating.read(options.table, model, tensors)
         repairing.check(known, wanted)
         model = repairs.restored(model, known)
         return Calibrated(model, _checked(known, model, options), repairing.known(known))
@@ -231,7 +247,7 @@ def table_for(
 ) -> CalibrationTable:
     """Return the ranges: of a table that is there, else calibrated now. Raises: InputError."""
     if options.table is not None and options.table.exists():
-        return _checked(tables.read(options.table), model, options)
+        return _checked(migrating.read(options.table, model, tensors), model, options)
     how = options.calibration
     if options.data is not None:
         data = _arrays(model, options.data)
@@ -270,13 +286,6 @@ def _checked(table: CalibrationTable, model: Opened, options: QuantizeOptions) -
 def _kind(table: CalibrationTable) -> str:
     """Return what a table was made on."""
     return "samples" if table.source.startswith(arrays.PREFIX) else "images"
-
-
-def _wide(beyond: Mapping[str, str]) -> tuple[str, ...]:
-    """Return what is said of the nodes whose tensors FP16 does not hold."""
-    named = [f"{name} ({reason})" for name, reason in list(beyond.items())[:_NAMED]]
-    more = f" and {len(beyond) - _NAMED} more" if len(beyond) > _NAMED else ""
-    return (f"float parts in FP32 at {', '.join(named)}{more}",) if beyond else ()
 
 
 def _notes(layers: Sequence[LayerPrecision], table: CalibrationTable) -> tuple[str, ...]:
