@@ -119,6 +119,9 @@ class CalibrationTable:
     factors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Weight -> for each output channel the e of the 2**e that it was divided by before this was
     measured, see `repairs.equalisation`; what is not there was not."""
+    candidates: Mapping[str, Mapping[str, float]] = field(default_factory=dict, compare=False)
+    """Tensor -> method -> the threshold that it would choose, see `repairs.choosing`. Known to who
+    calibrates; no file keeps it."""
     growing: tuple[str, ...] = field(default=(), compare=False)
     """Tensors that the last quarter of the images took further than those before by a tenth. Known
     to who calibrates; it depends on the cut into batches, and so no file keeps it."""
@@ -131,7 +134,7 @@ class CalibrationTable:
     def to_json(self) -> Json:
         """Return the table as plain JSON values."""
         values = asdict(self)
-        del values["growing"]
+        del values["growing"], values["candidates"]
         if not self.factors:
             del values["factors"]  # such a table is one for every version
         return {"schema_version": SCHEMA_VERSION, **values}

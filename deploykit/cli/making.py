@@ -36,7 +36,7 @@ FloatType = Annotated[str, Option(help="fp16 or fp32: what is not INT8 runs in."
 Plan = Annotated[Path | None, Option(help="JSON: which layers stay in float, and why.")]
 Repair = Annotated[
     str,
-    Option(help="auto (what helps on held-out images), none, or by name: equalise."),
+    Option(help="auto (what helps on held-out images), none, or by name: equalise,observer."),
 ]
 WriteCache = Annotated[
     Path | None,

@@ -25,6 +25,7 @@ from deploykit.precision import (
     tables,
 )
 from deploykit.precision.calibration import CalibrationOptions
+from deploykit.precision.repairs import choosing
 from deploykit.proof import acceptance, rewrites
 from deploykit.recipes import describing, opened
 from deploykit.recipes.describing import NOTHING
@@ -238,7 +239,15 @@ def calibrated(
     if wanted.names and source is not None:
         seen = repairing.images(model, source, options.calibration.size)
         if seen is not None:
-            model, tried = repairing.repaired(model, plan, placed, seen, auto=wanted.auto)
+            model, tried, uneven = repairing.repaired(model, plan, placed, seen, wanted)
+            if repairing.chooses(wanted, options.calibration, options.asked or (), uneven=uneven):
+                how = replace(options.calibration, candidates=True)
+                given = replace(options, calibration=how)
+                table = table_for(model, tensors, given, progress)
+                table, found = repairing.chosen(model, table, plan, placed, seen, wanted)
+                if found.taken and options.table is not None:
+                    tables.write(options.table, table)
+                return Calibrated(model, table, (*tried, found))
     return Calibrated(model, table_for(model, tensors, options, progress), tried)
 
 
@@ -278,7 +287,8 @@ def _checked(table: CalibrationTable, model: Opened, options: QuantizeOptions) -
     images, asked = None, options.asked
     if options.source is not None and model.card is not None:
         images = (sources.dataset(options.source), model.card.preprocess)
-        asked = {"observer", "size"} if asked is None else asked
+        by_default = {"size"} if table.observer == choosing.LABEL else {"observer", "size"}
+        asked = by_default if asked is None else asked
     tables.check_asked(table, options.calibration, asked or (), images=images)
     return table
 

@@ -11,8 +11,9 @@ from deploykit.data import arrays, feeding, samples, sources
 from deploykit.errors import OptionError, StaleTableError, unknown_name
 from deploykit.files import onnxfile
 from deploykit.precision import placement, quantization, repairs
+from deploykit.precision.calibration import CalibrationOptions
 from deploykit.precision.quality import decibels
-from deploykit.precision.repairs import comparing, equalisation, reaching
+from deploykit.precision.repairs import choosing, comparing, equalisation, reaching
 from deploykit.recipes import opened
 from deploykit.values import CalibrationTable, Precision, Range
 
@@ -35,6 +36,11 @@ _HELD = 3
 _OUTLIER = 2.5
 """Powers of two, from the others of its layer, from which on a channel is out of line. Trained
 networks without any have nothing to gain from scales: their natural differences are smaller."""
+_FAR = 16.0
+"""Times the middle channel of its tensor from which on one hides what others do from a method that
+looks at the tensor as a whole."""
+_EACH = 2
+"""Of the images that repairs are chosen on, every second says enough about ranges."""
 _HELPS = 0.98
 """Times the noise without it that a repair must come below."""
 
@@ -136,12 +142,17 @@ def _count(images: int) -> int:
 
 def check(table: CalibrationTable, wanted: Wanted) -> None:
     """Check that a table that is there has no repair but those wanted. Raises: StaleTableError."""
-    if table.factors and "equalise" not in wanted.names:
-        raise StaleTableError(
-            "the calibration table is of a model with equalised channels",
-            expected="one without the repair equalise, as is asked for",
-            fix="give another name as the table: it is then made anew",
-        )
+    has = {
+        "equalise": ("of a model with equalised channels", bool(table.factors)),
+        "observer": ("one of ranges chosen by readers", table.observer == choosing.LABEL),
+    }
+    for name, (what, there) in has.items():
+        if there and name not in wanted.names:
+            raise StaleTableError(
+                f"the calibration table is {what}",
+                expected=f"one without the repair {name}, as is asked for",
+                fix="give another name as the table: it is then made anew",
+            )
 
 
 def known(table: CalibrationTable) -> tuple[Repair, ...]:
@@ -149,12 +160,21 @@ def known(table: CalibrationTable) -> tuple[Repair, ...]:
     return (Repair("equalise", taken=True, what=_scaled(table.factors)),) if table.factors else ()
 
 
+class Repaired(NamedTuple):
+    """What came of a model before it is calibrated."""
+
+    model: Opened
+    repairs: tuple[Repair, ...]
+    uneven: bool
+    """Whether channels of some tensor reach very unequally far all the same."""
+
+
 def repaired(
-    model: Opened, plan: PrecisionPlan, placed: Placement, seen: Images, *, auto: bool
-) -> tuple[Opened, tuple[Repair, ...]]:
+    model: Opened, plan: PrecisionPlan, placed: Placement, seen: Images, wanted: Wanted
+) -> Repaired:
     """Return a float model with channels that reach equally far, and what that brought.
 
-    auto: it is the model itself where that does not help.
+    It is the model itself where that does not help and need not be.
 
     Raises: ModelError, BackendError.
     """
@@ -162,22 +182,65 @@ def repaired(
     reaches = reaching.reaches(model, sorted(tensors), seen.chosen_on)
     outliers = equalisation.factors(model.copy(), reaches, beyond=_OUTLIER)
     whole = equalisation.factors(model.copy(), reaches)
-    tried = [each for each in (outliers, whole) if each and (outliers or not auto)]
-    if not tried:
-        return model, ()
+    tried = [each for each in (outliers, whole) if each and (outliers or not wanted.auto)]
+    if not tried or "equalise" not in wanted.names:
+        return Repaired(model, (), _uneven(reaches))
     judge = comparing.Judge(model, seen.held_out)
     before = judge.noise(_quantised(model, _ranges(model, reaches), plan))
-    after: dict[float, tuple[Opened, Mapping[str, tuple[int, ...]]]] = {}
+    after: dict[float, tuple[Opened, Reaches]] = {}
     for factors in tried:
         candidate = repairs.equalised(model, factors)
         reached = equalisation.scaled(model.copy(), factors, reaches)
         noise = judge.noise(_quantised(candidate, _ranges(candidate, reached), plan))
-        after.setdefault(noise, (candidate, factors))
+        after.setdefault(noise, (candidate, reached))
     best = min(after)
-    candidate, factors = after[best]
-    taken = not auto or best < _HELPS * before
-    found = Repair("equalise", taken, decibels(before), decibels(best), _scaled(factors))
-    return (candidate if taken else model), (found,)
+    candidate, levelled = after[best]
+    taken = not wanted.auto or best < _HELPS * before
+    what = _scaled(candidate.factors)
+    found = Repair("equalise", taken, decibels(before), decibels(best), what)
+    if taken:
+        return Repaired(candidate, (found,), _uneven(levelled))
+    return Repaired(model, (found,), _uneven(reaches))
+
+
+def _uneven(reaches: Reaches) -> bool:
+    """Return whether a channel reaches far beyond the middle one of its tensor."""
+    live = (reach[reach > 0] for reach in reaches.values())
+    return any(each.size > 1 and each.max() > _FAR * np.median(each) for each in live)
+
+
+def chooses(
+    wanted: Wanted, how: CalibrationOptions, asked: Collection[str], *, uneven: bool
+) -> bool:
+    """Return whether ranges are chosen by the layers that read them.
+
+    By default where channels are uneven and nobody named a method.
+    """
+    named = "observer" in asked or how.observer != CalibrationOptions().observer
+    return "observer" in wanted.names and (not wanted.auto or (uneven and not named))
+
+
+def chosen(  # noqa: PLR0913, PLR0917 - a model, what is known of it, and what is wanted
+    model: Opened,
+    table: CalibrationTable,
+    plan: PrecisionPlan,
+    placed: Placement,
+    seen: Images,
+    wanted: Wanted,
+) -> tuple[CalibrationTable, Repair]:
+    """Return the ranges that cost the layers that read them least, and what that brought.
+
+    Raises: ModelError, BackendError.
+    """
+    few = seen.chosen_on[::_EACH]
+    candidate = choosing.chosen(model, placed, table, few)
+    judge = comparing.Judge(model, seen.held_out)
+    before, after = (judge.noise(_quantised(model, each, plan)) for each in (table, candidate))
+    taken = not wanted.auto or after < _HELPS * before
+    moved = sum(table.ranges[name] != each for name, each in candidate.ranges.items())
+    what = f"{moved} of {len(table.ranges)} ranges by another method than {table.observer}"
+    found = Repair("observer", taken, decibels(before), decibels(after), what)
+    return (candidate if taken else table), found
 
 
 def _scaled(factors: Mapping[str, tuple[int, ...]]) -> str:

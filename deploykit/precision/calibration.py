@@ -48,6 +48,8 @@ class CalibrationOptions:
     """Images per run; None: see `samples.batch_size`. The table does not depend on it."""
     percentile: float = observers.PERCENTILE
     """For the percentile observer alone."""
+    candidates: bool = False
+    """Keep what other methods would choose, too, see `CalibrationTable.candidates`."""
     skip_unreadable: bool = False
     """Leave unreadable images out and list them in the table, instead of failing."""
 
@@ -127,6 +129,9 @@ def _observed(
         ranges={name: observers.chosen_range(observer, found.seen[name]) for name in wanted},
         size=options.size,
         factors=model.factors,
+        candidates={name: observers.candidates(found.seen[name]) for name in wanted}
+        if options.candidates
+        else {},
         growing=found.growing,
     )
 

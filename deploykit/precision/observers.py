@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PERCENTILE = 99.99
 """Default of the percentile observer; Wu et al. compare 99.9, 99.99 and 99.999."""
+_PERCENTS = (99.9, 99.99, 99.999)
 LEAST_THRESHOLD = INT8_LEVELS * 2.0**-24
 """Gives the smallest scale that is above zero in half precision; dead tensors get it."""
 _LEVELS = 128
@@ -160,6 +161,20 @@ def load(name: str, percent: float = PERCENTILE) -> Observer:
     if found.threshold is not percentile:
         return found
     return Observer(found.remember, lambda seen: percentile(seen, percent))
+
+
+def candidates(seen: Extremes) -> dict[str, float]:
+    """Return method -> threshold, of the methods that compete for a tensor; {} for a dead one.
+
+    Entropy is not among them: it never won on the networks tried, and clips most.
+
+    Raises: InputError where nothing was observed.
+    """
+    if not isinstance(seen, Histogram) or seen.largest <= LEAST_THRESHOLD:
+        return {}
+    percents = {f"percentile {percent:g}": percentile(seen, percent) for percent in _PERCENTS}
+    found = {"minmax": seen.largest, "mse": mse(seen), **percents}
+    return {name: max(threshold, LEAST_THRESHOLD) for name, threshold in found.items()}
 
 
 def chosen_range(observer: Observer, seen: Extremes) -> Range:
