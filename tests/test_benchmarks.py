@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "benchmarks"
@@ -282,3 +284,80 @@ def test_a_fault_without_effect_is_planted_elsewhere() -> None:
 
     assert proofs.effective(trial, lambda *_: None, 5) == (False, 2)
     assert seeds == [5, 1005, 2005]
+
+
+# --- foreign -------------------------------------------------------------------------------------
+
+
+def classifier(path: Path, weights: Any, *, softmax: bool, noise: float = 0.0) -> Path:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
+    if softmax:
+        nodes[1].output[0] = "c"
+        nodes.append(helper.make_node("Softmax", ["c"], ["y"], axis=-1))
+    shifted = np.linspace(-noise, noise, weights.shape[1], dtype=np.float32) + np.float32(noise)
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", weights.shape[0]])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(shifted, "b")],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    return path
+
+
+def test_a_softmax_is_compared_by_the_numbers_before_it_less_their_mean(tmp_path: Path) -> None:
+    import foreign_noise
+
+    rng = np.random.default_rng(0)
+    weights = rng.normal(0, 3, (8, 10)).astype(np.float32)
+    images = rng.normal(0, 1, (400, 8)).astype(np.float32)
+    float_ = foreign_noise.wanted(classifier(tmp_path / "a.onnx", weights, softmax=True), images)
+    noisy = classifier(tmp_path / "b.onnx", weights, softmax=True, noise=0.1)
+    (found,) = foreign_noise.ratios(noisy, float_)
+    logits = float_.images.astype(np.float64) @ weights
+    signal = np.square(logits - logits.mean(1, keepdims=True)).sum(1)
+    noise = np.square(np.linspace(-0.1, 0.1, 10)).sum()
+    assert found == pytest.approx(float(10 * np.log10(signal / noise).mean()), abs=0.01)
+    assert not float_.same
+    assert len(float_.images) == foreign_noise.MOST
+
+
+def test_classes_that_are_all_alike_say_nothing(tmp_path: Path) -> None:
+    import foreign_noise
+
+    images = np.random.default_rng(0).normal(0, 1, (9, 8)).astype(np.float32)
+    path = classifier(tmp_path / "a.onnx", np.full((8, 1000), 0.02, np.float32), softmax=True)
+    float_ = foreign_noise.wanted(path, images)
+    assert float_.same
+    assert len(float_.images) == foreign_noise.FEWEST
+    assert foreign_noise.ratios(path, float_) == [120.0]
+
+
+@pytest.mark.parametrize(
+    ("ours", "more", "peer", "behind"),
+    [
+        ((20.0, 1.0), None, (20.4, 1.0), 0.4),
+        ((20.0, 0.9), None, (20.4, 1.0), np.inf),
+        ((20.0, 0.9), (19.0, 1.0), (18.0, 1.0), -1.0),
+        ((20.0, 1.0), None, (23.0, 0.5), 3.0),
+    ],
+    ids=["as much INT8", "less INT8", "more INT8 where asked", "a peer with less INT8"],
+)
+def test_ours_stands_beside_a_peer_with_as_much_in_int8(
+    ours: Any, more: Any, peer: Any, behind: float
+) -> None:
+    import foreign_table
+
+    tools = {"ours": ours, "more": more, "ort": peer}
+    record = {
+        name: {"snr": [each[0]], "runs": each[1]}
+        for name, each in tools.items()
+        if each is not None
+    }
+    assert foreign_table.behind_by(record) == pytest.approx(behind)
+    assert foreign_table.behind_by({**record, "same": True}) is None
