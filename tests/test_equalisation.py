@@ -241,3 +241,13 @@ def test_factors_that_would_change_the_function_are_refused(tmp_path: Path) -> N
     ):
         with pytest.raises(InputError, match="do not fit the model"):
             equalisation.apply(model.copy(), wrong)
+
+
+def test_windows_of_six_dimensions_reach_as_far_as_their_values(tmp_path: Path) -> None:
+    net = Net()
+    split = net.op("Reshape", "images", net.weight(np.array([-1, 3, 2, SIDE // 2, 2, SIDE // 2])))
+    merged = net.op("Reshape", split, net.weight(np.array([0, 3, SIDE, SIDE])))
+    path = net.save(tmp_path / "m.onnx", net.conv(merged, 3, WIDTH))
+    images = np.random.default_rng(0).normal(0, 1, (1, 3, SIDE, SIDE)).astype(np.float32)
+    found = reaching.reaches(opened.read(path), [split], [{"images": images}])
+    assert np.allclose(found[split], np.abs(images).max((0, 2, 3)))

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _ROWS = 2
 """Dimensions of a tensor whose channels are single numbers."""
+_POOLED = 5
+"""Dimensions at most of what ONNX Runtime pools: windows of a map have six."""
 
 
 def reaches(model: Opened, tensors: Iterable[str], feeds: Iterable[Arrays]) -> Reaches:
@@ -61,6 +63,9 @@ def _largest(add: Appended, value: ir.Value) -> ir.Value:
     shape = () if value.shape is None else tuple(value.shape)
     magnitudes = add.node("Abs", value)
     if len(shape) > 1 and all(isinstance(size, int) and size > 0 for size in shape[1:]):
+        if len(shape) > _POOLED:
+            size = np.array([0, shape[1], -1], np.int64)
+            magnitudes = add.node("Reshape", magnitudes, add.constant(f"flat.{shape[1]}", size))
         return magnitudes if len(shape) == _ROWS else add.node("GlobalMaxPool", magnitudes)
     flat = add.constant("flat", np.array([-1], np.int64))
     zero = add.constant("zero", np.zeros(1, np.float32))
