@@ -122,11 +122,7 @@ def quantize(
     cached = migrating.write_cache(options.cache, placed, table)
     seen, images = judging.probed(subject, placed, table, options.data or options.source, half=half)
     graph, summary = quantization.quantize(
-        subject,
-        table,
-        plan,
-        float_type=options.float_type,
-        reached=seen.magnitudes,
+        subject, table, plan, float_type=options.float_type, reached=seen.magnitudes
     )
     candidate = opened.made(graph, output)
     agreements = acceptance.accept(candidate, subject, seen.ran, columns=_has_rows(graph))
