@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from deploykit.cli import options
 from deploykit.cli.parsing import Option
+from deploykit.errors import OptionError
 
 _IMAGES = 512
 """To calibrate on, where nobody says how many."""
@@ -48,8 +49,13 @@ class Calibrated:
         bool, Option(help="Count unreadable images instead of stopping.")
     ] = False
 
-    def fields(self) -> dict[str, Any]:
-        """Return the fields of `QuantizeOptions` about calibration. Raises: OptionError."""
+    def fields(self, amax: Path | None = None) -> dict[str, Any]:
+        """Return the fields of `QuantizeOptions` about calibration.
+
+        amax: scales from elsewhere, in place of all here. Raises: OptionError.
+        """
+        if amax is not None and self != ON_NOTHING:
+            raise OptionError("--amax beside options of calibration", fix="give one of them")
         from deploykit.precision.calibration import CalibrationOptions  # noqa: PLC0415 - slow
 
         method = {
@@ -61,7 +67,10 @@ class Calibrated:
         known = self.table is not None and self.table.exists()
         return {
             "source": options.calibration(
-                self.calib_dir, self.calib_source, self.calib_data, needed=not known
+                self.calib_dir,
+                self.calib_source,
+                self.calib_data,
+                needed=not known and amax is None,
             ),
             "data": self.calib_data,
             "calibration": CalibrationOptions(
@@ -71,6 +80,7 @@ class Calibrated:
             ),
             "asked": asked,
             "table": self.table,
+            "amax": amax,
         }
 
 

@@ -42,6 +42,10 @@ WriteCache = Annotated[
     Path | None,
     Option(help="Also write a calibration cache for TensorRT 10 and before; repairs nothing."),
 ]
+Amax = Annotated[
+    Path | None,
+    Option(help="Checkpoint of pytorch-quantization or ModelOpt: its scales, in place of images."),
+]
 StripQdq = Annotated[bool, Option(help="Take Q/DQ that the file has off, and place it anew.")]
 
 
@@ -146,6 +150,7 @@ def quantize(
     float_type: FloatType = "fp16",
     strip_qdq: StripQdq = False,
     repair: Repair = "auto",
+    amax: Amax = None,
     write_cache: WriteCache = None,
     kinds: Kinds = OF_TARGET,
     about: About = NOT_SAID,
@@ -170,7 +175,7 @@ def quantize(
         strip_qdq=strip_qdq,
         repair=tuple(name.strip() for name in repair.split(",")),
         cache=write_cache,
-        **calibrated.fields(),
+        **calibrated.fields(amax),
         **kinds.fields(),
     )
     with options.named(op):

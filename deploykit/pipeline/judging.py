@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from deploykit.data import arrays, feeding, samples, sources
 from deploykit.files import onnxfile
+from deploykit.measuring import records
 from deploykit.precision import probing, quality
 from deploykit.precision.quality import decibels
 from deploykit.proof import acceptance
+from deploykit.values import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from deploykit.precision.placement import Placement
     from deploykit.precision.probing import Probed
     from deploykit.recipes.opened import Opened
-    from deploykit.values import Agreement, CalibrationTable, Json
+    from deploykit.values import Agreement, CalibrationTable, Json, LayerPrecision
 
 IMAGES = 2
 """Calibration images that the float model and the quantised one are compared on."""
@@ -169,3 +171,23 @@ def wide(beyond: Mapping[str, str]) -> tuple[str, ...]:
     named = [f"{name} ({reason})" for name, reason in list(beyond.items())[:_NAMED]]
     more = f" and {len(beyond) - _NAMED} more" if len(beyond) > _NAMED else ""
     return (f"float parts in FP32 at {', '.join(named)}{more}",) if beyond else ()
+
+
+def notes(layers: Sequence[LayerPrecision], table: CalibrationTable) -> tuple[str, ...]:
+    """Return what is said of the share in INT8 and of the calibration."""
+    share = records.shares(layers).get(Precision.INT8.value, 0.0)
+    notes = [
+        f"{share:.1%} of the multiply-accumulates in INT8",
+        *records.remarks(layers),
+        f"calibrated on {len(table.samples)} {_kind(table)} ({table.observer})"
+        if table.samples
+        else f"steps as in {table.source} ({table.observer})",
+    ]
+    if table.skipped:
+        notes.append(f"{len(table.skipped)} unreadable images left out: {table.skipped[0]}, ...")
+    return tuple(notes)
+
+
+def _kind(table: CalibrationTable) -> str:
+    """Return what a table was made on."""
+    return "samples" if table.source.startswith(arrays.PREFIX) else "images"

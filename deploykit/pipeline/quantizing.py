@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 
     from deploykit.data.arrays import ArraySet
     from deploykit.pipeline.made import StrPath
+    from deploykit.pipeline.migrating import Measured
     from deploykit.pipeline.repairing import Repair
     from deploykit.precision.placement import Placement
     from deploykit.recipes.describing import Description
     from deploykit.recipes.opened import Opened
     from deploykit.values import (
         CalibrationTable,
-        LayerPrecision,
         PrecisionPlan,
         Progress,
     )
@@ -83,6 +83,8 @@ class QuantizeOptions:
     """The GPU, such as T4 or 75, where it lacks kernels; None: any from SM80 on."""
     repair: Collection[str] = (repairing.AUTO,)
     """Of `precision.repairs.NAMES`; `auto`: those that help on images held out; `none`."""
+    amax: Path | None = None
+    """Checkpoint of pytorch-quantization or ModelOpt whose scales are taken; nothing is run."""
     cache: Path | None = None
     """Calibration cache of TensorRT to write, of the model as it is: nothing is repaired."""
 
@@ -110,14 +112,13 @@ def quantize(
     """
     model, output, record = Path(model), Path(output), path_or_none(record)
     options = _asked(options, model, output, record)
-    opset = quantization.MIN_OPSET.get(options.float_type, 0)
-    taken = intake.read(model, options.about)
-    places.check_weights(taken.graph, output)
-    subject = preparing.prepared(taken, opset, strip=options.strip_qdq)
-    plan = plan_for(subject, options)
+    subject, plan, scales = _subject(model, output, options)
     placed = placement.place(subject.graph, plan)
     quantization.check(subject.graph, placed, options.float_type)
-    subject, table, tried = calibrated(subject, plan, placed, options, progress)
+    if scales is None:
+        subject, table, tried = calibrated(subject, plan, placed, options, progress)
+    else:
+        table, tried = migrating.tabled(scales, subject, placed), ()
     half = options.float_type is Precision.FP16
     cached = migrating.write_cache(options.cache, placed, table)
     seen, images = judging.probed(subject, placed, table, options.data or options.source, half=half)
@@ -136,7 +137,7 @@ def quantize(
     layers = lint.precision_table(graph)
     notes = (
         *subject.notes,
-        *_notes(layers, table),
+        *judging.notes(layers, table),
         *cached,
         *(repair.note() for repair in tried),
         *found.notes(),
@@ -150,7 +151,7 @@ def _asked(
     options: QuantizeOptions, model: Path, output: Path, record: Path | None
 ) -> QuantizeOptions:
     """Return what is asked for, checked before the model is read. Raises: InputError."""
-    reads = {"the model": model, "--plan": options.plan}
+    reads = {"the model": model, "--plan": options.plan, "--amax": options.amax}
     places.check(
         reads,
         output=output,
@@ -160,6 +161,24 @@ def _asked(
     repair = migrating.without_repairs(options.repair, options.cache)
     repairing.Wanted.named(repair)  # raises before the model is read
     return replace(options, repair=repair)
+
+
+def _subject(
+    model: Path, output: Path, options: QuantizeOptions
+) -> tuple[Opened, PrecisionPlan, Measured | None]:
+    """Return the model as it can be quantised, what shall be INT8, and scales from elsewhere.
+
+    Raises: InputError, OutputError.
+    """
+    opset = quantization.MIN_OPSET.get(options.float_type, 0)
+    taken = intake.read(model, options.about)
+    places.check_weights(taken.graph, output)
+    subject = preparing.prepared(taken, opset, strip=options.strip_qdq)
+    plan = plan_for(subject, options)
+    if options.amax is None:
+        return subject, plan, None
+    scales = migrating.measured(options.amax, subject, plan)
+    return subject, scales.plan, scales
 
 
 def cast(
@@ -287,20 +306,3 @@ def _checked(table: CalibrationTable, model: Opened, options: QuantizeOptions) -
         asked = by_default if asked is None else asked
     tables.check_asked(table, options.calibration, asked or (), images=images)
     return table
-
-
-def _kind(table: CalibrationTable) -> str:
-    """Return what a table was made on."""
-    return "samples" if table.source.startswith(arrays.PREFIX) else "images"
-
-
-def _notes(layers: Sequence[LayerPrecision], table: CalibrationTable) -> tuple[str, ...]:
-    share = records.shares(layers).get(Precision.INT8.value, 0.0)
-    notes = [
-        f"{share:.1%} of the multiply-accumulates in INT8",
-        *records.remarks(layers),
-        f"calibrated on {len(table.samples)} {_kind(table)} ({table.observer})",
-    ]
-    if table.skipped:
-        notes.append(f"{len(table.skipped)} unreadable images left out: {table.skipped[0]}, ...")
-    return tuple(notes)

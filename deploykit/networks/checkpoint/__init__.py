@@ -7,7 +7,8 @@ offers, and whoever knows the families takes the first that one of them accepts.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "PickledModule", "candidates", "fit", "load"]
 
 
+_FAKE = re.compile(r"_quantizer\.|\._amax$")
+"""In the names of what fake quantisers of pytorch-quantization and ModelOpt hold."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """One set of weights in a file, with all that the file says about it."""
@@ -52,6 +57,8 @@ class Checkpoint:
     values as in `PickledModule.values`."""
     place: str = ""
     """Where in the file the weights are: "ema.module", or nothing where they are the file."""
+    scales: Mapping[str, Tensor] = field(default_factory=lambda: MappingProxyType({}))
+    """Of fake quantisers, not in `state`: name -> magnitudes; what was never seen is NaN."""
 
     @property
     def kind(self) -> str | None:
@@ -86,14 +93,18 @@ def candidates(path: Path) -> Iterator[Checkpoint]:
         largest, unread = 0, None
         for holder, part in reader.parts(_layouts.holders(saved)):
             try:
-                state = reader.values(part.leaves)
+                fake = {k: leaf for k, leaf in part.leaves.items() if _FAKE.search(k)}
+                state = reader.values({k: v for k, v in part.leaves.items() if k not in fake})
+                scales = reader.values(fake, finite=False)
             except CheckpointError as error:
                 if not largest:
                     raise
                 unread = unread or (error if len(part.leaves) > largest else None)
                 continue
             largest = max(largest, len(state))
-            yield said.checkpoint(holder, part, state)
+            made = replace(said.checkpoint(holder, part, state), scales=scales)
+            left = (f"{len(scales)} scales of fake quantisers are left to `quantize --amax`",)
+            yield replace(made, notes=made.notes + left) if scales else made
         if unread:
             raise unread
 
@@ -173,8 +184,8 @@ class _Reader:
                 if self._names < 0 or count == _bounds.CANDIDATES:
                     return
 
-    def values(self, leaves: Mapping[str, Leaf]) -> dict[str, Tensor]:
-        """Return every tensor in memory of its own, real numbers as float32, all finite.
+    def values(self, leaves: Mapping[str, Leaf], *, finite: bool = True) -> dict[str, Tensor]:
+        """Return every tensor in memory of its own, real numbers as float32; all are `finite`.
 
         Raises: CheckpointError.
         """
@@ -184,7 +195,8 @@ class _Reader:
                 self._read[id(leaf)] = self._value(name, leaf)
             read[name] = self._read[id(leaf)]
         state = {name: read[name] for name in leaves}
-        _check_finite(state)
+        if finite:
+            _check_finite(state)
         return state
 
     def _value(self, name: str, leaf: Leaf) -> Tensor:
