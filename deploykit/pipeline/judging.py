@@ -18,6 +18,8 @@ from deploykit.values import Precision
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    import onnx_ir as ir
+
     from deploykit.backends import Arrays
     from deploykit.precision.placement import Placement
     from deploykit.precision.probing import Probed
@@ -32,6 +34,8 @@ _GROWN = 0.25
 """Share of the tensors that may still reach further in the last quarter of the images."""
 _APART = 10
 """Decibels below its output that a column is named from."""
+_ROWS = 3
+"""Dimensions of an output of rows: the images, the rows, what a row says."""
 _NAMED = 3
 """Layers that a note names."""
 
@@ -191,3 +195,9 @@ def notes(layers: Sequence[LayerPrecision], table: CalibrationTable) -> tuple[st
 def _kind(table: CalibrationTable) -> str:
     """Return what a table was made on."""
     return "samples" if table.source.startswith(arrays.PREFIX) else "images"
+
+
+def has_rows(graph: ir.Model) -> bool:
+    """Return whether an output has rows of several quantities, such as boxes beside scores."""
+    shapes = (value.shape for value in graph.graph.outputs)
+    return any(shape is not None and len(shape) == _ROWS for shape in shapes)

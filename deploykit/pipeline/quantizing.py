@@ -34,8 +34,6 @@ from deploykit.values import Precision, silent
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    import onnx_ir as ir
-
     from deploykit.data.arrays import ArraySet
     from deploykit.pipeline.made import StrPath
     from deploykit.pipeline.migrating import Measured
@@ -48,9 +46,6 @@ if TYPE_CHECKING:
         PrecisionPlan,
         Progress,
     )
-
-_ROWS = 3
-"""Dimensions of an output of rows: the images, the rows, what a row says."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +121,7 @@ def quantize(
         subject, table, plan, float_type=options.float_type, reached=seen.magnitudes
     )
     candidate = opened.made(graph, output)
-    agreements = acceptance.accept(candidate, subject, seen.ran, columns=_has_rows(graph))
+    agreements = acceptance.accept(candidate, subject, seen.ran, columns=judging.has_rows(graph))
     noise = quality.layer_noise(subject.graph, placed, table, seen.noise)
     outputs = [str(value.name) for value in graph.graph.outputs]
     found = judging.judged(images, noise, agreements, outputs)
@@ -211,12 +206,6 @@ def cast(
     notes = (*subject.notes, said, *records.remarks(layers))
     artifact = written(candidate, subject.origin(), made_by)
     return recorded(Made(artifact, layers, notes), record)
-
-
-def _has_rows(graph: ir.Model) -> bool:
-    """Return whether an output has rows of several quantities, such as boxes beside scores."""
-    shapes = (value.shape for value in graph.graph.outputs)
-    return any(shape is not None and len(shape) == _ROWS for shape in shapes)
 
 
 def plan_for(model: Opened, options: QuantizeOptions) -> PrecisionPlan:
