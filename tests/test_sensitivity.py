@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
 
+import deploykit
 from deploykit import SensitivityOptions, sensitivity
 from deploykit.backends import onnxruntime
 from deploykit.cli import main
@@ -375,3 +376,12 @@ def test_the_loop_over_images_needs_no_order_of_the_workers() -> None:
         return number
 
     assert list(local.in_order(late, range(6))) == list(range(6))
+
+
+def test_a_model_of_an_older_opset_is_measured_too(checkpoint: Path, tmp_path: Path) -> None:
+    old = deploykit.ExportOptions(input_size=(64, 64), opset=17)
+    deploykit.export(checkpoint, tmp_path / "old.onnx", old)
+    made = sensitivity(
+        tmp_path / "old.onnx", tmp_path / "s.json", options(metrics=("snr", "gradient"))
+    )
+    assert made.found.measured() == ("snr", "gradient")

@@ -146,7 +146,7 @@ def plan(
     places.check(reads, output=output, record=record, beside={"--table": how.table})
     subject = preparing.prepared(
         intake.read(model, how.about),
-        quantization.MIN_OPSET[Precision.FP32],
+        quantization.MIN_OPSET[Precision.FP16],
         strip=how.strip_qdq,
     )
     base = quantizing.plan_for(subject, how)

@@ -112,7 +112,7 @@ def sensitivity(
     )
     subject = preparing.prepared(
         intake.read(model, how.about),
-        quantization.MIN_OPSET[Precision.FP32],
+        quantization.MIN_OPSET[Precision.FP16],
         strip=how.strip_qdq,
     )
     plan = quantizing.plan_for(subject, how)
