@@ -349,6 +349,22 @@ def test_measured_times_of_layers_replace_the_peaks(
         plan(model, tmp_path / "plan.json", asked)
 
 
+def test_the_command_takes_both_profiles_or_none(
+    model: Path, measured: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = list(scores.read(measured[0]).layers)
+    int8, half = (profile(tmp_path / f"{ms}.json", dict.fromkeys(names, ms)) for ms in (1.0, 2.0))
+    words = ["plan", str(model), "--sensitivities", str(measured[0]), "--keep-float", "0"]
+    words += ["-o", str(tmp_path / "plan.json"), "--int8-profile", str(int8)]
+    for more, status in (["--fp16-profile", str(half)], 0), ([], 2):
+        with pytest.raises(SystemExit) as ended:
+            main([*words, *more])
+        assert ended.value.code == status
+    said = capsys.readouterr()
+    assert f"{2 * len(names):.3f} all FP16" in said.out
+    assert "--int8-profile and --fp16-profile" in said.err
+
+
 @pytest.mark.parametrize(
     "text", ["{}", "[]", '[{"count": 3}]', "[" * 50, '[{"name": "a", "averageMs": -1}]', "nonsense"]
 )

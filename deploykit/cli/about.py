@@ -70,7 +70,7 @@ class About:
         if self.input_size is not None:
             given["input_size"] = options.image_size(self.input_size)
         given["class_names"] = _names(self.class_names)
-        given = {name: value for name, value in given.items() if value is not None}
+        given = options.given(given)
         if self.input:
             given["inputs"] = dict(map(_input, self.input))
         return Description(**given) if given else NOTHING

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 - the parser reads it when it runs
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from deploykit.cli import options
 from deploykit.cli.parsing import Option
 from deploykit.errors import OptionError
+
+if TYPE_CHECKING:
+    from deploykit.cli.about import About
+    from deploykit.cli.kinds import Kinds
+    from deploykit.pipeline import QuantizeOptions
 
 _IMAGES = 512
 """To calibrate on, where nobody says how many."""
@@ -63,7 +68,7 @@ class Calibrated:
             "size": self.calib_size,
             "percentile": self.percentile,
         }
-        asked: dict[str, Any] = {name: v for name, v in method.items() if v is not None}
+        asked = options.given(method)
         known = self.table is not None and self.table.exists()
         return {
             "source": options.calibration(
@@ -85,3 +90,25 @@ class Calibrated:
 
 
 ON_NOTHING = Calibrated()
+
+
+def quantized(
+    calibrated: Calibrated | None,
+    kinds: Kinds,
+    about: About,
+    *,
+    amax: Path | None = None,
+    **more: Any,  # noqa: ANN401 - fields of any type
+) -> QuantizeOptions:
+    """Return what groups of options say together; None: nothing is calibrated.
+
+    more: Further fields. Raises: OptionError.
+    """
+    from deploykit import pipeline  # noqa: PLC0415 - `--help` must not pay for it
+
+    return pipeline.QuantizeOptions(
+        **({} if calibrated is None else calibrated.fields(amax)),
+        **kinds.fields(),
+        about=about.description(),
+        **more,
+    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from deploykit.cli import layers, options, printing, progress
 from deploykit.cli.about import NOT_SAID, About
-from deploykit.cli.calibrated import ON_NOTHING, Calibrated
+from deploykit.cli.calibrated import ON_NOTHING, Calibrated, quantized
 from deploykit.cli.kinds import OF_TARGET, Kinds
 from deploykit.cli.making import AsJson, Model, Op, Plan, Record, StripQdq
 from deploykit.cli.parsing import Option
@@ -52,7 +52,7 @@ class Measured:
             "alone": self.alone and options.one_of("--alone", self.alone, ALONE),
         }
         del given["metric"]
-        return {name: value for name, value in given.items() if value is not None}
+        return options.given(given)
 
 
 AS_USUAL = Measured()
@@ -89,13 +89,7 @@ def sensitivity(
     """
     from deploykit import pipeline  # noqa: PLC0415 - `--help` must not pay for it
 
-    how = pipeline.QuantizeOptions(
-        **calibrated.fields(),
-        plan=plan,
-        about=about.description(),
-        strip_qdq=strip_qdq,
-        **kinds.fields(),
-    )
+    how = quantized(calibrated, kinds, about, plan=plan, strip_qdq=strip_qdq)
     wanted = pipeline.SensitivityOptions(calibrated=how, **measured.fields())
     with options.named(op):
         made = pipeline.sensitivity(model, output, wanted, record=record, progress=progress.bar)
@@ -117,6 +111,13 @@ class Wanted:
         None
     )
     batch: Annotated[int | None, Option(help="Images per run, for the times.  [default: 1]")] = None
+    int8_profile: Annotated[
+        Path | None,
+        Option(help="What trtexec --exportProfile wrote of an INT8 engine of the model."),
+    ] = None
+    fp16_profile: Annotated[
+        Path | None, Option(help="Likewise of an FP16 engine: both replace the GPU's peaks.")
+    ] = None
     metric: Annotated[
         str | None,
         Option(help="Of the sensitivities.  [default: task, else the nearest to it]"),
@@ -131,13 +132,15 @@ class Wanted:
 
     def fields(self) -> dict[str, Any]:
         """Return the fields of `PlanOptions` that were given. Raises: OptionError."""
-        given = {name: value for name, value in vars(self).items() if value is not None}
+        given = options.given(vars(self))
         both = [given.pop(name, None) for name in ("int8_profile", "fp16_profile")]
-        if (both[0] is None) != (both[1] is None):
+        if both == [None, None]:
+            return given
+        if None in both:
             raise OptionError(
                 "one layer profile", expected="both, --int8-profile and --fp16-profile"
             )
-        return given if both[0] is None else {**given, "profiles": tuple(both)}
+        return {**given, "profiles": tuple(both)}
 
 
 AS_FAST = Wanted()
@@ -169,13 +172,8 @@ def plan(
     """
     from deploykit import pipeline  # noqa: PLC0415
 
-    how = pipeline.QuantizeOptions(
-        **(calibrated.fields() if wanted.keep_float is None else {}),
-        plan=base,
-        about=about.description(),
-        strip_qdq=strip_qdq,
-        **kinds.fields(),
-    )
+    measured = calibrated if wanted.keep_float is None else None
+    how = quantized(measured, kinds, about, plan=base, strip_qdq=strip_qdq)
     asked = pipeline.PlanOptions(sensitivities, how, **wanted.fields())
     with options.named(op):
         made = pipeline.plan(model, output, asked, record=record, progress=progress.bar)

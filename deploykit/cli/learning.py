@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from deploykit.cli import options, printing, progress
 from deploykit.cli.about import NOT_SAID, About
-from deploykit.cli.calibrated import ON_NOTHING, Calibrated
+from deploykit.cli.calibrated import ON_NOTHING, Calibrated, quantized
 from deploykit.cli.kinds import OF_TARGET, Kinds
 from deploykit.cli.making import AsJson, FloatType, Model, Op, Output, Plan, Record, StripQdq
 from deploykit.cli.parsing import Option
@@ -69,7 +69,7 @@ class Learning:
         weights = ("feature_weight", "head_weight", "temperature")
         given = {name: getattr(self, name) for name in (*own, *weights)}
         named = {name: options.names(getattr(self, name)) for name in ("features", "heads")}
-        said = {name: value for name, value in (given | named).items() if value is not None}
+        said = options.given(given | named)
         return {
             "images": self.source,
             "batch_size": self.batch_size,
@@ -116,13 +116,13 @@ def qat(
     from deploykit.values import silent  # noqa: PLC0415
 
     wanted = pipeline.QatOptions(
-        calibrated=pipeline.QuantizeOptions(
+        calibrated=quantized(
+            calibrated,
+            kinds,
+            about,
             plan=plan,
             float_type=options.float_type(float_type),
-            about=about.description(),
             strip_qdq=strip_qdq,
-            **calibrated.fields(),
-            **kinds.fields(),
         ),
         state=state,
         **learning.fields(),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from deploykit.cli import options, printing, progress
 from deploykit.cli.about import NOT_SAID, About
-from deploykit.cli.calibrated import ON_NOTHING, Calibrated
+from deploykit.cli.calibrated import ON_NOTHING, Calibrated, quantized
 from deploykit.cli.kinds import OF_TARGET, Kinds
 from deploykit.cli.parsing import Argument, Option
 
@@ -168,15 +168,16 @@ def quantize(
     """
     from deploykit import pipeline  # noqa: PLC0415
 
-    wanted = pipeline.QuantizeOptions(
+    wanted = quantized(
+        calibrated,
+        kinds,
+        about,
+        amax=amax,
         plan=plan,
         float_type=options.float_type(float_type),
-        about=about.description(),
         strip_qdq=strip_qdq,
         repair=tuple(name.strip() for name in repair.split(",")),
         cache=write_cache,
-        **calibrated.fields(amax),
-        **kinds.fields(),
     )
     with options.named(op):
         made = pipeline.quantize(model, output, wanted, record=record, progress=progress.bar)

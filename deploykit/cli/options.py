@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from deploykit.errors import OptionError, unknown_name
 from deploykit.values import Precision
@@ -91,6 +91,11 @@ def choice(kind: str, text: str, values: type[E]) -> E:
     if text not in members:
         raise unknown_name(kind, text, members)
     return members[text]
+
+
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that the user gave: those that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def one_of(option: str, text: str, values: Sequence[T]) -> T:
