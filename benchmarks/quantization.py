@@ -363,7 +363,7 @@ def _run(
     for batch in samples.batches(data, contract.preprocess, size):
         outputs = run(feeding.feeds(inputs, batch.images, batch.geometries))
         for judge in judges:
-            judge.add(batch, evaluation.floats(outputs, len(batch.names)))
+            judge.add(batch, feeding.unfilled(outputs, inputs[0], len(batch.names)))
 
 
 def _recorded() -> list[dict[str, Any]]:

@@ -105,7 +105,7 @@ def results(x: torch.Tensor, weights: dict[str, Any], alone: str) -> dict[str, t
 
 def test_each_layers_own_scores_are_those_of_torch(small: tuple[Subject, dict[str, Any]]) -> None:
     subject, weights = small
-    made = doubled(subject.model.copy(), subject.placed(), subject.table)
+    made = doubled(subject.model.copy(), subject.placed, subject.table)
     session = onnxruntime.open_model(opened.made(made.model, subject.model.path))
     x = torch.from_numpy(np.random.default_rng(1).standard_normal((5, 3, 12, 12), np.float32))
     parts = [

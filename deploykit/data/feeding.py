@@ -47,6 +47,19 @@ def batch(spec: TensorSpec) -> int | str:
     return spec.shape[0] if len(spec.shape) == RANK else 1
 
 
+def unfilled(
+    outputs: Mapping[str, NDArray[np.generic]], first: TensorSpec, count: int
+) -> dict[str, Floats]:
+    """Return a model's outputs for `count` images as float32, without those of what `feeds` added.
+
+    first: its input of images.
+    """
+    fixed = batch(first)
+    if isinstance(fixed, int) and fixed > count:
+        outputs = {n: v[:count] if len(v) == fixed else v for n, v in outputs.items()}
+    return {name: value.astype("float32", copy=False) for name, value in outputs.items()}
+
+
 def formed(images: Floats, spec: TensorSpec) -> NDArray[np.generic]:
     """Return images float32[B, C, H, W] in the layout and the element type of an input.
 

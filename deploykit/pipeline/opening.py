@@ -90,10 +90,7 @@ class Model:
         Raises: ModelError.
         """
         outputs = self.session.run(self.feeds(batch.images, batch.geometries))
-        count, fixed = len(batch.images), feeding.batch(self.session.inputs[0])
-        if isinstance(fixed, int) and fixed > count:
-            outputs = {n: v[:count] if len(v) == fixed else v for n, v in outputs.items()}
-        return {name: value.astype("float32", copy=False) for name, value in outputs.items()}
+        return feeding.unfilled(outputs, self.session.inputs[0], len(batch.images))
 
 
 def task_named(card: ModelCard, path: Path) -> AnyTask:

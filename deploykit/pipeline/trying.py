@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from deploykit.precision import placement
 from deploykit.precision.quantization.writing import insert
 from deploykit.recipes import describing, opened
 from deploykit.tasks import evaluation
-from deploykit.tasks.evaluation import Contract, Judge
+from deploykit.tasks.evaluation import Contract
 from deploykit.values import Precision, silent
 
 if TYPE_CHECKING:
@@ -44,15 +45,17 @@ class Trials:
 
         Raises: DataError, ModelError.
         """
-        whole, found = self._float, self._scores(kept)
-        shown = whole.display.get(whole.primary)
-        lost = self._number(whole) - self._number(found)
-        return lost if shown is None or shown.higher_is_better else -lost
+        lost = self._float.lost(self._scores(self._with(kept)))
+        if math.isnan(lost):
+            raise self._unsaid()
+        return lost
 
     @property
     def reference(self) -> float:
         """Return the task's number of the float model. Raises: DataError where it has none."""
-        return self._number(self._float)
+        if self._float.value is None:
+            raise self._unsaid()
+        return self._float.value
 
     @property
     def named(self) -> str:
@@ -74,10 +77,7 @@ class Trials:
         data = self._given
         if not self.told:
             return data
-        session = onnxruntime.open_model(self.model)
-        path, sha256, card = self.model.path, self.model.sha256, self.model.card
-        teacher = opening.Model(path, sha256, opening.ONNXRUNTIME, session, card)
-        task = self.contract.task
+        teacher, task = self._running(self.model), self.contract.task
         told = teaching.told_by((teacher, teacher), (task, task), data)
         known = [replace(each, truth=each.truth and cache(each.truth)) for each in told.samples]
         return replace(told, samples=known)
@@ -94,25 +94,30 @@ class Trials:
 
     @cached_property
     def _float(self) -> Scores:
-        return self._scores(None)
+        return self._scores(self.model)
 
-    def _number(self, found: Scores) -> float:
-        if found.value is None:
-            raise DataError(f"{self._given.name} says nothing about the task's metric")
-        return float(found.value)
+    def _unsaid(self) -> DataError:
+        return DataError(f"{self._given.name} says nothing about the task's metric")
 
-    def _scores(self, kept: Sequence[str] | None) -> Scores:
-        """Return what the task makes of the model; None: of the float one."""
+    def _with(self, kept: Sequence[str]) -> Opened:
+        """Return the INT8 model with more layers in float."""
         graph = onnxfile.copied(self.model.graph)
-        if kept is not None:
-            layers = {**self.plan.layers, **dict.fromkeys(kept, Precision.FP32)}
-            placed = placement.place(graph, replace(self.plan, layers=layers))
-            insert(graph, placed, self.table, Precision.FP32)
-        session = onnxruntime.open_model(opened.made(graph, self.model.path))
-        judge = Judge(self._data, self.contract, None)
-        preprocess = self.contract.preprocess
-        size = samples.batch_size(None, feeding.batch(session.inputs[0]), preprocess.size)
-        for batch in samples.batches(self._data, preprocess, size, progress=self.progress):
-            outputs = session.run(feeding.feeds(session.inputs, batch.images, batch.geometries))
-            judge.add(batch, evaluation.floats(outputs, len(batch.names)))
-        return judge.found().scores
+        layers = {**self.plan.layers, **dict.fromkeys(kept, Precision.FP32)}
+        placed = placement.place(graph, replace(self.plan, layers=layers))
+        insert(graph, placed, self.table, Precision.FP32)
+        return opened.made(graph, self.model.path)
+
+    def _running(self, model: Opened) -> opening.Model:
+        session = onnxruntime.open_model(model)
+        path, card = self.model.path, self.model.card
+        return opening.Model(path, self.model.sha256, opening.ONNXRUNTIME, session, card)
+
+    def _scores(self, model: Opened) -> Scores:
+        """Return what the task makes of a model."""
+        running = self._running(model)
+        batch = feeding.batch(running.session.inputs[0])
+        size = samples.batch_size(None, batch, self.contract.preprocess.size)
+        found = evaluation.evaluate(
+            running.forward, self._data, self.contract, batch_size=size, progress=self.progress
+        )
+        return found.scores

@@ -22,6 +22,10 @@ class Appended:
     def __init__(self, graph: ir.Graph, prefix: str) -> None:
         """Add nothing yet; all names will begin with `prefix`."""
         self.graph = graph
+        made = (value for node in graph for value in node.outputs)
+        inputs = (value for value in graph.inputs if not value.is_initializer())
+        self.values = {str(value.name): value for value in (*inputs, *made) if value.name}
+        """What the graph computed before: name -> tensor, its inputs included."""
         self._prefix = prefix
         self._taken = value_names(graph)
         self._constants: dict[str, ir.Value] = {}

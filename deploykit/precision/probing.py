@@ -96,19 +96,16 @@ class _Questions:
         self.noise: dict[Stored, tuple[str, str]] = {}
         """-> outputs with the energy of the error, and of the tensor."""
         self._to = Appended(graph, "probe")
-        nodes = [value for node in graph for value in node.outputs]
-        inputs = [value for value in graph.inputs if not value.is_initializer()]
-        self._values = {str(v.name): v for v in (*inputs, *nodes) if v.name and v.dtype is SINGLE}
 
     def ask_largest(self, known: Collection[str]) -> None:
         """Ask for the largest magnitude of each tensor that is not known."""
-        for name, value in self._values.items():
-            if name not in known and not _cut(value):
+        for name, value in self._to.values.items():
+            if value.dtype is SINGLE and name not in known and not _cut(value):
                 self.largest[name] = self._to.answer(self._largest(value))
 
     def ask_noise(self, stored: Stored) -> None:
         """Ask how much INT8 changes a tensor."""
-        value = self._values[stored.tensor]
+        value = self._to.values[stored.tensor]
         error = self._to.node("Sub", value, self._to.stored(value, stored.step))
         sums = (self._to.node("ReduceSumSquare", each, keepdims=0) for each in (error, value))
         first, second = map(self._to.answer, sums)

@@ -12,9 +12,6 @@ from deploykit.values import silent
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from deploykit.data.preprocess import Floats, Preprocess
     from deploykit.data.samples import Batch
     from deploykit.data.sources import Dataset
@@ -103,8 +100,3 @@ class Judge:
     def found(self) -> Evaluation:
         """Return the scores of all batches so far. Raises: what the task's metric raises."""
         return Evaluation(self._metric.scores(), self._images, self._shrunk)
-
-
-def floats(outputs: Mapping[str, NDArray[np.generic]], count: int) -> dict[str, Floats]:
-    """Return outputs as a task reads them, without those of what filled up a fixed batch."""
-    return {name: value[:count].astype("float32", copy=False) for name, value in outputs.items()}

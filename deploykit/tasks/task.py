@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -102,6 +103,14 @@ class Scores:
     def value(self) -> float | None:
         """Return the primary number."""
         return self.metrics[self.primary]
+
+    def lost(self, other: Scores) -> float:
+        """Return what another model's primary number is worse by; NaN where one is undefined."""
+        whole, found = self.value, other.value
+        if whole is None or found is None:
+            return math.nan
+        shown = self.display.get(self.primary)
+        return whole - found if shown is None or shown.higher_is_better else found - whole
 
 
 class Metric(Protocol[R_contra]):

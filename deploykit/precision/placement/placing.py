@@ -75,6 +75,21 @@ def activations(placement: Placement) -> tuple[str, ...]:
     return tuple(sorted({name for found in placement.activations for name in found.ranges}))
 
 
+def layers(graph: ir.Graph, placed: Placement) -> list[ir.Node]:
+    """Return the nodes that multiply in INT8, in the graph's order: by weights, or two tensors."""
+    weighted = {weight.node for weight in placed.weights}
+    reads: dict[str, set[int]] = {}
+    for activation in placed.activations:
+        for name, index in activation.readers:
+            reads.setdefault(name, set()).add(index)
+    both = {name for name, indices in reads.items() if len(indices) > 1}
+    return [
+        node
+        for node in graph
+        if node.name in weighted or (node.name in both and is_op(node, "MatMul", "Gemm"))
+    ]
+
+
 def place(model: ir.Model, plan: PrecisionPlan) -> Placement:
     """Return where the Q/DQ of `model` go under `plan`; the model is not changed.
 

@@ -76,9 +76,8 @@ def stored_weights(
     return quantized(array, scales, weight.axis), scales
 
 
-def rounded_weights(graph: ir.Graph, weight: Weight) -> NDArray[np.float32]:
+def rounded_weights(node: ir.Node, weight: Weight) -> NDArray[np.float32]:
     """Return a layer's weights as INT8 with float32 steps holds them. Raises: ModelError."""
-    node = next(node for node in graph if node.name == weight.node)
     value = node.inputs[1]
     assert value is not None  # placement chose it
     levels, scales = stored_weights(value, weight, Precision.FP32)

@@ -137,12 +137,11 @@ def _ask(
 ) -> Iterator[_Asked]:
     """Yield what is asked of every layer with constant weights, whose nodes are added."""
     nodes = {str(node.name): node for node in graph}
-    values = {str(v.name): v for v in (*graph.inputs, *(v for n in graph for v in n.outputs))}
     weighted = {weight.node for weight in placed.weights}
     add = Appended(graph, "choose")
     for reading in tuple(readings(placed.activations, table)):
         layers = [nodes[name] for name, index in reading.readers if index == 0 and name in weighted]
-        value = values[reading.tensor]
+        value = add.values[reading.tensor]
         if not layers or value.dtype is not SINGLE or not _competing(reading, table):
             continue
         errors = _errors(add, value, [_threshold(reading, table, name) for name in methods])

@@ -40,13 +40,11 @@ def reaches(model: Opened, tensors: Iterable[str], feeds: Iterable[Arrays]) -> R
     """
     graph = model.copy()
     ShapeInferencePass()(graph)
-    made = [value for node in graph.graph for value in node.outputs]
-    values = {str(value.name): value for value in (*graph.graph.inputs, *made)}
     add = Appended(graph.graph, "reach")
     asked = {
-        name: add.answer(_largest(add, values[name]), rank=1)
+        name: add.answer(_largest(add, add.values[name]), rank=1)
         for name in dict.fromkeys(tensors)
-        if name in values and values[name].dtype is SINGLE
+        if name in add.values and add.values[name].dtype is SINGLE
     }
     session = onnxruntime.open_model(opened.made(graph, model.path))
     found: dict[str, NDArray[np.float64]] = {}

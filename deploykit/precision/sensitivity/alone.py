@@ -49,24 +49,15 @@ class Subject:
     plan: PrecisionPlan
     table: CalibrationTable
 
+    @cached_property
     def placed(self) -> Placement:
         """Return the Q/DQ of the whole plan."""
         return placement.place(self.model.graph, self.plan)
 
     def layers(self) -> tuple[str, ...]:
         """Return the nodes that the plan puts in INT8, in the graph's order."""
-        placed = self.placed()
-        weighted = {weight.node for weight in placed.weights}
-        reads: dict[str, set[int]] = {}
-        for activation in placed.activations:
-            for name, index in activation.readers:
-                reads.setdefault(name, set()).add(index)
-        return tuple(
-            str(node.name)
-            for node in self.model.graph.graph
-            if node.name in weighted
-            or (node.op_type in ("MatMul", "Gemm") and len(reads.get(str(node.name), ())) > 1)
-        )
+        found = placement.layers(self.model.graph.graph, self.placed)
+        return tuple(str(node.name) for node in found)
 
     @cached_property
     def _typed(self) -> ir.Model:
@@ -79,14 +70,14 @@ class Subject:
         """Return the model that all variants are compared with."""
         graph = onnxfile.copied(self._typed)
         if alone == "float":
-            insert(graph, self.placed(), self.table, Precision.FP32)
+            insert(graph, self.placed, self.table, Precision.FP32)
         return graph
 
     def variant(self, layer: str, alone: Alone) -> ir.Model:
         """Return the model in which `layer` alone is otherwise."""
         graph = onnxfile.copied(self._typed)
         if alone == "int8":
-            insert(graph, only(self.placed(), layer), self.table, Precision.FP32)
+            insert(graph, only(self.placed, layer), self.table, Precision.FP32)
             return graph
         layers = {**self.plan.layers, layer: Precision.FP32}
         without = placement.place(graph, replace(self.plan, layers=layers))

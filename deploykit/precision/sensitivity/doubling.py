@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploykit.graph.editing import is_op
+from deploykit.precision import placement
 from deploykit.precision.appending import Appended
 from deploykit.precision.functions import behind
 from deploykit.precision.probing import Stored
@@ -58,14 +59,13 @@ def doubled(model: ir.Model, placed: Placement, table: CalibrationTable) -> Doub
     Raises: InputError where the table lacks a range; ModelError for weights that are not finite.
     """
     graph = model.graph
-    values = {str(v.name): v for v in graph.inputs}
-    values |= {str(v.name): v for node in graph for v in node.outputs}
-    weights = {weight.node: rounded_weights(graph, weight) for weight in placed.weights}
+    nodes = {str(node.name): node for node in graph}
+    weights = {each.node: rounded_weights(nodes[each.node], each) for each in placed.weights}
     reads: dict[str, dict[int, Stored]] = {}
     for (name, index), read in readers(placed, table).items():
         reads.setdefault(name, {})[index] = read
     add, stored, found = Appended(graph, "twice"), dict[Stored, ir.Value](), {}
-    layers = [node for node in graph if node.name in weights or _multiplies(node, reads)]
+    layers = placement.layers(graph, placed)
     followers = {str(node.name): behind(node) for node in layers}
     twins: dict[ir.Value | None, ir.Value] = {}
     for node in layers:
@@ -73,7 +73,7 @@ def doubled(model: ir.Model, placed: Placement, table: CalibrationTable) -> Doub
         inputs = list(node.inputs)
         for index, read in reads.get(name, {}).items():
             if read not in stored:
-                stored[read] = add.stored(values[read.tensor], read.step)
+                stored[read] = add.stored(add.values[read.tensor], read.step)
             inputs[index] = stored[read]
         if name in weights:
             inputs[1] = add.constant(f"{name}.weights", weights[name])
@@ -84,11 +84,6 @@ def doubled(model: ir.Model, placed: Placement, table: CalibrationTable) -> Doub
         value = (node, *followers[name])[-1].outputs[0]
         found[name] = _sums(add, node, value, twin)
     return Doubled(model, found)
-
-
-def _multiplies(node: ir.Node, reads: Mapping[str, Mapping[int, Stored]]) -> bool:
-    """Return whether a node is a product of two tensors in INT8."""
-    return is_op(node, "MatMul", "Gemm") and len(reads.get(str(node.name), ())) > 1
 
 
 def _sums(add: Appended, node: ir.Node, value: ir.Value, twin: ir.Value) -> Names:

@@ -85,15 +85,13 @@ def _cluster(ray: Any, workers: int, address: str | None) -> Iterator[None]:  # 
             ray.shutdown()
 
 
-_known: dict[str, Worker] = {}
-"""The worker of this process, by its question."""
+_own: list[Worker] = []
+"""The worker of this process, for the question that it was asked last."""
 
 
 def _do(question: Question, unit: Unit) -> Any:  # noqa: ANN401 - as the unit's kind
     from deploykit.precision.sensitivity.work import Worker  # noqa: PLC0415 - of this module's own
 
-    key = question.table.model_sha256 + repr(unit.kind)
-    if key not in _known or _known[key].question != question:
-        _known.clear()
-        _known[key] = Worker(question)
-    return _known[key].do(unit)
+    if not _own or _own[0].question != question:
+        _own[:] = [Worker(question)]
+    return _own[0].do(unit)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from deploykit.backends import onnxruntime
 from deploykit.data import arrays, feeding, samples, sources
@@ -17,7 +18,6 @@ from deploykit.precision.sensitivity.alone import Subject, Variants
 from deploykit.precision.sensitivity.doubling import doubled
 from deploykit.precision.sensitivity.outputs import Difference
 from deploykit.recipes import opened
-from deploykit.tasks import evaluation
 from deploykit.tasks.evaluation import Judge
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Worker:
         """Return the graphs with each layer twice, ready to run."""
         found = {}
         for size, subject in self.subjects.items():
-            made = doubled(subject.model.copy(), subject.placed(), subject.table)
+            made = doubled(subject.model.copy(), subject.placed, subject.table)
             session = onnxruntime.open_model(opened.made(made.model, self.question.path), threads=1)
             found[size] = (session.run, made.layers)
         return found
@@ -208,17 +208,18 @@ class Worker:
         data, limit = sources.dataset(given.task_source), given.task_images
         base = Judge(data, given.contract, limit)
         judges = {name: Judge(data, given.contract, limit) for name in found}
+        first = onnxfile.interface(self.model.graph)[0][0]
         batches = self._batches(given.task_source, limit)
         for batch, expected, others in self._run(variants, batches):
             assert batch is not None  # they are images
-            base.add(batch, evaluation.floats(expected, len(batch.names)))
+            count = len(batch.names)
+            base.add(batch, feeding.unfilled(expected, first, count))
             for name, outputs in others.items():
-                judges[name].add(batch, evaluation.floats(outputs, len(batch.names)))
+                judges[name].add(batch, feeding.unfilled(outputs, first, count))
         scores = base.found().scores
-        whole = _number(scores.value)
         for name, judge in judges.items():
-            found[name]["task"] = _loss(whole, _number(judge.found().scores.value), scores)
-        return {"task": whole}, scores.primary
+            found[name]["task"] = scores.lost(judge.found().scores)
+        return {"task": math.nan if scores.value is None else scores.value}, scores.primary
 
     def _batches(
         self, source: str | Path, images: int | None, chosen: tuple[int, int] | None = None
@@ -268,14 +269,3 @@ def _cut(data: Dataset, images: int | None, chosen: tuple[int, int] | None) -> D
     """Return a data set of some images alone, of those those from and to."""
     kept = samples.choose(data.samples, images)
     return replace(data, samples=kept if chosen is None else kept[slice(*chosen)])
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
-
-
-def _loss(whole: float, found: float, scores: Any) -> float:  # noqa: ANN401 - a task's
-    """Return what the task loses, in its own number."""
-    shown = scores.display.get(scores.primary)
-    better = shown is None or shown.higher_is_better
-    return whole - found if better else found - whole
