@@ -13,8 +13,18 @@ if TYPE_CHECKING:
     from deploykit.values import Json
 
 
+class Kept:
+    """A record of dataclass fields."""
+
+    kind: ClassVar[str]
+
+    def to_json(self: Any) -> Json:
+        """Return the record as plain JSON values."""
+        return {"schema_version": SCHEMA_VERSION, "kind": self.kind, **asdict(self)}
+
+
 @dataclass(frozen=True)
-class SensitivityRecord:
+class SensitivityRecord(Kept):
     """What INT8 costs in each layer of one model."""
 
     kind: ClassVar[str] = "sensitivity"
@@ -34,13 +44,9 @@ class SensitivityRecord:
     time: str = field(default="", compare=False)
     """When it was kept, UTC in ISO 8601; empty: not kept."""
 
-    def to_json(self) -> Json:
-        """Return the record as plain JSON values."""
-        return {"schema_version": SCHEMA_VERSION, "kind": self.kind, **asdict(self)}
-
 
 @dataclass(frozen=True)
-class PlanRecord:
+class PlanRecord(Kept):
     """Choices of layers in float for one model and GPU: predicted, and measured."""
 
     kind: ClassVar[str] = "plan"
@@ -62,7 +68,3 @@ class PlanRecord:
     seconds_fp16: float
     time: str = field(default="", compare=False)
     """As of `SensitivityRecord`."""
-
-    def to_json(self) -> Json:
-        """Return the record as plain JSON values."""
-        return {"schema_version": SCHEMA_VERSION, "kind": self.kind, **asdict(self)}

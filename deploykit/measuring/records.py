@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from deploykit.errors import InputError, OutputError
 from deploykit.files import appending, jsonfile, paths, schema
 from deploykit.measuring.fields import CHECKS
-from deploykit.measuring.layer_records import PlanRecord, SensitivityRecord
+from deploykit.measuring.layer_records import Kept, PlanRecord, SensitivityRecord
 from deploykit.tasks import coco
 from deploykit.tasks.task import Display
 from deploykit.values import SCHEMA_VERSION, BenchRecord, LayerPrecision
@@ -28,7 +28,7 @@ _NAMED = 4
 
 
 @dataclass(frozen=True)
-class AccuracyRecord:
+class AccuracyRecord(Kept):
     """How well one file does its task on one data set."""
 
     kind: ClassVar[str] = "accuracy"
@@ -63,13 +63,9 @@ class AccuracyRecord:
         known = {**coco.DISPLAY, **self.display}
         return {name: known.get(name, Display(name.replace("_", " "))) for name in names}
 
-    def to_json(self) -> Json:
-        """Return the record as plain JSON values."""
-        return {"schema_version": SCHEMA_VERSION, "kind": self.kind, **asdict(self)}
-
 
 @dataclass(frozen=True)
-class ArtifactRecord:
+class ArtifactRecord(Kept):
     """One file that was made: how large, in which precision, from what and for what."""
 
     kind: ClassVar[str] = "artifact"
@@ -88,10 +84,6 @@ class ArtifactRecord:
     """The precision of each layer; none in files of versions that did not say it."""
     time: str = field(default="", compare=False)
     """As of `AccuracyRecord`."""
-
-    def to_json(self) -> Json:
-        """Return the record as plain JSON values."""
-        return {"schema_version": SCHEMA_VERSION, "kind": self.kind, **asdict(self)}
 
 
 Record: TypeAlias = "BenchRecord | AccuracyRecord | ArtifactRecord | SensitivityRecord | PlanRecord"

@@ -189,11 +189,4 @@ def tabled(found: Measured, model: Opened, placed: Placement) -> CalibrationTabl
             expected="a scale for a layer that reads it",
             fix="calibrate the model in place of --amax",
         )
-    return CalibrationTable(
-        model_sha256=model.sha256,
-        observer="amax",
-        samples=(),
-        samples_sha256="",
-        ranges={name: caches.symmetric(threshold) for name, threshold in ranges.items()},
-        source=found.name,
-    )
+    return caches.tabled(model, ranges, "amax", found.name)

@@ -11,11 +11,11 @@ from deploykit.errors import OptionError
 from deploykit.files import artifacts
 from deploykit.measuring import records
 from deploykit.measuring.layer_records import PlanRecord
-from deploykit.pipeline import intake, places, preparing, quantizing
+from deploykit.pipeline import places, quantizing
 from deploykit.pipeline.made import path_or_none
 from deploykit.pipeline.quantizing import QuantizeOptions
 from deploykit.pipeline.trying import Trials
-from deploykit.precision import placement, quantization
+from deploykit.precision import placement
 from deploykit.precision.placement import plans
 from deploykit.precision.planning import choosing, confirming, costs, gpus, profiles
 from deploykit.precision.sensitivity import scores
@@ -144,11 +144,7 @@ def plan(
     for kind, path in zip(("INT8", "FP16"), options.profiles or (), strict=False):
         reads[f"the {kind} profile"] = Path(path)
     places.check(reads, output=output, record=record, beside={"--table": how.table})
-    subject = preparing.prepared(
-        intake.read(model, how.about),
-        quantization.MIN_OPSET[Precision.FP16],
-        strip=how.strip_qdq,
-    )
+    subject = quantizing.measurable(model, how)
     base = quantizing.plan_for(subject, how)
     found = scores.read(measured)
     scores.check_fresh(found, subject)

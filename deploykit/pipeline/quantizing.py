@@ -208,6 +208,14 @@ def cast(
     return recorded(Made(artifact, layers, notes), record)
 
 
+def measurable(model: Path, options: QuantizeOptions) -> Opened:
+    """Return a model in the form in which its layers are compared. Raises: InputError."""
+    taken = intake.read(model, options.about)
+    return preparing.prepared(
+        taken, quantization.MIN_OPSET[Precision.FP16], strip=options.strip_qdq
+    )
+
+
 def plan_for(model: Opened, options: QuantizeOptions) -> PrecisionPlan:
     """Return the plan of the recipe, with the user's over it. Raises: InputError."""
     sm = None if options.target_sm is None else int(targets.target(options.target_sm).sm)
@@ -247,20 +255,18 @@ def calibrated(
             if repairing.chooses(wanted, options.calibration, options.asked or (), uneven=uneven):
                 how = replace(options.calibration, candidates=True)
                 given = replace(options, calibration=how)
-                table = table_for(model, tensors, given, progress)
+                table = _made(model, tensors, given, progress)
                 table, found = repairing.chosen(model, table, plan, placed, seen, wanted)
                 if found.taken and options.table is not None:
                     tables.write(options.table, table)
                 return Calibrated(model, table, (*tried, found))
-    return Calibrated(model, table_for(model, tensors, options, progress), tried)
+    return Calibrated(model, _made(model, tensors, options, progress), tried)
 
 
-def table_for(
+def _made(
     model: Opened, tensors: Sequence[str], options: QuantizeOptions, progress: Progress
 ) -> CalibrationTable:
-    """Return the ranges: of a table that is there, else calibrated now. Raises: InputError."""
-    if options.table is not None and options.table.exists():
-        return _checked(migrating.read(options.table, model, tensors), model, options)
+    """Return the ranges, calibrated now and written where a table is named. Raises: InputError."""
     how = options.calibration
     if options.data is not None:
         data = _arrays(model, options.data)

@@ -13,17 +13,17 @@ from deploykit.errors import OptionError, unknown_name
 from deploykit.graph import cost
 from deploykit.measuring import records
 from deploykit.measuring.layer_records import SensitivityRecord
-from deploykit.pipeline import intake, opening, places, preparing, quantizing
+from deploykit.pipeline import opening, places, quantizing
 from deploykit.pipeline.made import path_or_none
 from deploykit.pipeline.quantizing import QuantizeOptions
-from deploykit.precision import placement, quantization
+from deploykit.precision import placement
 from deploykit.precision.placement import plans
 from deploykit.precision.sensitivity import journal, local, scores, spreading
 from deploykit.precision.sensitivity.scores import BY_GRADIENT, LOCAL, METRICS, Sensitivities
 from deploykit.precision.sensitivity.work import Question, Worker
 from deploykit.recipes import describing
 from deploykit.tasks.evaluation import Contract
-from deploykit.values import Precision, digest, silent
+from deploykit.values import digest, silent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,11 +110,7 @@ def sensitivity(
         record=record,
         beside={"--table": how.table, "the journal of -o": partial},
     )
-    subject = preparing.prepared(
-        intake.read(model, how.about),
-        quantization.MIN_OPSET[Precision.FP16],
-        strip=how.strip_qdq,
-    )
+    subject = quantizing.measurable(model, how)
     plan = quantizing.plan_for(subject, how)
     placed = placement.place(subject.graph, plan)
     subject, table, _ = quantizing.calibrated(subject, plan, placed, how, progress)

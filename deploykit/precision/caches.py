@@ -119,16 +119,20 @@ def read(path: Path, model: Opened, tensors: Sequence[str]) -> CalibrationTable:
             expected="a cache of this model, with the names of its tensors",
             fix="calibrate this model, or name the model that the cache was made for",
         )
+    observer = _HEAD.findall(content.decode()[:_LARGEST])[0][1]
+    thresholds = {name: known[name] * INT8_LEVELS for name in tensors}
+    return tabled(model, thresholds, observer, path.name)
+
+
+def tabled(
+    model: Opened, thresholds: Mapping[str, float], observer: str, source: str
+) -> CalibrationTable:
+    """Return the table of tensors of which nothing but the thresholds are known."""
     return CalibrationTable(
         model_sha256=model.sha256,
-        observer=_HEAD.findall(content.decode()[:_LARGEST])[0][1],
+        observer=observer,
         samples=(),
         samples_sha256="",
-        ranges={name: symmetric(known[name] * INT8_LEVELS) for name in tensors},
-        source=path.name,
+        ranges={name: Range(each, -each, each) for name, each in thresholds.items()},
+        source=source,
     )
-
-
-def symmetric(threshold: float) -> Range:
-    """Return the range of a tensor of which nothing but the threshold is known."""
-    return Range(threshold, -threshold, threshold)

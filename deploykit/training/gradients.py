@@ -83,7 +83,15 @@ def twins(subject: Subject, bits: int = 8) -> Twins:
         weights=tuple(replace(w, node=copies[w.node]) for w in placed.weights),
     )
     grid = Grid(float_type=Precision.FP32, bits=bits)
-    return Twins(FakeQuantized(model, moved, subject.table, grid=grid).eval(), found)
+    try:
+        network = FakeQuantized(model, moved, subject.table, grid=grid)
+    except ModelError as error:
+        raise ModelError(
+            error.found,
+            expected="a network with a gradient throughout, which two-stage detectors lack",
+            fix="measure each layer's effect on the outputs: --metric output",
+        ) from error
+    return Twins(network.eval(), found)
 
 
 def scores(given: Twins, feeds: Arrays, seed: int) -> dict[str, Score]:
