@@ -22,7 +22,7 @@ import deploykit
 from deploykit import SensitivityOptions, sensitivity
 from deploykit.backends import onnxruntime
 from deploykit.cli import main
-from deploykit.errors import InputError, OptionError, StaleTableError
+from deploykit.errors import BackendError, InputError, OptionError, StaleTableError
 from deploykit.pipeline.quantizing import QuantizeOptions
 from deploykit.precision import placement
 from deploykit.precision.sensitivity import local, scores
@@ -313,6 +313,15 @@ def test_workers_of_ray_give_the_same_file_even_where_one_is_killed(
     sensitivity(model, tmp_path / "two.json", options(**given, workers=2), progress=kill)
     assert killed
     assert (tmp_path / "two.json").read_bytes() == (tmp_path / "one.json").read_bytes()
+
+
+@pytest.mark.parametrize("address", ["localhost:1", "ray://localhost:1", "no.such.host:99999"])
+def test_a_cluster_that_is_not_there_is_said_at_once(
+    model: Path, tmp_path: Path, address: str
+) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(BackendError, match=address):
+        sensitivity(model, tmp_path / "s.json", options(metrics=("mse",), ray=address))
 
 
 def _kill_a_worker() -> list[int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
+import socket
 from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import BackendError, OptionError
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
 
     from deploykit.precision.sensitivity.work import Question, Unit, Worker
 
+_ANSWERS = 5.0
+"""Seconds in which a cluster must answer."""
 _TRIES = 3
 """Times a unit is done again when the process that did it ends."""
 
@@ -71,6 +75,8 @@ def _cluster(ray: Any, workers: int, address: str | None) -> Iterator[None]:  # 
     """Join a cluster, or start one of so many workers on this machine; leave it afterwards."""
     own = not ray.is_initialized()
     if own:
+        if address is not None:
+            _check(address)
         how = {"address": address} if address else {"num_cpus": workers}
         try:
             ray.init(**how, include_dashboard=False, log_to_driver=False, logging_level="error")
@@ -83,6 +89,24 @@ def _cluster(ray: Any, workers: int, address: str | None) -> Iterator[None]:  # 
     finally:
         if own:
             ray.shutdown()
+
+
+def _check(address: str) -> None:
+    """Check that something answers where Ray should: Ray itself tries for minutes, and talks.
+
+    Raises: BackendError.
+    """
+    match = re.fullmatch(r"(?:ray://)?(.+):(\d{1,5})", address)
+    if match is None:
+        return  # such as `auto`, which Ray knows at once
+    try:
+        socket.create_connection((match[1], int(match[2])), timeout=_ANSWERS).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise BackendError(
+            f"nothing answers at {address}: {error}",
+            expected="HOST:PORT of a Ray cluster, or auto",
+            fix="start one there: ray start --head --port 6379",
+        ) from error
 
 
 _own: list[Worker] = []
