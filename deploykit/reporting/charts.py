@@ -147,36 +147,17 @@ def sizes(rows: Sequence[Row], width: int = WIDTH) -> Markup | None:
     files = {(row.name, row.bytes): row for row in rows if row.bytes}
     if len(files) < 2:
         return None
-    largest = max(row.bytes or 0 for row in files.values())
-    axis = Axis(0, largest, _LABEL if width == WIDTH else 0, width - 90)
-    tall = _BAR if width == WIDTH else _BAR + _LINE
-    bars = [_size_bar(row, axis, i * tall) for i, row in enumerate(files.values())]
-    return drawing.svg("File size of each model", (width, len(files) * tall + 4), bars)
-
-
-def _size_bar(row: Row, axis: Axis, top: float) -> Markup:
-    end, label = axis(row.bytes or 0), drawing.text(0, top + 13, drawing.short(row.name), "label")
-    if axis.start:
-        label = drawing.text(
-            axis.start - 10, top + 19, drawing.short(row.name), "label", anchor="end"
+    bars = [
+        drawing.Bar(
+            row.name,
+            row.bytes or 0,
+            f"{size(row.bytes).text} MB",
+            f"{row.name}: {row.bytes} bytes",
+            _colour(row),
         )
-    else:
-        top += _LINE - 5
-    return element(
-        "g",
-        element("title", f"{row.name}: {row.bytes} bytes"),
-        label,
-        element(
-            "rect",
-            x=axis.start,
-            y=top + 5,
-            width=f"{max(end - axis.start, 1):.1f}",
-            height=_BAR - 10,
-            rx=3,
-            class_=_colour(row),
-        ),
-        drawing.text(end + 8, top + 19, f"{size(row.bytes).text} MB", "value"),
-    )
+        for row in files.values()
+    ]
+    return drawing.bars("File size of each model", bars, width, tall=_BAR, column=_LABEL)
 
 
 def _colour(row: Row) -> str:

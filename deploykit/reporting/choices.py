@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from deploykit.reporting import drawing
 from deploykit.reporting.axes import Axis, spanning
-from deploykit.reporting.drawing import MARGIN, NARROW, WIDTH
+from deploykit.reporting.drawing import MARGIN, WIDTH
 from deploykit.reporting.markup import Markup, element
-from deploykit.reporting.section import Section
+from deploykit.reporting.section import Section, filled
 from deploykit.reporting.tables import Cell, Table, milliseconds, number
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _BARS = 25
 """Layers that are drawn; the table has all."""
-_BAR, _LINE, _LABEL = 24, 17, 350
+_BAR, _LABEL = 24, 350
 _HIGH = 320
 
 
@@ -41,7 +41,7 @@ def sections(joined: Joined) -> Iterator[Section]:
         yield Section(
             f"Layers of {plan.model} in float",
             _said(plan),
-            _filled(_tried(plan)),
+            filled(_tried(plan)),
             () if drawn is None else (("Predicted time, and what the task loses", drawn),),
         )
 
@@ -54,35 +54,14 @@ def _agreement(record: SensitivityRecord) -> str:
 def bars(record: SensitivityRecord, width: int = WIDTH) -> Markup | None:
     """Return a bar for each of the layers that lose most; None where none loses anything."""
     ranked = sorted(record.losses.items(), key=lambda each: -each[1])[:_BARS]
-    largest = max((value for _, value in ranked), default=0.0)
-    if largest <= 0:
+    if not any(value > 0 for _, value in ranked):
         return None
-    wide = width > NARROW
-    axis = Axis(0, largest, _LABEL if wide else 0, width - 90)
-    tall = _BAR if wide else _BAR + _LINE
-    drawn = [_bar(name, value, axis, i * tall) for i, (name, value) in enumerate(ranked)]
+    drawn = [
+        drawing.Bar(name, value, f"{value:.3g}", f"{name}: {value:g}", "int8")
+        for name, value in ranked
+    ]
     title = f"What INT8 costs in each layer of {record.model}"
-    return drawing.svg(title, (width, len(ranked) * tall + 4), drawn)
-
-
-def _bar(name: str, value: float, axis: Axis, top: float) -> Markup:
-    label = drawing.text(0, top + 13, drawing.short(name, 44), "label")
-    if axis.start:
-        label = drawing.text(
-            axis.start - 10, top + 16, drawing.short(name, 44), "label", anchor="end"
-        )
-    else:
-        top += _LINE - 4
-    length = f"{max(axis(value) - axis.start, 1):.1f}"
-    return element(
-        "g",
-        element("title", f"{name}: {value:g}"),
-        label,
-        element(
-            "rect", x=axis.start, y=top + 4, width=length, height=_BAR - 9, rx=3, class_="int8"
-        ),
-        drawing.text(axis(value) + 8, top + 16, f"{value:.3g}", "value"),
-    )
+    return drawing.bars(title, drawn, width, tall=_BAR, column=_LABEL)
 
 
 def trade_off(plan: PlanRecord, width: int = WIDTH) -> Markup | None:
@@ -184,7 +163,3 @@ def _tried(plan: PlanRecord) -> Table:
     return Table(
         f"Choices that were measured, by {plan.primary}", header, rows, frozenset({1, 2, 3})
     )
-
-
-def _filled(*found: Table) -> tuple[Table, ...]:
-    return tuple(table for table in found if table.rows)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from deploykit.reporting.axes import Axis
 from deploykit.reporting.markup import Markup, element, join, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from deploykit.reporting.axes import Axis
 
 T = TypeVar("T")
 WIDTH, NARROW = 1000, 350
 """Of every chart, in the units of its view box; the second for screens as narrow as a phone's."""
+_LINE = 18
+"""Height of a further line of text."""
+_WIDEST = 7.7
+"""Width of a letter that names of modules keep below."""
 LETTER = 6.4
 """Width of a letter, about."""
 MARGIN = 14
@@ -83,3 +87,46 @@ def both(draw: Callable[[T, int], Markup | None], given: T) -> Markup | None:
     if wide is None or narrow is None:
         return None
     return join([element("div", wide, class_="wide"), element("div", narrow, class_="narrow")])
+
+
+class Bar(NamedTuple):
+    """A value as a bar."""
+
+    name: str
+    value: float
+    text: str
+    """Behind it."""
+    hint: str
+    kind: str
+    """Style class."""
+
+
+def bars(title: str, given: Sequence[Bar], width: int, *, tall: int, column: int) -> Markup:
+    """Return bars under each other; tall: height of one, column: width of the names beside them.
+
+    In a narrow drawing the names stand above.
+    """
+    wide = width > NARROW
+    axis = Axis(0, max(bar.value for bar in given), column if wide else 0, width - 90)
+    step = tall if wide else tall + _LINE
+    drawn = [_bar(bar, axis, i * step, tall) for i, bar in enumerate(given)]
+    return svg(title, (width, len(given) * step + 4), drawn)
+
+
+def _bar(bar: Bar, axis: Axis, top: float, tall: int) -> Markup:
+    middle = top + tall / 2 + 4
+    if axis.start:
+        name = short(bar.name, int((axis.start - 10) / _WIDEST))
+        label = text(axis.start - 10, middle, name, "label", anchor="end")
+    else:
+        label = text(0, top + 13, short(bar.name, int(NARROW / _WIDEST)), "label")
+        top, middle = top + 13, middle + 13
+    length = f"{max(axis(bar.value) - axis.start, 1):.1f}"
+    place = {"x": axis.start, "y": top + 5, "width": length, "height": tall - 10, "rx": 3}
+    return element(
+        "g",
+        element("title", bar.hint),
+        label,
+        element("rect", class_=bar.kind, **place),
+        text(axis(bar.value) + 8, middle, bar.text, "value"),
+    )

@@ -22,3 +22,8 @@ class Section:
     level: int = 2
     folded: tuple[tuple[str, Table], ...] = ()
     """A line each, and the table that it opens."""
+
+
+def filled(*found: Table) -> tuple[Table, ...]:
+    """Return the tables that have rows."""
+    return tuple(table for table in found if table.rows)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from deploykit.reporting import charts, choices, drawing, layers, scores, tables
 from deploykit.reporting.rows import data_key
-from deploykit.reporting.section import Section
+from deploykit.reporting.section import Section, filled
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -100,7 +100,7 @@ def _accuracy(joined: Joined) -> Section:
     whole, classes = scores.accuracy(joined), scores.per_class(joined)
     prose = "Every score as it was measured."
     if len(classes.rows) <= _MOST_CLASSES:
-        return Section("Accuracy", prose, _filled(whole, classes))
+        return Section("Accuracy", prose, filled(whole, classes))
     folded = ((f"{classes.caption}: {len(classes.rows)}", classes),)
     return Section("Accuracy", prose, (whole,), folded=folded)
 
@@ -142,10 +142,6 @@ def _drawn(drawings: Iterable[tuple[str, Markup | None]]) -> tuple[tuple[str, Ma
 
 
 def _conditions(machine: Machine) -> tuple[Table, ...]:
-    return _filled(
+    return filled(
         tables.protocols(machine), tables.environment(machine), tables.fluctuations(machine)
     )
-
-
-def _filled(*found: Table) -> tuple[Table, ...]:
-    return tuple(table for table in found if table.rows)
