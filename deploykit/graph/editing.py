@@ -76,6 +76,11 @@ def real(node: ir.Node, name: str, default: float) -> float:
     return float(np.float32(given))
 
 
+def text(node: ir.Node, name: str, default: str) -> str:
+    """Return a text attribute."""
+    return node.attributes[name].as_string() if name in node.attributes else default
+
+
 def dims(value: ir.Value | None) -> tuple[int, ...] | None:
     """Return the shape of `value` where every dimension is known, else None."""
     if value is None or value.shape is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from deploykit.pipeline.benching import BenchPlan, bench
     from deploykit.pipeline.building import build
+    from deploykit.pipeline.casting import cast
     from deploykit.pipeline.checking import EvalOptions, VerifyOptions, evaluate, verify
     from deploykit.pipeline.describing import describe
     from deploykit.pipeline.exporting import ExportOptions, export
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
         load,
         predict,
     )
-    from deploykit.pipeline.quantizing import QuantizeOptions, cast, quantize
+    from deploykit.pipeline.quantizing import QuantizeOptions, quantize
     from deploykit.pipeline.retraining import QatOptions, qat
     from deploykit.pipeline.sensing import SensitivityOptions, sensitivity
 
@@ -78,7 +79,7 @@ _HOME = {
     "VerifyOptions": "checking",
     "bench": "benching",
     "build": "building",
-    "cast": "quantizing",
+    "cast": "casting",
     "describe": "describing",
     "evaluate": "checking",
     "export": "exporting",

@@ -144,7 +144,7 @@ def plan(
     for kind, path in zip(("INT8", "FP16"), options.profiles or (), strict=False):
         reads[f"the {kind} profile"] = Path(path)
     places.check(reads, output=output, record=record, beside={"--table": how.table})
-    subject = quantizing.measurable(model, how)
+    subject = quantizing.taken_in(model, how, Precision.FP16)
     base = quantizing.plan_for(subject, how)
     found = scores.read(measured)
     scores.check_fresh(found, subject)

@@ -1,4 +1,4 @@
-"""The verbs that change the precision of an ONNX file: quantize and cast."""
+"""The verb quantize: an ONNX file to one in INT8."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from deploykit.backends import targets
 from deploykit.data import arrays, sources
 from deploykit.errors import OptionError
 from deploykit.files import onnxfile
-from deploykit.measuring import records
 from deploykit.pipeline import intake, judging, migrating, places, preparing, repairing
 from deploykit.pipeline.made import Made, path_or_none, recorded, written
 from deploykit.precision import (
     calibration,
-    float16,
     lint,
     placement,
-    probing,
     quality,
     quantization,
     repairs,
@@ -26,7 +23,7 @@ from deploykit.precision import (
 )
 from deploykit.precision.calibration import CalibrationOptions
 from deploykit.precision.repairs import choosing
-from deploykit.proof import acceptance, rewrites
+from deploykit.proof import acceptance
 from deploykit.recipes import describing, opened
 from deploykit.recipes.describing import NOTHING
 from deploykit.values import Precision, silent
@@ -165,10 +162,7 @@ def _subject(
 
     Raises: InputError, OutputError.
     """
-    opset = quantization.MIN_OPSET.get(options.float_type, 0)
-    taken = intake.read(model, options.about)
-    places.check_weights(taken.graph, output)
-    subject = preparing.prepared(taken, opset, strip=options.strip_qdq)
+    subject = taken_in(model, options, options.float_type, output)
     plan = plan_for(subject, options)
     if options.amax is None:
         return subject, plan, None
@@ -176,44 +170,23 @@ def _subject(
     return subject, scales.plan, scales
 
 
-def cast(
-    model: StrPath,
-    output: StrPath,
-    *,
-    about: Description = NOTHING,
-    record: StrPath | None = None,
-) -> Made:
-    """Return the FP16 version of an ONNX file. Raises: InputError, OutputError, ProofError."""
-    model, output, record = Path(model), Path(output), path_or_none(record)
-    places.check({"the model": model}, output=output, record=record)
-    subject = intake.read(model, about)
-    places.check_weights(subject.graph, output)
-    inputs, _ = onnxfile.interface(subject.graph)
-    seen = probing.probe(subject, [acceptance.feeds(subject, inputs, batch=2)])
-    graph, wide = float16.cast(subject, seen.magnitudes)
-    candidate = opened.made(graph, output)
-    agreements = acceptance.accept(candidate, subject)
-    agreements = rewrites.prove_half(candidate, subject) or agreements
-    made_by = {
-        "verb": "cast",
-        "float_type": Precision.FP16.value,
-        "fp32_nodes": wide,
-        "max_relative_error": max(agreement.relative for agreement in agreements),
-    }
-    layers = lint.precision_table(graph)
-    share = records.shares(layers).get(Precision.FP16.value, 0.0)
-    said = f"{share:.1%} of the multiply-accumulates in FP16"
-    notes = (*subject.notes, said, *records.remarks(layers))
-    artifact = written(candidate, subject.origin(), made_by)
-    return recorded(Made(artifact, layers, notes), record)
+def taken_in(
+    model: Path,
+    options: QuantizeOptions,
+    float_type: Precision,
+    output: Path | None = None,
+) -> Opened:
+    """Return a model as it is placed and calibrated: what it computes in float, and its opset.
 
+    float_type: of the steps that it must hold. output: an ONNX file that is to be written.
 
-def measurable(model: Path, options: QuantizeOptions) -> Opened:
-    """Return a model in the form in which its layers are compared. Raises: InputError."""
+    Raises: InputError, OutputError.
+    """
     taken = intake.read(model, options.about)
-    return preparing.prepared(
-        taken, quantization.MIN_OPSET[Precision.FP16], strip=options.strip_qdq
-    )
+    if output is not None:
+        places.check_weights(taken.graph, output)
+    opset = quantization.MIN_OPSET.get(float_type, 0)
+    return preparing.prepared(taken, opset, strip=options.strip_qdq)
 
 
 def plan_for(model: Opened, options: QuantizeOptions) -> PrecisionPlan:

@@ -12,7 +12,7 @@ from deploykit.data import sources
 from deploykit.errors import DataError, ModelError, OptionError
 from deploykit.files import artifacts, onnxfile
 from deploykit.graph import canvases
-from deploykit.pipeline import checkpointing, intake, places, preparing, quantizing
+from deploykit.pipeline import checkpointing, places, quantizing
 from deploykit.pipeline.made import Made, described, path_or_none, written
 from deploykit.pipeline.quantizing import QuantizeOptions
 from deploykit.precision import calibration, placement, quantization, tables
@@ -119,10 +119,7 @@ def table_beside(output: Path) -> Path:
 
 def _subject(model: Path, output: Path, how: QuantizeOptions) -> Opened:
     """Return the model in the form that placement takes. Raises: ModelError, OptionError."""
-    opset = quantization.MIN_OPSET.get(how.float_type, 0)
-    taken = intake.read(model, how.about)
-    places.check_weights(taken.graph, output)
-    subject = preparing.prepared(taken, opset, strip=how.strip_qdq)
+    subject = quantizing.taken_in(model, how, how.float_type, output)
     if len(canvases.sizes(subject.graph)) > 1:
         raise ModelError(
             "the model takes images of several sizes",

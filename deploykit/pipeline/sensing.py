@@ -23,7 +23,7 @@ from deploykit.precision.sensitivity.scores import BY_GRADIENT, LOCAL, METRICS, 
 from deploykit.precision.sensitivity.work import Question, Worker
 from deploykit.recipes import describing
 from deploykit.tasks.evaluation import Contract
-from deploykit.values import digest, silent
+from deploykit.values import Precision, digest, silent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,7 +110,7 @@ def sensitivity(
         record=record,
         beside={"--table": how.table, "the journal of -o": partial},
     )
-    subject = quantizing.measurable(model, how)
+    subject = quantizing.taken_in(model, how, Precision.FP16)
     plan = quantizing.plan_for(subject, how)
     placed = placement.place(subject.graph, plan)
     subject, table, _ = quantizing.calibrated(subject, plan, placed, how, progress)

@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from deploykit.graph.editing import integer, is_op, real
+from deploykit.graph.editing import integer, is_op, real, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -297,9 +297,3 @@ def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     if node is None or node.op_type != "Constant" or "value" not in node.attributes:
         return None
     return node.attributes["value"].as_tensor()
-
-
-def text(node: ir.Node, name: str, default: str) -> str:
-    """Return a string attribute, `default` where it is absent."""
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_string()

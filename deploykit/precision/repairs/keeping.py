@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from deploykit.graph.editing import constant, integer
+from deploykit.graph.editing import constant, integer, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,7 +46,7 @@ def _sized(node: ir.Node, of: Of, _: Join) -> Found:
 
 
 def _resize(node: ir.Node, of: Of, join: Join) -> Found:
-    mode = _text(node, "coordinate_transformation_mode", "half_pixel")
+    mode = text(node, "coordinate_transformation_mode", "half_pixel")
     return None if mode == "tf_crop_and_resize" else _sized(node, of, join)
 
 
@@ -54,7 +54,7 @@ def _pad(node: ir.Node, of: Of, join: Join) -> Found:
     value = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     given = len(node.inputs) > 2 and node.inputs[2] is not None
     zeros = not given or (value is not None and not value.any())
-    if _text(node, "mode", "constant") == "constant" and not zeros:
+    if text(node, "mode", "constant") == "constant" and not zeros:
         return None
     return _sized(node, of, join)
 
@@ -168,10 +168,6 @@ def _mean(node: ir.Node, of: Of, _: Join) -> Found:
 def _nothing(_node: ir.Node, _of: Of, _join: Join) -> Found:
     """Only the shape is read."""
     return {}
-
-
-def _text(node: ir.Node, name: str, default: str) -> str:
-    return node.attributes[name].as_string() if name in node.attributes else default
 
 
 KEEPING: Mapping[str, Keep] = {
