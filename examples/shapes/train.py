@@ -1,8 +1,13 @@
 """Train the example detector on generated shapes: YOLOv6 `pico`, 320x320, 6 classes.
 
     python examples/shapes/train.py --output examples/shapes/yolov6_pico.pth
+    python examples/shapes/train.py --variant pico_qa --output qa.pth
+    python examples/shapes/train.py --variant pico_hs --epochs 4 --output scales.pth
+    python examples/shapes/train.py --variant pico_repopt --scales scales.pth --output repopt.pth
 
-Runs on two CPU cores within an hour. Everything is seeded; the images are generated.
+Runs on two CPU cores within an hour, and goes on where it was ended. Everything is seeded; the
+images are generated. The others are of equal form once folded: QARepVGG blocks, and RepOptimizer
+with the scales that a hyper-search found.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ from torch import Tensor, nn
 
 from deploykit.data import sources
 from deploykit.recipes.recipe import RECIPES
-from deploykit.training import loops
+from deploykit.training import loops, rep_optimizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,7 +39,7 @@ if TYPE_CHECKING:
     from deploykit.recipes.recipe import Recipe
     from deploykit.training.loops import Objects
 
-VARIANT, SIZE = "pico", (320, 320)
+SIZE = (320, 320)
 HELD_OUT = "shapes:split=val,seed=1,count=500"
 CLASS_NAMES = ("circle", "square", "triangle", "star", "cross", "ring")
 LEARNING_RATE, WEIGHT_DECAY, WARMUP_STEPS = 1.5e-3, 0.05, 500
@@ -43,6 +48,8 @@ FINAL_RATE = 0.01
 AVERAGE_DECAY, AVERAGE_RAMP = 0.9995, 1000
 """The averaged weights follow with decay * (1 - exp(-step / ramp))."""
 GRADIENT_LIMIT = 10.0
+"""Of the norm of all gradients; none with RepOptimizer, whose gradients are not those of the
+branches that it stands for."""
 
 
 class Detector(nn.Module):
@@ -88,20 +95,22 @@ def train(recipe: Recipe, options: argparse.Namespace) -> nn.Module:
     """Return the averaged network after `options.epochs` epochs."""
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
-    network = cast("Detector", recipe.network(VARIANT, len(CLASS_NAMES)).train())
+    network = cast("Detector", recipe.network(options.variant, len(CLASS_NAMES)).train())
+    optimizer = learner(network, options.scales)
     network.to(memory_format=torch.channels_last)
     # PyTorch 2.15 corrupts memory in the backward pass of a channels-last 1x1 stride-2 stem.
     network.backbone.stem.to(memory_format=torch.contiguous_format)
     average = copy.deepcopy(network).eval()
     started = time.perf_counter()
     spec = f"shapes:split=train,seed={options.seed},count={options.images},size={SIZE[0]}"
-    images, objects = loops.load(sources.dataset(spec), recipe.variant(VARIANT).sized(SIZE))
+    images, objects = loops.load(sources.dataset(spec), recipe.variant(options.variant).sized(SIZE))
     print(f"{len(images)} images in {time.perf_counter() - started:.0f} s", flush=True)
 
-    optimizer = loops.optimizer(network, LEARNING_RATE, WEIGHT_DECAY)
     per_epoch = len(images) // options.batch_size
-    steps, step = per_epoch * options.epochs, 0
-    for epoch in range(options.epochs):
+    steps = per_epoch * options.epochs
+    kept = Kept(options.output.with_suffix(".training"), (network, average, optimizer), rng)
+    for epoch in range(kept.epochs(), options.epochs):
+        step = per_epoch * epoch
         sums: dict[str, float] = {}
         for batch, truth in batches(images, objects, options.batch_size, rng):
             for group in optimizer.param_groups:
@@ -113,19 +122,59 @@ def train(recipe: Recipe, options: argparse.Namespace) -> nn.Module:
             total, parts = loss((logits.float(), distances.float(), anchors, strides), truth)
             optimizer.zero_grad(set_to_none=True)
             total.backward()  # type: ignore[no-untyped-call]  # torch leaves it bare
-            nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_LIMIT)
+            if options.scales is None:
+                nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_LIMIT)
             optimizer.step()
             decay = AVERAGE_DECAY * (1 - math.exp(-(step + 1) / AVERAGE_RAMP))
             loops.follow(average, network, decay)
             sums = {k: sums.get(k, 0.0) + v / per_epoch for k, v in parts.items()}
             step += 1
         save(average, options.output)
+        kept.keep(epoch + 1)
         log = " ".join(f"{k} {v:.3f}" for k, v in sums.items())
         print(
             f"epoch {epoch + 1}/{options.epochs} {log} {time.perf_counter() - started:.0f} s",
             flush=True,
         )
+    kept.path.unlink(missing_ok=True)
     return average
+
+
+def learner(network: nn.Module, scales: Path | None) -> torch.optim.Optimizer:
+    """Return AdamW; with the scales of a hyper-search, that which trains as if with branches."""
+    plain = loops.optimizer(network, LEARNING_RATE, WEIGHT_DECAY)
+    if scales is None:
+        return plain
+    found = rep_optimizer.read(scales)
+    rep_optimizer.prepare(network, found)
+    factors = rep_optimizer.multipliers(network, found, power=1)
+    return rep_optimizer.RepAdamW(plain.param_groups, factors, lr=LEARNING_RATE)
+
+
+class Kept:
+    """What a training that is ended goes on from: a file, written after each epoch."""
+
+    def __init__(self, path: Path, parts: Sequence[Any], rng: np.random.Generator) -> None:
+        """Name the file. parts: What has a state dict."""
+        self.path, self._parts, self._rng = path, parts, rng
+
+    def keep(self, epochs: int) -> None:
+        """Write what there is after so many epochs."""
+        state = [part.state_dict() for part in self._parts]
+        whole = {"epochs": epochs, "state": state, "rng": self._rng.bit_generator.state}
+        fresh = self.path.with_suffix(".part")
+        torch.save(whole, fresh)
+        fresh.replace(self.path)
+
+    def epochs(self) -> int:
+        """Return how many epochs are done, everything taken to where it was."""
+        if not self.path.exists():
+            return 0
+        held = torch.load(self.path, weights_only=True)
+        for part, state in zip(self._parts, held["state"], strict=True):
+            part.load_state_dict(state)
+        self._rng.bit_generator.state = held["rng"]
+        return int(held["epochs"])
 
 
 def save(network: nn.Module, path: Path) -> None:
@@ -142,6 +191,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("yolov6_pico.pth"))
+    parser.add_argument("--variant", default="pico")
+    parser.add_argument(
+        "--scales", type=Path, help="checkpoint of a hyper-search, for RepOptimizer"
+    )
     parser.add_argument("--epochs", type=int, default=22)
     parser.add_argument("--images", type=int, default=8000)
     parser.add_argument("--batch-size", type=int, default=16)
@@ -155,7 +208,10 @@ def main() -> None:
     print(
         json.dumps(
             {
-                **loops.scores(network, recipe, VARIANT, sources.dataset(HELD_OUT), CLASS_NAMES),
+                **loops.scores(
+                    network, recipe, options.variant, sources.dataset(HELD_OUT), CLASS_NAMES
+                ),
+                "variant": options.variant,
                 "epochs": options.epochs,
                 "wall_seconds": round(time.perf_counter() - started),
                 "cpu_seconds": round(usage.ru_utime + usage.ru_stime),
