@@ -8,17 +8,21 @@ PEERS: an environment with onnxruntime and nvidia-modelopt[onnx], for the method
 generated shapes and is judged on the same held-out ones (--images, in 20 folds): the interval is
 Student's, of the mean over the folds of the difference to the float model on the same fold.
 
-Nets are the trained examples and forms of the detector whose weights are skewed while the function
-stays: one channel of each layer times 100 (3 layers of a stage) or times 30 (all 34 that allow it),
-and what reads it divided. They show what repairs and a plan bring; channel scaling is undone by
-equalisation, so it says nothing about RepOptimizer or QARepVGG. Fewer than 8 bits (steps as coarse
-as those of so many bits, computed in float) are an amplifier that no engine can run.
+Nets are the trained examples; two detectors that are of equal form once folded, trained alike with
+QARepVGG blocks and with RepOptimizer (`examples/shapes/train.py`); and forms of the detector whose
+weights are skewed while the function stays: one channel of each layer times 100 (3 layers of a
+stage) or times 30 (all 34 that allow it), and what reads it divided. They show what repairs and a
+plan bring; channel scaling is undone by equalisation, so it says nothing about RepOptimizer or
+QARepVGG. Fewer than 8 bits (steps as coarse as those of so many bits, computed in float) are an
+amplifier that no engine can run.
 
-Methods: `minmax` and `mse` are calibration alone, `default` is `quantize` as it comes with
-`--repair auto`, `plan` leaves the layers in float that `plan --max-drop 0.005` chooses for a T4 at
-batch 32, `qat` and `qat_cwd` train from `default`'s ranges without and with channel-wise
-distillation of the neck; `ort` and `modelopt` are quantize_static (MinMax, per channel, float
-biases) and modelopt.onnx (max) on the same images.
+Methods: `naive` is minmax with one step for all weights of a layer (computed in float), `minmax`
+and `mse` are calibration alone, `default` is `quantize` as it comes with `--repair auto`; with
+fewer bits it is the observer of four that scores best on 300 other images. `plan` leaves the layers
+in float that `plan --max-drop 0.005` chooses for a T4 at batch 32, `qat` and `qat_cwd` train from
+`default`'s ranges without and with channel-wise distillation of the neck; `ort` and `modelopt` are
+quantize_static (MinMax, per channel, float biases) and modelopt.onnx (max) on the same images,
+`modelopt_qat` is `modelopt_qat.py`, whose scales `quantize --amax` takes.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ import argparse
 import importlib.util
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -62,9 +67,12 @@ FOLDS = 20
 STUDENT = 2.093
 """97.5th percentile of Student's distribution with 19 degrees of freedom."""
 CALIBRATION, TRAINING, HELD_OUT = 256, 1024, 2000
-DETECTORS = ("repvgg", "x100", "x30")
+DETECTORS = ("repvgg", "repopt", "qarepvgg")
+"""Those that are quantised with fewer bits too, and trained by ModelOpt."""
 NETS = {
     "repvgg": "shapes/yolov6_pico.pth",
+    "repopt": "shapes/yolov6_pico_repopt.pth",
+    "qarepvgg": "shapes/yolov6_pico_qa.pth",
     "x100": "shapes/yolov6_pico.pth",
     "x30": "shapes/yolov6_pico.pth",
     "masks": "shapes_masks/mask_rcnn_light.pth",
@@ -74,7 +82,11 @@ NETS = {
 SKEWED = {"x100": (100.0, "ERBlock_4"), "x30": (30.0, "")}
 """Factor, and what the names of the layers hold."""
 PEERS = {"ort": "ort-MinMax", "modelopt": "modelopt-max"}
-METHODS = ("float", "minmax", "mse", "default", "plan", "ort", "modelopt", "qat", "qat_cwd")
+METHODS = (
+    *("float", "naive", "minmax", "mse", "default", "plan", "ort", "modelopt"),
+    *("modelopt_qat", "qat", "qat_cwd"),
+)
+OBSERVERS = ("minmax", "percentile", "mse", "entropy")
 
 
 def source(net: str, split: str, count: int, seed: int) -> str:
@@ -136,7 +148,10 @@ def cell(given: Cell, venv: Path | None) -> None:
         return
     if given.method == "float" and given.bits != 8:
         return
-    if given.method in PEERS and (venv is None or given.bits != 8):
+    peers = given.method in {*PEERS, "modelopt_qat"}
+    if peers and (venv is None or given.bits != 8):
+        return
+    if given.method in {"naive", "modelopt_qat"} and given.net not in DETECTORS:
         return
     if given.bits != 8 and given.net not in DETECTORS:
         return
@@ -161,7 +176,9 @@ def network(given: Cell) -> None:
     """Export a net, skewed where its name says so."""
     plain = given.folder / f"{NETS[given.net].replace('/', '.')}.onnx"
     if not plain.exists():
-        deploykit.export(EXAMPLES / NETS[given.net], plain, deploykit.ExportOptions())
+        variant = "pico_qa" if given.net == "qarepvgg" else None
+        how = deploykit.ExportOptions(variant=variant)
+        deploykit.export(EXAMPLES / NETS[given.net], plain, how)
     model = onnx.load(plain)
     if given.net in SKEWED:
         spec = importlib.util.spec_from_file_location("skewing", ROOT / "tests" / "skewing.py")
@@ -179,21 +196,35 @@ def _float(given: Cell, _: Path | None) -> tuple[Any, list[str]]:
 
 
 def _ptq(given: Cell, observer: str, repair: str, **more: Any) -> tuple[Any, list[str]]:  # noqa: ANN401
+    if given.bits != 8 and repair == "auto":
+        return _coarse_best(given)
     if given.bits != 8:
-        return _coarse(given, observer, given.model)
+        return _coarse(given, observer)
     made = deploykit.quantize(
         given.model, given.made, given.how(observer=observer, repair=(repair,), **more)
     )
     return open_model(given.made, threads=2).session.run, list(made.notes)
 
 
-def _coarse(given: Cell, observer: str, model: Path) -> tuple[Any, list[str]]:
-    """Return a net with the steps of fewer bits, computed by torch."""
-    subject = opened.read(model)
+def _coarse_best(given: Cell) -> tuple[Any, list[str]]:
+    """Return the net with the observer that scores best on images of their own."""
+    few = Cell(given.folder, given.net, given.method, given.bits, 300)
+    found = {name: judged(_coarse(given, name)[0], few, seed=7)["value"] for name in OBSERVERS}
+    best = max(found, key=found.__getitem__)
+    said = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+    return _coarse(given, best)[0], [f"{best}, of {said}"]
+
+
+def _coarse(given: Cell, observer: str, *, by_tensor: bool = False) -> tuple[Any, list[str]]:
+    """Return a net with the steps of fewer bits, computed by torch.
+
+    by_tensor: One step for all weights of a layer.
+    """
+    subject = opened.read(given.model)
     assert subject.card is not None
     plan = placement.default_plan(subject.graph, subject.card)
     placed = placement.place(subject.graph, plan)
-    path = given.folder / f"{model.stem}.{observer}.table.json"
+    path = given.folder / f"{given.model.stem}.{observer}.table.json"
     if not path.exists():
         found = calibration.calibrate(
             subject,
@@ -203,9 +234,11 @@ def _coarse(given: Cell, observer: str, model: Path) -> tuple[Any, list[str]]:
             options=calibration.CalibrationOptions(observer),
         )
         tables.write(path, found)
-    network = FakeQuantized(
-        subject.graph, placed, tables.read(path), grid=Grid(bits=given.bits)
-    ).eval()
+    if by_tensor:
+        weights = tuple(replace(weight, axis=None) for weight in placed.weights)
+        placed = replace(placed, weights=weights)
+    grid = Grid(bits=given.bits)
+    network = FakeQuantized(subject.graph, placed, tables.read(path), grid=grid).eval()
     return _by_torch(network), []
 
 
@@ -243,7 +276,7 @@ def _coarse_plan(given: Cell) -> tuple[Any, list[str]]:
     from deploykit.precision.sensitivity.alone import Subject  # noqa: PLC0415
     from deploykit.training import gradients  # noqa: PLC0415
 
-    _coarse(given, "mse", given.model)  # makes the table
+    _coarse(given, "mse")  # makes the table
     model = opened.read(given.model)
     assert model.card is not None
     ranges = tables.read(given.folder / f"{given.model.stem}.mse.table.json")
@@ -293,6 +326,22 @@ def _peer(given: Cell, venv: Path | None) -> tuple[Any, list[str]]:
     return open_model(made, threads=2, like=model.card).session.run, []
 
 
+def _modelopt_qat(given: Cell, venv: Path | None) -> tuple[Any, list[str]]:
+    assert venv is not None  # the cell is left out without
+    learnt = given.folder / f"{given.net}.modelopt.pth"
+    job, course = ROOT / "benchmarks" / "modelopt_qat.py", Course(epochs=4)
+    words = (
+        *(venv / "bin" / "python", job, EXAMPLES / NETS[given.net], given.calibration),
+        *(source(given.net, "train", TRAINING, 0), learnt, course.epochs, course.learning_rate),
+    )
+    place = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([*map(str, words)], check=True, env=place)
+    plain = given.made.with_suffix(".float.onnx")
+    deploykit.export(learnt, plain, deploykit.ExportOptions())
+    deploykit.quantize(plain, given.made, deploykit.QuantizeOptions(amax=learnt))
+    return open_model(given.made, threads=2).session.run, []
+
+
 def _qat(given: Cell, *, features: bool) -> tuple[Any, list[str]]:
     course = Course(epochs=4, learning_rate=1e-5, feature_weight=10.0 if features else 0.0)
     options = QatOptions(
@@ -320,6 +369,8 @@ def _learnt(given: Cell, learnt: Path) -> Any:  # noqa: ANN401 - a runner
 
 MADE: Mapping[str, Callable[[Cell, Path | None], tuple[Any, list[str]]]] = {
     "float": _float,
+    "naive": lambda given, _: _coarse(given, "minmax", by_tensor=True),
+    "modelopt_qat": _modelopt_qat,
     "minmax": lambda given, _: _ptq(given, "minmax", "none"),
     "mse": lambda given, _: _ptq(given, "mse", "none"),
     "default": lambda given, _: _ptq(given, "mse", "auto"),
