@@ -145,7 +145,7 @@ def judged(
 def doubts(table: CalibrationTable) -> Iterator[str]:
     """Yield why the ranges of a table may not hold for other images."""
     count = len(table.samples)
-    if count < ENOUGH:
+    if 0 < count < ENOUGH:  # none: the ranges come from elsewhere
         are = "is" if count == 1 else "are"
         yield (
             f"{_calibration_images(count)} {are} few: ranges hold for others from about {ENOUGH} on"
