@@ -373,3 +373,19 @@ def test_what_is_no_profile_is_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match="profile"):
         profiles.read(path)
+
+
+def test_layers_that_were_not_measured_are_named(
+    model: Path, measured: tuple[Path, Path], tmp_path: Path
+) -> None:
+    known = json.loads(measured[0].read_text())
+    first = next(iter(known["layers"]))
+    for kind in ("layers", "macs"):
+        known[kind].pop(first, None)
+    part = tmp_path / "part.json"
+    part.write_text(json.dumps(known))
+    made = plan(model, tmp_path / "p.json", PlanOptions(part, keep_float=1))
+    (note,) = (note for note in made.notes if "lack 1 of the layers" in note)
+    assert first in note
+    assert first not in made.choice.kept
+    assert not plan(model, tmp_path / "q.json", PlanOptions(measured[0], keep_float=1)).notes

@@ -22,9 +22,10 @@ from deploykit.precision.sensitivity import scores
 from deploykit.values import Precision, PrecisionPlan, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from deploykit.pipeline.made import StrPath
+    from deploykit.precision.placement import Placement
     from deploykit.precision.planning.choosing import Choice
     from deploykit.precision.planning.confirming import Tried
     from deploykit.precision.planning.costs import Costs
@@ -150,21 +151,37 @@ def plan(
     scores.check_fresh(found, subject)
     metric = options.metric or best(found)
     losses = found.losses(metric)
+    placed = placement.place(subject.graph, base)
     times = _times(subject, list(found.layers), options)
     if options.keep_float is not None:
         choice = choosing.keeping(times, losses, options.keep_float)
         made = Planned(output, _with(base, choice, losses, metric), choice, times, metric)
     else:
-        placed = placement.place(subject.graph, base)
         subject, table, _ = quantizing.calibrated(subject, base, placed, how, progress)
         trials = Trials(subject, base, table, str(options.source), options.limit, progress)
         made = _measured(output, trials, times, losses, metric, options)
+    made = replace(made, notes=(*made.notes, *_unknown(subject, placed, found)))
     data = plans.to_json(made.plan, model_sha256=subject.sha256)
     made_by = {"verb": "plan", "gpu": options.gpu, "batch": options.batch, **made.to_json()}
     artifacts.write_json(output, {**data, "made_by": made_by})
     if record is not None:
         records.append(record, _record(subject, made, options))
     return made
+
+
+def _unknown(subject: Opened, placed: Placement, found: Sensitivities) -> Iterator[str]:
+    """Yield what is to say of layers in INT8 that nothing is known of."""
+    int8 = [str(node.name) for node in placement.layers(subject.graph.graph, placed)]
+    names = [name for name in int8 if name not in found.layers]
+    if names:
+        shown = ", ".join(names[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
+        yield (
+            f"the sensitivities lack {len(names)} of the layers in INT8, which stay so: {shown}; "
+            "measure again with the options of this command to weigh them"
+        )
+
+
+_SHOWN = 3
 
 
 def _times(model: Opened, layers: Sequence[str], options: PlanOptions) -> Costs:
