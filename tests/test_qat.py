@@ -20,6 +20,8 @@ from deploykit import pipeline, tasks
 from deploykit.data import feeding, sources
 from deploykit.errors import DataError, InputError, OptionError, StaleTableError
 from deploykit.files import onnxfile
+from deploykit.measuring import records
+from deploykit.measuring.layer_records import TrainingRecord
 from deploykit.pipeline import EvalOptions, ExportOptions, QatOptions, QuantizeOptions
 from deploykit.precision import placement, tables
 from deploykit.precision.calibration import CalibrationOptions
@@ -67,13 +69,18 @@ def test_qat_writes_weights_a_table_that_quantize_takes_and_a_checkpoint_that_ex
 ) -> None:
     out = tmp_path / "learnt.onnx"
     options = how(table, photos, state=tmp_path / "learnt.pth")
-    made = pipeline.qat(model, out, options)
+    made = pipeline.qat(model, out, options, record=tmp_path / "records")
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "learnt.calibration.json",
         "learnt.onnx",
         "learnt.onnx.json",
         "learnt.pth",
+        "records",
     ]
+    kept = records.read([tmp_path / "records"])[-1]
+    assert isinstance(kept, TrainingRecord)
+    assert kept.curve == tuple(made.artifact.made_by["curve"])
+    assert kept.model_sha256 == made.artifact.sha256
     before, after = weights(model), weights(out)
     changed = [name for name in before if not np.array_equal(before[name], after[name])]
     assert "backbone.stem.rbr_reparam.weight" in changed

@@ -339,13 +339,13 @@ def test_a_loss_is_the_sum_of_its_parts() -> None:
     terms = [
         Term("a", 3.0, Sums(x * x, torch.tensor(2.0))),
         Term("a", 1.0, Sums(x, torch.tensor(1.0))),
-        Term("b", 5.0, Sums(x, torch.tensor(0.0))),
+        Term("b", 5.0, Sums(4 * x, torch.tensor(2.0)), left=0.25),
     ]
-    loss, parts = objectives.total(terms[:2])
+    loss, parts = objectives.total(terms)
     torch.autograd.backward(loss)
-    assert parts == {"a": 8.0, "loss": 8.0}
+    assert parts == {"a": 8.0, "b": 20.0, "loss": 28.0}, "as if nothing were taken off the shares"
     assert x.grad is not None
-    assert float(x.grad) == 7.0
+    assert float(x.grad) == 7.0 + 2.5
 
 
 @pytest.mark.parametrize("kind", ["adam", "sgd"])

@@ -54,6 +54,8 @@ CHECKS: Mapping[str, Check] = {
     **dict.fromkeys(("measure", "gpu"), text()),
     "layers": mapping(_SCORES),
     "losses": mapping(number(0)),
+    "curve": schema.many(mapping(number())),
+    "steps": whole(1),
     "correlations": _SCORES,
     **dict.fromkeys(("tried", "frontier"), schema.many(_CHOICE)),
     "chosen": _CHOICE,

@@ -1,4 +1,4 @@
-"""Records of what INT8 costs in each layer, and of how the layers in float were chosen."""
+"""Records of what INT8 costs in each layer, of a choice of layers in float, and of a training."""
 
 from __future__ import annotations
 
@@ -66,5 +66,22 @@ class PlanRecord(Kept):
     seconds_int8: float
     """Predicted, with every layer of the plan in INT8."""
     seconds_fp16: float
+    time: str = field(default="", compare=False)
+    """As of `SensitivityRecord`."""
+
+
+@dataclass(frozen=True)
+class TrainingRecord(Kept):
+    """How the loss of one training for INT8 fell."""
+
+    kind: ClassVar[str] = "training"
+    model: str
+    """The file that came of it, without folders."""
+    model_sha256: str
+    curve: tuple[Mapping[str, float], ...]
+    """For each epoch, the mean of each part of the loss and of the whole, `loss`."""
+    steps: int
+    """Of the whole training."""
+    dataset: str = ""
     time: str = field(default="", compare=False)
     """As of `SensitivityRecord`."""

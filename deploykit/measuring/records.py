@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from deploykit.errors import InputError, OutputError
 from deploykit.files import appending, jsonfile, paths, schema
 from deploykit.measuring.fields import CHECKS
-from deploykit.measuring.layer_records import Kept, PlanRecord, SensitivityRecord
+from deploykit.measuring.layer_records import Kept, PlanRecord, SensitivityRecord, TrainingRecord
 from deploykit.tasks import coco
 from deploykit.tasks.task import Display
 from deploykit.values import SCHEMA_VERSION, BenchRecord, LayerPrecision
@@ -86,7 +86,10 @@ class ArtifactRecord(Kept):
     """As of `AccuracyRecord`."""
 
 
-Record: TypeAlias = "BenchRecord | AccuracyRecord | ArtifactRecord | SensitivityRecord | PlanRecord"
+Record: TypeAlias = (
+    "BenchRecord | AccuracyRecord | ArtifactRecord | SensitivityRecord | PlanRecord"
+    " | TrainingRecord"
+)
 
 
 def artifact_record(
@@ -202,6 +205,7 @@ _KINDS: Mapping[str, type[Any]] = {
     "artifact": ArtifactRecord,
     "sensitivity": SensitivityRecord,
     "plan": PlanRecord,
+    "training": TrainingRecord,
 }
 
 

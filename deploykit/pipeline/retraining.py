@@ -12,6 +12,8 @@ from deploykit.data import sources
 from deploykit.errors import DataError, ModelError, OptionError
 from deploykit.files import artifacts, onnxfile
 from deploykit.graph import canvases
+from deploykit.measuring import records
+from deploykit.measuring.layer_records import TrainingRecord
 from deploykit.pipeline import checkpointing, places, quantizing
 from deploykit.pipeline.made import Made, described, path_or_none, written
 from deploykit.pipeline.quantizing import QuantizeOptions
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from deploykit.training.fake_quant import FakeQuantized, Scales
     from deploykit.training.objectives import Loss
     from deploykit.training.retraining import Run, Trained
-    from deploykit.values import CalibrationTable, Json, Progress
+    from deploykit.values import Artifact, CalibrationTable, Json, Progress
 
 _TABLE, _PARTIAL = ".calibration.json", ".partial"
 """Ends of the names of the table that belongs to the result, and of what a run goes on from."""
@@ -109,7 +111,10 @@ def qat(
         partial.unlink(missing_ok=True)
         processes.wait()
     said = f"`deploykit quantize {output} --table {table_path}` makes it INT8"
-    return described(artifact, candidate, (*subject.notes, *notes, said), record)
+    made = described(artifact, candidate, (*subject.notes, *notes, said), record)
+    if record is not None:
+        records.append(record, _record(artifact, trained, options))
+    return made
 
 
 def table_beside(output: Path) -> Path:
@@ -273,6 +278,17 @@ def _measured(
         for name, each in seen.ranges.items()
     }
     return replace(own, ranges=ranges)
+
+
+def _record(artifact: Artifact, trained: Trained, options: QatOptions) -> TrainingRecord:
+    """Return what a report says of the training."""
+    return TrainingRecord(
+        model=artifact.path.name,
+        model_sha256=artifact.sha256,
+        curve=trained.curve,
+        steps=trained.steps,
+        dataset=options.images or options.calibrated.source or "",
+    )
 
 
 def _made_by(options: QatOptions, trained: Trained) -> Json:

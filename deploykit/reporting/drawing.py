@@ -48,7 +48,7 @@ def vertical(axis: Axis, across: Axis, title: str) -> Markup:
 
 
 def svg(title: str, size: tuple[float, float], parts: Sequence[Markup]) -> Markup:
-    """Return the grid lines and figures of an axis from bottom to top."""
+    """Return a drawing of that size, called `title`."""
     return element(
         "svg",
         element("title", title),
@@ -60,9 +60,14 @@ def svg(title: str, size: tuple[float, float], parts: Sequence[Markup]) -> Marku
 
 
 def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
-    """Return a drawing of that size, called `title`."""
+    """Return a straight line of a style."""
     places = {"x1": x1, "y1": y1, "x2": x2, "y2": y2}
     return element("line", class_=kind, **{name: f"{at:.1f}" for name, at in places.items()})
+
+
+def path(points: Sequence[tuple[float, float]], kind: str) -> Markup:
+    """Return lines from each point to the next, of a style."""
+    return element("path", d="M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points), class_=kind)
 
 
 def text(x: float, y: float, text: str, kind: str, *, anchor: str | None = None) -> Markup:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from deploykit.measuring import conditions
-from deploykit.measuring.layer_records import PlanRecord, SensitivityRecord
+from deploykit.measuring.layer_records import PlanRecord, SensitivityRecord, TrainingRecord
 from deploykit.measuring.records import AccuracyRecord, ArtifactRecord
 from deploykit.values import BenchRecord
 
@@ -89,6 +89,7 @@ class Joined:
     """Every file that was made, in order."""
     sensitivities: tuple[SensitivityRecord, ...] = ()
     plans: tuple[PlanRecord, ...] = ()
+    trainings: tuple[TrainingRecord, ...] = ()
     times: tuple[str, ...] = ()
     """When each record was kept, as far as they say it."""
 
@@ -120,6 +121,7 @@ def join(records: Sequence[Record]) -> Joined:
         artifacts=tuple(files.artifacts.values()),
         sensitivities=tuple(r for r in records if isinstance(r, SensitivityRecord)),
         plans=tuple(r for r in records if isinstance(r, PlanRecord)),
+        trainings=tuple(r for r in records if isinstance(r, TrainingRecord)),
         times=tuple(record.time for record in records if record.time),
     )
 

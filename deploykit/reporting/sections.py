@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deploykit.reporting import charts, choices, drawing, layers, scores, tables
+from deploykit.reporting import charts, choices, drawing, layers, learning, scores, tables
 from deploykit.reporting.rows import data_key
 from deploykit.reporting.section import Section, filled
 
@@ -87,6 +87,7 @@ def _sections(joined: Joined) -> Iterator[Section]:
     if joined.accuracies:
         yield _accuracy(joined)
     yield from choices.sections(joined)
+    yield from learning.sections(joined)
     folded = tuple(layers.layers(joined))
     if folded:
         prose = "As read back from each file. Engines join layers."

@@ -27,15 +27,15 @@ def terms(course: Course, heads: Sequence[Head], pairs: Pairs, left: float) -> l
     features = [objectives.channelwise(*pairs[n], course.temperature) for n in course.features]
     compared = list(_by_kind(heads, pairs))
     return [
-        *_shared("features", left * course.feature_weight, features),
-        *_shared("heads", left * course.head_weight, compared),
+        *_shared("features", course.feature_weight, features, left),
+        *_shared("heads", course.head_weight, compared, left),
     ]
 
 
-def _shared(kind: str, weight: float, sums: Sequence[Sums]) -> Iterator[Term]:
-    """Yield parts of a loss that weigh `weight` together."""
+def _shared(kind: str, weight: float, sums: Sequence[Sums], left: float) -> Iterator[Term]:
+    """Yield parts of a loss that weigh `weight` together, of which `left` is left."""
     for each in sums:
-        yield Term(kind, weight / len(sums), each)
+        yield Term(kind, weight / len(sums), each, left)
 
 
 def _by_kind(heads: Sequence[Head], pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[Sums]:

@@ -41,6 +41,8 @@ class Term(NamedTuple):
     share: float
     """What its mean is multiplied with."""
     sums: Sums
+    left: float = 1.0
+    """Of the share at this step; the log leaves it out, so that its figures compare."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,9 @@ def own(loss: Loss, found: Mapping[str, Tensor], truth: Sequence[Truth]) -> Sums
 
 
 def total(terms: Sequence[Term]) -> tuple[Tensor, dict[str, float]]:
-    """Return the loss, sum of share * error / weight, and for the log what each kind adds to it.
+    """Return the loss, sum of left * share * error / weight, and for the log its parts.
+
+    Those are share * error / weight of each kind, and of all together.
 
     With several processes the sums are those of all of them, and the mean over the processes of
     the gradients is the gradient of the whole.
@@ -164,7 +168,7 @@ def total(terms: Sequence[Term]) -> tuple[Tensor, dict[str, float]]:
     parts = Counter[str]()
     weights = sums[:, 1].clamp(min=_LEAST)
     for term, weight, mean in zip(terms, weights, (sums[:, 0] / weights).tolist(), strict=True):
-        loss = loss + term.share * processes * term.sums.error / weight
+        loss = loss + term.left * term.share * processes * term.sums.error / weight
         parts.update({term.kind: term.share * mean, "loss": term.share * mean})
     return loss, dict(parts)
 

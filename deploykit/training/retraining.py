@@ -41,7 +41,8 @@ class Trained:
     table: CalibrationTable
     """The one that training began from, with the thresholds at its end."""
     curve: tuple[Json, ...]
-    """For each epoch, the mean of each part of the loss and of the whole."""
+    """For each epoch, the means of the parts of the loss, weighed as in the first step, and all."""
+    steps: int
 
 
 @dataclass
@@ -102,7 +103,7 @@ class Run:
         curve = tuple(
             {name: value / self.steps for name, value in sorted(each.items())} for each in self.sums
         )
-        return Trained(weights, self.average.ranged(), curve)
+        return Trained(weights, self.average.ranged(), curve, self.total)
 
 
 def begin(  # noqa: PLR0913 - three nouns and three independent choices
