@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.data import sources
-from deploykit.errors import DataError, ModelError, OptionError
+from deploykit.errors import ModelError, OptionError
 from deploykit.files import artifacts, onnxfile
 from deploykit.graph import canvases
 from deploykit.measuring import records
@@ -28,7 +28,6 @@ from deploykit.training.snapshots import Snapshots
 from deploykit.values import digest, silent
 
 if TYPE_CHECKING:
-    from deploykit.data.sources import Dataset
     from deploykit.pipeline.made import StrPath
     from deploykit.recipes.opened import Opened
     from deploykit.training.batches import Batches
@@ -183,30 +182,12 @@ def _batches(subject: Opened, options: QatOptions, loss: Loss | None) -> Batches
     assert card is not None  # checked before
     data = sources.dataset(source)
     if loss is not None:
-        _check_truth(data, card.class_names)
+        batches.check_truth(data, card.class_names)
     inputs, _ = onnxfile.interface(subject.graph)
     size = min(options.batch_size, len(data.samples)) if data.samples else options.batch_size
     return batches.Batches(
         data, card.preprocess, inputs, size, seed=options.course.seed, flips=loss is None
     )
-
-
-def _check_truth(data: Dataset, classes: tuple[str, ...]) -> None:
-    """Check that a loss has a truth, of the model's classes. Raises: DataError, OptionError."""
-    if any(sample.truth is None for sample in data.samples):
-        raise OptionError(
-            f"{data.name} has images without truth, which the loss needs",
-            expected="a source with truth, such as coco:DIR",
-            fix="leave --loss out to learn from the FP32 self alone",
-        )
-    names = [*data.known(classes).values()]
-    foreign = sorted({*names} - {*classes})
-    if foreign:
-        raise DataError(
-            f"{data.name} has the class {foreign[0]!r}, which the model does not know",
-            expected=f"{', '.join(classes[:8])}",
-            fix="give the data set that the model was trained on",
-        )
 
 
 def _course(subject: Opened, options: QatOptions) -> Course:

@@ -105,3 +105,21 @@ def _truths(dataset: Dataset, batch: Batch, start: int) -> Iterator[Truth]:
     for i, geometry in enumerate(batch.geometries):
         truth = dataset.samples[start + i].truth
         yield (None if truth is None else truth()), geometry
+
+
+def check_truth(data: Dataset, classes: tuple[str, ...]) -> None:
+    """Check that a loss has a truth, of the model's classes. Raises: DataError, OptionError."""
+    if any(sample.truth is None for sample in data.samples):
+        raise OptionError(
+            f"{data.name} has images without truth, which the loss needs",
+            expected="a source with truth, such as coco:DIR",
+            fix="leave --loss out to learn from the FP32 self alone",
+        )
+    names = [*data.known(classes).values()]
+    foreign = sorted({*names} - {*classes})
+    if foreign:
+        raise DataError(
+            f"{data.name} has the class {foreign[0]!r}, which the model does not know",
+            expected=f"{', '.join(classes[:8])}",
+            fix="give the data set that the model was trained on",
+        )
