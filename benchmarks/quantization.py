@@ -87,6 +87,15 @@ METHODS = (
     *("modelopt_qat", "qat", "qat_cwd"),
 )
 OBSERVERS = ("minmax", "percentile", "mse", "entropy")
+BATCH = 8
+COURSES = {
+    8: Course(epochs=3, learning_rate=1e-5),
+    6: Course(epochs=4, learning_rate=1e-4, scale_rate=1e-2),
+    5: Course(epochs=6, learning_rate=3e-4, scale_rate=1e-2),
+}
+"""Bits -> how a net learns: the coarser the steps are, the further weights and ranges must move."""
+WEIGHED, WATCHED = 32, 500
+"""Images that the layers are weighed on for a plan, and that its choices are judged on."""
 
 
 def source(net: str, split: str, count: int, seed: int) -> str:
@@ -208,11 +217,25 @@ def _ptq(given: Cell, observer: str, repair: str, **more: Any) -> tuple[Any, lis
 
 def _coarse_best(given: Cell) -> tuple[Any, list[str]]:
     """Return the net with the observer that scores best on images of their own."""
-    few = Cell(given.folder, given.net, given.method, given.bits, 300)
-    found = {name: judged(_coarse(given, name)[0], few, seed=7)["value"] for name in OBSERVERS}
-    best = max(found, key=found.__getitem__)
+    best, found = _best(given)
     said = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
     return _coarse(given, best)[0], [f"{best}, of {said}"]
+
+
+def _best(given: Cell) -> tuple[str, dict[str, float]]:
+    """Return the observer that scores best on images of their own, and what each scores."""
+    kept = given.folder / f"{given.net}.{given.bits}.observers.json"
+    if not kept.exists():
+        few = Cell(given.folder, given.net, given.method, given.bits, 300)
+        scored = {name: judged(_coarse(given, name)[0], few, seed=7)["value"] for name in OBSERVERS}
+        kept.write_text(json.dumps(scored), encoding="utf-8")
+    found: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
+    return max(found, key=found.__getitem__), found
+
+
+def _ranges(given: Cell, observer: str) -> Path:
+    """Return where the ranges of an observer lie."""
+    return given.folder / f"{given.model.stem}.{observer}.table.json"
 
 
 def _coarse(given: Cell, observer: str, *, by_tensor: bool = False) -> tuple[Any, list[str]]:
@@ -224,7 +247,7 @@ def _coarse(given: Cell, observer: str, *, by_tensor: bool = False) -> tuple[Any
     assert subject.card is not None
     plan = placement.default_plan(subject.graph, subject.card)
     placed = placement.place(subject.graph, plan)
-    path = given.folder / f"{given.model.stem}.{observer}.table.json"
+    path = _ranges(given, observer)
     if not path.exists():
         found = calibration.calibrate(
             subject,
@@ -262,7 +285,7 @@ def _plan(given: Cell, _: Path | None) -> tuple[Any, list[str]]:
         wanted = deploykit.SensitivityOptions(calibrated=how, metrics=("gradient", "output"))
         deploykit.sensitivity(given.model, layers, wanted)
     asked = deploykit.PlanOptions(
-        layers, how, source=source(given.net, "val", 500, 7), batch=32, max_drop=0.005
+        layers, how, source=source(given.net, "val", WATCHED, 7), batch=32, max_drop=0.005
     )
     made = deploykit.plan(given.model, chosen, asked)
     run = _ptq(given, "mse", "none", plan=chosen)[0]
@@ -279,11 +302,11 @@ def _coarse_plan(given: Cell) -> tuple[Any, list[str]]:
     _coarse(given, "mse")  # makes the table
     model = opened.read(given.model)
     assert model.card is not None
-    ranges = tables.read(given.folder / f"{given.model.stem}.mse.table.json")
+    ranges = tables.read(_ranges(given, "mse"))
     plan = placement.default_plan(model.graph, model.card)
     subject = Subject(model, plan, ranges)
     twins, parts = gradients.twins(subject, given.bits), []
-    data = sources.dataset(source(given.net, "train", 32, 0))
+    data = sources.dataset(source(given.net, "train", WEIGHED, 0))
     for i, batch in enumerate(samples.batches(data, model.card.preprocess, 4)):
         parts.append(gradients.scores(twins, {"images": batch.images}, seed=i))
     losses = {name: sum(part[name].outputs for part in parts) for name in twins.layers}
@@ -295,7 +318,7 @@ def _coarse_plan(given: Cell) -> tuple[Any, list[str]]:
         grid = Grid(bits=given.bits)
         return _by_torch(FakeQuantized(model.graph, placed, ranges, grid=grid).eval())
 
-    few = Cell(given.folder, given.net, given.method, given.bits, 500)
+    few = Cell(given.folder, given.net, given.method, given.bits, WATCHED)
     whole = judged(_float(given, None)[0], few, seed=7)["value"]
     found = confirming.confirmed(
         times,
@@ -305,7 +328,7 @@ def _coarse_plan(given: Cell) -> tuple[Any, list[str]]:
         scaled=False,
     )
     best = found.best or min(found.tried, key=lambda each: each.real)
-    tried = [(len(t.choice.kept), round(t.choice.drop, 4), round(t.real, 4)) for t in found.tried]
+    tried = ", ".join(f"{len(t.choice.kept)} {t.choice.drop:.4f} {t.real:.4f}" for t in found.tried)
     said = [f"{len(best.choice.kept)} of {len(losses)} layers in float; drop {best.real:.4f}"]
     return network(best.choice.kept), [*said, f"in float, predicted, measured: {tried}"]
 
@@ -343,11 +366,14 @@ def _modelopt_qat(given: Cell, venv: Path | None) -> tuple[Any, list[str]]:
 
 
 def _qat(given: Cell, *, features: bool) -> tuple[Any, list[str]]:
-    course = Course(epochs=4, learning_rate=1e-5, feature_weight=10.0 if features else 0.0)
+    course, how = COURSES[given.bits], given.how()
+    if given.bits != 8:  # from the ranges of `default`, as with 8
+        how = deploykit.QuantizeOptions(table=_ranges(given, _best(given)[0]), repair=("none",))
     options = QatOptions(
-        calibrated=given.how(),
+        calibrated=how,
         images=source(given.net, "train", TRAINING, 0),
-        course=course,
+        batch_size=BATCH,
+        course=course if features else replace(course, feature_weight=0.0),
         bits=given.bits,
     )
     learnt = given.folder / f"{given.net}.{given.method}.{given.bits}.float.onnx"
