@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from deploykit.errors import DataError, OptionError
 from deploykit.files import extensions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from deploykit.data.preprocess import Pixels
 
@@ -28,6 +29,32 @@ class Sample:
     None: nothing is known."""
 
 
+class Benchmark(Protocol):
+    """How the makers of a data set score results, and in which files they take them."""
+
+    def metric(self, known: Mapping[int, str], classes: Sequence[str], /) -> Any:  # noqa: ANN401 - of a room above
+        """Return a fresh metric, as the member of a task does; its truth is the data set's.
+
+        Raises: DataError where the classes do not fit.
+        """
+        ...
+
+    def write(
+        self,
+        folder: Path,
+        name: str,
+        result: object,
+        size: tuple[int, int],
+        classes: Sequence[str],
+        /,
+    ) -> None:
+        """Write what was found in the image `name`, of H and W pixels, as the makers take it.
+
+        Raises: DataError where results are of another form; OutputError.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Images, and what the truth about them tells apart."""
@@ -40,6 +67,8 @@ class Dataset:
     """Whether the ids are the indices of the model's classes, whatever their names."""
     used: frozenset[int] | None = None
     """The ids that the truth has anywhere; None: nobody has looked."""
+    benchmark: Benchmark | None = None
+    """How the makers of the set score results; None: as the model's task does."""
 
     def known(self, classes: Sequence[str]) -> Mapping[int, str]:
         """Return the categories as a model with these classes is judged by.

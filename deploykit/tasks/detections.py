@@ -116,6 +116,13 @@ class Detections:
             frames = self.boxes if self.frames is None else self.frames
             yield from masks.run_lengths(self.masks, frames, *size, pasting=self.pasting)
 
+    def areas(self, size: tuple[int, int]) -> Iterator[tuple[int, int, NDArray[np.bool_]]]:
+        """Yield where each mask begins (row, column), and its pixels from there on, bool[h, w]."""
+        if self.masks is not None:
+            frames = self.boxes if self.frames is None else self.frames
+            found = masks.patches(self.masks, frames, *size, pasting=self.pasting)
+            yield from ((top, left, masks.inside(p, self.pasting)) for top, left, p in found)
+
     def only(self, kept: NDArray[np.bool_]) -> Detections:
         """Return those objects of which `kept`, bool[N], says so."""
         if kept.all():

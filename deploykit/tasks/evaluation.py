@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from deploykit.data.preprocess import Floats, Preprocess
     from deploykit.data.samples import Batch
     from deploykit.data.sources import Dataset
-    from deploykit.tasks.task import Scores, Task
+    from deploykit.tasks.task import Metric, Scores, Task
     from deploykit.values import Progress
 
     Forward = Callable[[Batch], Mapping[str, Floats]]
@@ -81,7 +81,8 @@ class Judge:
             )
         self._contract = contract
         names = contract.class_names
-        self._metric = contract.task.metric(dataset.known(names), names)
+        scored = dataset.benchmark or contract.task
+        self._metric: Metric[Any] = scored.metric(dataset.known(names), names)
         self._images = self._shrunk = 0
 
     def add(self, batch: Batch, outputs: Mapping[str, Floats]) -> None:
