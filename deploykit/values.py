@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -15,6 +15,9 @@ from deploykit.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
 
 SCHEMA_VERSION = 1
 INT8_LEVELS = 127
@@ -119,8 +122,14 @@ class CalibrationTable:
     factors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Weight -> for each output channel the e of the 2**e that it was divided by before this was
     measured, see `repairs.equalisation`; what is not there was not."""
+    shifts: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Layer -> for each output channel what is added to its bias where the layer is in INT8, see
+    `repairs.correcting`."""
     candidates: Mapping[str, Mapping[str, float]] = field(default_factory=dict, compare=False)
     """Tensor -> method -> the threshold that it would choose, see `repairs.choosing`. Known to who
+    calibrates; no file keeps it."""
+    reaches: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, compare=False)
+    """Tensor -> float64[channels], the largest magnitude of each on the first images. Known to who
     calibrates; no file keeps it."""
     growing: tuple[str, ...] = field(default=(), compare=False)
     """Tensors that the last quarter of the images took further than those before by a tenth. Known
@@ -133,10 +142,11 @@ class CalibrationTable:
 
     def to_json(self) -> Json:
         """Return the table as plain JSON values."""
-        values = asdict(self)
-        del values["growing"], values["candidates"]
-        if not self.factors:
-            del values["factors"]  # such a table is one for every version
+        values = asdict(replace(self, growing=(), candidates={}, reaches={}))
+        del values["growing"], values["candidates"], values["reaches"]
+        for name in ("factors", "shifts"):
+            if not values[name]:
+                del values[name]  # such a table is one for every version
         return {"schema_version": SCHEMA_VERSION, **values}
 
     @classmethod
@@ -154,6 +164,7 @@ class CalibrationTable:
                 source=data.get("source", ""),
                 size=data.get("size"),
                 factors={n: tuple(each) for n, each in data.get("factors", {}).items()},
+                shifts={n: tuple(each) for n, each in data.get("shifts", {}).items()},
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(

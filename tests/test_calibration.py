@@ -91,6 +91,11 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
+def with_outputs(proto: onnx.ModelProto, *names: str) -> onnx.ModelProto:
+    proto.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
+    return proto
+
+
 def saved(proto: onnx.ModelProto, folder: Path) -> Path:
     path = folder / "other.onnx"
     onnx.save(proto, path)
@@ -99,8 +104,7 @@ def saved(proto: onnx.ModelProto, folder: Path) -> Path:
 
 def test_ranges_equal_those_of_the_reference_evaluator(model: Path) -> None:
     table = calibrate(model, dataset(7), PREPROCESS, TENSORS, options=MINMAX)
-    proto = network()
-    proto.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in ("conv", "relu"))
+    proto = with_outputs(network(), "conv", "relu")
     images = np.stack([PREPROCESS(photograph(i))[0] for i in range(7)])
     expected = dict(
         zip(
@@ -133,6 +137,17 @@ def test_the_batch_size_changes_nothing(model: Path, observer: str) -> None:
         assert other.samples_sha256 == tables[0].samples_sha256
         for name, found in other.ranges.items():  # the runtime's own rounding depends on the batch
             assert found.threshold == pytest.approx(tables[0].ranges[name].threshold, rel=2e-2)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_channels_are_looked_at_on_the_first_three_images(model: Path, batch_size: int) -> None:
+    options = CalibrationOptions(batch_size=batch_size, candidates=True)
+    found = calibrate(model, dataset(5), PREPROCESS, ["images", "conv"], options=options)
+    first = np.concatenate([PREPROCESS(photograph(seed))[0][None] for seed in range(3)])
+    (conv,) = ReferenceEvaluator(with_outputs(network(), "conv")).run(["conv"], {"images": first})
+    np.testing.assert_allclose(found.reaches["images"], np.abs(first).max((0, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(found.reaches["conv"], np.abs(conv).max((0, 2, 3)), rtol=1e-4)
+    assert not calibrate(model, dataset(5), PREPROCESS, ["images"]).reaches
 
 
 def test_the_table_is_bound_to_the_model_and_the_images(model: Path) -> None:

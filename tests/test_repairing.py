@@ -9,17 +9,19 @@ import numpy as np
 import onnx
 import pytest
 from example_scripts import EXAMPLES
+from foreign_nets import SIDE, WIDTH, Net
 from skewing import one, skewed
 
 import deploykit
 from deploykit.backends import onnxruntime
 from deploykit.data import samples, sources
 from deploykit.errors import OptionError, StaleTableError
-from deploykit.pipeline import repairing
+from deploykit.pipeline import mending, repairing
 from deploykit.pipeline.exporting import ExportOptions, export
 from deploykit.pipeline.quantizing import QuantizeOptions, quantize
 from deploykit.precision import tables
 from deploykit.recipes import opened
+from deploykit.recipes.describing import Description
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -146,3 +148,25 @@ def test_a_straight_model_is_left_as_it_is_and_costs_no_trial(model: Path, tmp_p
     forced = QuantizeOptions(source=SOURCE, repair=("equalise",))
     made = quantize(model, tmp_path / "b.onnx", forced)
     assert any(note.startswith("repaired by equalise") for note in made.notes)
+
+
+def test_where_no_output_varies_nothing_is_tried_and_nothing_is_infinite(tmp_path: Path) -> None:
+    net = Net()
+    x = net.op("Relu", net.conv("images", 3, WIDTH))
+    flat = net.op("Flatten", net.op("GlobalAveragePool", net.conv(x, WIDTH, WIDTH)))
+    dead = net.op("Gemm", flat, net.weight(np.zeros((4, WIDTH), np.float32)), transB=1)
+    path = net.save(tmp_path / "net.onnx", dead, ("batch", 3, SIDE, SIDE))
+    about = Description(task="classification", preprocess="unit", class_names=tuple("abcd"))
+    made = quantize(path, tmp_path / "a.onnx", QuantizeOptions(source=SOURCE, about=about))
+    assert not any("repaired" in note for note in made.notes)
+    named = QuantizeOptions(source=SOURCE, about=about, repair=("observer", "equalise"))
+    made = quantize(path, tmp_path / "b.onnx", named)
+    assert any("repaired by observer" in note for note in made.notes)
+    assert not any("inf" in note.split() for note in made.notes)
+
+
+def test_where_the_outputs_have_hardly_any_noise_repairs_must_be_named() -> None:
+    assert not mending.worth(repairing.Wanted.named(["auto"]), 1e-5)
+    assert not mending.worth(repairing.Wanted.named(["auto"]), None)
+    assert mending.worth(repairing.Wanted.named(["observer"]), 1e-5)
+    assert not mending.worth(repairing.Wanted.named(["none"]), 1.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path  # noqa: TC003 - the parser reads it when it runs
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,6 +50,12 @@ class Calibrated:
             "calibration cache of TensorRT is read too."
         ),
     ] = None
+    repair: Annotated[
+        str,
+        Option(
+            help="auto (what helps on held-out images), none, or names: equalise,observer,bias."
+        ),
+    ] = "auto"
     skip_unreadable: Annotated[
         bool, Option(help="Count unreadable images instead of stopping.")
     ] = False
@@ -59,7 +65,8 @@ class Calibrated:
 
         amax: scales from elsewhere, in place of all here. Raises: OptionError.
         """
-        if amax is not None and self != ON_NOTHING:
+        untried = replace(self, repair="auto") if self.repair == "none" else self
+        if amax is not None and untried != ON_NOTHING:
             raise OptionError("--amax beside options of calibration", fix="give one of them")
         from deploykit.precision.calibration import CalibrationOptions  # noqa: PLC0415 - slow
 
@@ -86,6 +93,7 @@ class Calibrated:
             "asked": asked,
             "table": self.table,
             "amax": amax,
+            "repair": tuple(name.strip() for name in self.repair.split(",")),
         }
 
 

@@ -34,10 +34,6 @@ FloatType = Annotated[str, Option(help="fp16 or fp32: what is not INT8 runs in."
 
 
 Plan = Annotated[Path | None, Option(help="JSON: which layers stay in float, and why.")]
-Repair = Annotated[
-    str,
-    Option(help="auto (what helps on held-out images), none, or by name: equalise,observer."),
-]
 WriteCache = Annotated[
     Path | None,
     Option(help="Also write a calibration cache for TensorRT 10 and before; repairs nothing."),
@@ -149,7 +145,6 @@ def quantize(
     plan: Plan = None,
     float_type: FloatType = "fp16",
     strip_qdq: StripQdq = False,
-    repair: Repair = "auto",
     amax: Amax = None,
     write_cache: WriteCache = None,
     kinds: Kinds = OF_TARGET,
@@ -176,7 +171,6 @@ def quantize(
         plan=plan,
         float_type=options.float_type(float_type),
         strip_qdq=strip_qdq,
-        repair=tuple(name.strip() for name in repair.split(",")),
         cache=write_cache,
     )
     with options.named(op):

@@ -150,7 +150,14 @@ def _trained(
     loss = None if options.loss is None else LOSSES.load(str(options.loss))
     fed = _batches(subject, options, loss)
     course = _course(subject, options)
-    subject, table, tried = quantizing.calibrated(subject, plan, placed, how, progress)
+    subject, table, tried = quantizing.calibrated(
+        subject,
+        plan,
+        placed,
+        how,
+        progress,
+        without=("bias",),  # training finds better ones
+    )
     student = fake_quant.FakeQuantized(
         subject.graph,
         placed,
@@ -242,7 +249,11 @@ def _measured(
     Where the images are named, what the tensors reach is measured anew.
     """
     own = replace(
-        table, model_sha256=candidate.sha256, observer=f"{table.observer}, learnt", factors={}
+        table,
+        model_sha256=candidate.sha256,
+        observer=f"{table.observer}, learnt",
+        factors={},
+        shifts={},
     )
     if how.source is None or candidate.card is None:
         return own

@@ -10,6 +10,8 @@ import onnx_ir as ir
 from deploykit.graph.editing import unique, value_names
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 SINGLE = ir.DataType.FLOAT
@@ -35,7 +37,7 @@ class Appended:
         op: str,
         *values: ir.Value | None,
         dtype: ir.DataType = SINGLE,
-        **attributes: int,
+        **attributes: int | Sequence[int],
     ) -> ir.Value:
         """Return the output of a new node of the standard ops."""
         name = unique(f"{self._prefix}.{len(self._taken)}", self._taken)

@@ -33,6 +33,8 @@ _TAKEN = ("float32", "uint8")
 _PIXELS = 1 << 17
 """Of the images of a batch: what workers side by side observe is then small, and observed sooner
 after it was computed."""
+_LOOKED_AT = 3
+"""Images whose channels are looked at one by one: one that is out of line is so in most images."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class CalibrationOptions:
     percentile: float = observers.PERCENTILE
     """For the percentile observer alone."""
     candidates: bool = False
-    """Keep what other methods would choose, too, see `CalibrationTable.candidates`."""
+    """Keep what repairs ask: `CalibrationTable.candidates` and `reaches`."""
     skip_unreadable: bool = False
     """Leave unreadable images out and list them in the table, instead of failing."""
 
@@ -119,7 +121,11 @@ def _observed(
     wanted = tuple(dict.fromkeys(tensors))
     sessions = {size: observing.open_session(part, wanted) for size, part in _parts(model)}
     found = observing.observe(
-        sessions, batches, lambda: {name: observer.remember(name) for name in wanted}, count
+        sessions,
+        batches,
+        lambda: {name: observer.remember(name) for name in wanted},
+        count,
+        looked_at=_LOOKED_AT if options.candidates else 0,
     )
     return CalibrationTable(
         model_sha256=model.sha256,
@@ -129,9 +135,8 @@ def _observed(
         ranges={name: observers.chosen_range(observer, found.seen[name]) for name in wanted},
         size=options.size,
         factors=model.factors,
-        candidates={name: observers.candidates(found.seen[name]) for name in wanted}
-        if options.candidates
-        else {},
+        candidates=observers.Candidates(found.seen) if options.candidates else {},
+        reaches=found.reaches,
         growing=found.growing,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -12,7 +13,7 @@ from deploykit.precision.histograms import BINS, SEARCH_BINS, Extremes, Histogra
 from deploykit.values import INT8_LEVELS, Range
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from numpy.typing import NDArray
@@ -166,15 +167,36 @@ def load(name: str, percent: float = PERCENTILE) -> Observer:
 def candidates(seen: Extremes) -> dict[str, float]:
     """Return method -> threshold, of the methods that compete for a tensor; {} for a dead one.
 
-    Entropy is not among them: it never won on the networks tried, and clips most.
-
     Raises: InputError where nothing was observed.
     """
     if not isinstance(seen, Histogram) or seen.largest <= LEAST_THRESHOLD:
         return {}
     percents = {f"percentile {percent:g}": percentile(seen, percent) for percent in _PERCENTS}
-    found = {"minmax": seen.largest, "mse": mse(seen), **percents}
+    found = {"minmax": seen.largest, "mse": mse(seen), "entropy": entropy(seen), **percents}
     return {name: max(threshold, LEAST_THRESHOLD) for name, threshold in found.items()}
+
+
+class Candidates(Mapping[str, Mapping[str, float]]):
+    """Tensor -> its `candidates`, found when they are asked for the first time."""
+
+    def __init__(self, seen: Mapping[str, Extremes]) -> None:
+        """Keep what was seen of each tensor."""
+        self._seen = seen
+        self._found: dict[str, dict[str, float]] = {}
+
+    def __getitem__(self, tensor: str) -> dict[str, float]:
+        """Return method -> threshold."""
+        if tensor not in self._found:
+            self._found[tensor] = candidates(self._seen[tensor])
+        return self._found[tensor]
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the tensors."""
+        return iter(self._seen)
+
+    def __len__(self) -> int:
+        """Return the number of tensors."""
+        return len(self._seen)
 
 
 def chosen_range(observer: Observer, seen: Extremes) -> Range:

@@ -10,7 +10,7 @@ import math
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -27,11 +27,15 @@ from deploykit.precision import memory
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from deploykit.data.preprocess import Floats
     from deploykit.data.samples import Batch
     from deploykit.precision.histograms import Extremes
     from deploykit.recipes.opened import Opened
 
+    Reaches: TypeAlias = dict[str, NDArray[np.float64]]
+    """Tensor -> float64[channels], the largest magnitude of each."""
     Seen: TypeAlias = dict[str, Extremes]
     Sessions: TypeAlias = Mapping[tuple[int, int] | None, ort.InferenceSession]
 
@@ -57,6 +61,8 @@ class Observed:
     pixel_sha256s: tuple[str, ...]
     growing: tuple[str, ...]
     """Tensors whose largest magnitude the last quarter of the images raised by GROWTH."""
+    reaches: Reaches
+    """How far each channel reached on the first images."""
 
 
 @dataclass
@@ -66,6 +72,19 @@ class _Memory:
     seen: Seen
     early: dict[str, float] | None = None
     """Largest magnitudes before the last quarter of the images; None: all is from before."""
+    reaches: Reaches = field(default_factory=dict)
+
+    def look_at(self, name: str, values: Floats) -> None:
+        """Take in how far each channel, axis 1, of a tensor reaches."""
+        if values.size and values.ndim > 1:
+            self.reach(name, _reach(values))
+
+    def reach(self, name: str, reach: NDArray[np.float64]) -> None:
+        """Take in how far each channel reaches; one number where their count changes."""
+        known = self.reaches.get(name, reach)
+        if known.shape != reach.shape:
+            known, reach = known.max(keepdims=True), reach.max(keepdims=True)
+        self.reaches[name] = np.maximum(known, reach)
 
     def before_late(self) -> None:
         """Keep what is known before the first late batch."""
@@ -77,10 +96,25 @@ class _Memory:
         return {name: max(-s.minimum, s.maximum, 0.0) for name, s in self.seen.items()}
 
 
+def _reach(values: Floats) -> NDArray[np.float64]:
+    """Return float64[channels], the largest magnitude of each."""
+    rows = values.reshape(*values.shape[:2], -1)
+    reach = np.maximum(rows.max(2), -rows.min(2)).max(0)
+    found: NDArray[np.float64] = reach.astype(np.float64)
+    return found
+
+
 def observe(
-    sessions: Sessions, batches: Iterator[Batch | Fed], remember: Callable[[], Seen], images: int
+    sessions: Sessions,
+    batches: Iterator[Batch | Fed],
+    remember: Callable[[], Seen],
+    images: int,
+    *,
+    looked_at: int = 0,
 ) -> Observed:
     """Return what was seen in all batches, which have so many images.
+
+    looked_at: first images whose channels are looked at one by one.
 
     Workers run and observe whole batches side by side, each into a memory of its own; merging is
     exact, so the result depends on neither their number nor their order. How many there can be is
@@ -93,6 +127,7 @@ def observe(
     with ThreadPoolExecutor(_workers(), thread_name_prefix="observer") as pool:
         for number, batch in enumerate(batches):
             read = zip(batch.names, batch.pixel_sha256s, strict=True)
+            few = max(0, looked_at - len(found))
             found |= zip(batch.places, read, strict=True)
             session, late = _for(batch, sessions), _is_late(len(found), images)
             wanted = workers
@@ -106,13 +141,14 @@ def observe(
             while workers < wanted:
                 spare.put(_Memory(remember()))
                 workers += 1
-            running.append(pool.submit(_take_in, session, batch, spare, late=late))
+            running.append(pool.submit(_take_in, session, batch, spare, late=late, few=few))
         for future in running:
             future.result()
-    seen, growing = _merged([spare.get() for _ in range(workers)])
+    memories = [spare.get() for _ in range(workers)]
+    seen, growing = _merged(memories)
     ordered = [found[place] for place in sorted(found)]
     names, pixel_sha256s = zip(*ordered, strict=True)
-    return Observed(seen, names, pixel_sha256s, growing)
+    return Observed(seen, names, pixel_sha256s, growing, memories[0].reaches)
 
 
 def _is_late(seen: int, images: int) -> bool:
@@ -127,6 +163,8 @@ def _merged(memories: Sequence[_Memory]) -> tuple[Seen, tuple[str, ...]]:
     for other in others:
         for name, seen in other.seen.items():
             first.seen[name].merge(seen)
+        for name, reach in other.reaches.items():
+            first.reach(name, reach)
     before = {name: max(each[name] for each in early) for name in first.seen}
     grown = (name for name, now in first.largest().items() if now > GROWTH * before[name])
     return first.seen, tuple(sorted(grown))
@@ -197,11 +235,17 @@ def _run(
 
 
 def _take_in(
-    session: ort.InferenceSession, batch: Batch | Fed, spare: SimpleQueue[_Memory], *, late: bool
+    session: ort.InferenceSession,
+    batch: Batch | Fed,
+    spare: SimpleQueue[_Memory],
+    *,
+    late: bool,
+    few: int,
 ) -> int:
     """Run and observe a batch with a spare memory; return the bytes of what was observed.
 
-    Each array is freed as soon as it is done.
+    few: images of the batch whose channels are looked at. Each array is freed as soon as it is
+    done.
     """
     memory = spare.get()
     if late:
@@ -213,6 +257,8 @@ def _take_in(
         while values:
             name, array = values.popitem()
             seen[name].observe(array)
+            if few:
+                memory.look_at(name, array[:few] if len(array) == len(batch.names) else array)
             del array
         return size
     finally:

@@ -54,6 +54,7 @@ TABLE = record(
         "source": text(),
         "size": schema.nothing_or(whole(1)),
         "factors": mapping(many(whole(-_EXPONENT, _EXPONENT))),
+        "shifts": mapping(many(_INSIDE)),
     },
 )
 

@@ -7,8 +7,8 @@ whatever the image shows: an empty result on both sides would prove nothing.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
 
 import onnx
 import onnx_ir as ir
@@ -24,12 +24,18 @@ from deploykit.tasks.agreement import PaddedRows
 from deploykit.tasks.matching import KEYS, Selection
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from deploykit.backends import Arrays, Session
     from deploykit.backends.recorded import Recorded
     from deploykit.data.preprocess import Preprocess
     from deploykit.ops.plugin import Plugin, Suppression
     from deploykit.recipes.opened import Opened
+    from deploykit.tasks.task import Arrays as Outputs
+    from deploykit.tasks.task import Pair, Pairing
     from deploykit.values import Agreement, TensorSpec
+
+    Watch: TypeAlias = Callable[[Mapping[str, Pair]], None]
 
 _SEED = 0
 NO_THRESHOLD = -1.0
@@ -122,12 +128,18 @@ def _last_suppression(model: ir.Model) -> tuple[ir.Node, Plugin, Suppression] | 
 
 
 def accept(
-    candidate: Opened, reference: Opened, ran: Recorded | None = None, *, columns: bool = False
+    candidate: Opened,
+    reference: Opened,
+    ran: Recorded | None = None,
+    *,
+    columns: bool = False,
+    watch: Watch | None = None,
 ) -> tuple[Agreement, ...]:
     """Return how each output of `candidate` compares with `reference` on the same inputs.
 
     ran: what `opened_filled(reference)` gave on some inputs; by default both run on a random one.
-    columns: compare the columns of rows one by one too, see `verification.verify`.
+    columns: compare the columns of rows one by one too, see `verification.verify`. watch: is shown
+    the outputs of both on each input, rows paired.
 
     ONNX Runtime computes FP16 nodes in FP32 where its CPU kernels lack FP16, so this shows neither
     every overflow nor the full rounding of an FP16 engine: see `rewrites.prove_half`.
@@ -144,7 +156,7 @@ def accept(
             expected="a valid model",
             fix="report the model it was made from",
         ) from error
-    agreements = _compare(candidate, reference, ran, columns=columns)
+    agreements = _compare(candidate, reference, ran, columns=columns, watch=watch)
     for agreement in agreements:
         if not math.isfinite(agreement.max_abs):
             raise ProofError(
@@ -154,6 +166,24 @@ def accept(
             )
     structure.check(candidate.graph, reference.graph)
     return agreements
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A pairing that shows what it paired."""
+
+    pairing: Pairing
+    watch: Watch
+
+    def pairs(self, found: Outputs, expected: Outputs, atol: float, rtol: float) -> dict[str, Pair]:
+        """Return those of the pairing."""
+        pairs = self.pairing.pairs(found, expected, atol, rtol)
+        self.watch(pairs)
+        return pairs
+
+    def findings(self) -> tuple[Agreement, ...]:
+        """Return those of the pairing."""
+        return self.pairing.findings()
 
 
 def _checked(candidate: Opened) -> bytes:
@@ -166,7 +196,12 @@ def _checked(candidate: Opened) -> bytes:
 
 
 def _compare(
-    candidate: Opened, reference: Opened, ran: Recorded | None, *, columns: bool
+    candidate: Opened,
+    reference: Opened,
+    ran: Recorded | None,
+    *,
+    columns: bool,
+    watch: Watch | None,
 ) -> tuple[Agreement, ...]:
     theirs: Session
     if ran is not None:
@@ -183,7 +218,7 @@ def _compare(
             atol=math.inf,
             rtol=math.inf,
             columns=columns,
-            pairing=PaddedRows(chosen),
+            pairing=PaddedRows(chosen) if watch is None else _Watched(PaddedRows(chosen), watch),
         )
     except DeployError as error:
         raise ProofError(

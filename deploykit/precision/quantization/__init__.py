@@ -9,6 +9,7 @@ from deploykit import ops
 from deploykit.errors import ModelError, OptionError, ProofError
 from deploykit.precision import float16, lint, placement, tables
 from deploykit.precision.lint.rules import INTEGER_OPS
+from deploykit.precision.quantization import shifting
 from deploykit.precision.quantization.writing import insert
 from deploykit.values import Precision, digest
 
@@ -48,6 +49,7 @@ def quantize(
     graph = model.copy()
     placed = placement.place(graph, plan)
     check(graph, placed, float_type)
+    _correct(graph, placed, table)
     half = float_type is Precision.FP16
     unfit = float16.unfit(graph.graph, _reached(table, reached or {})) if half else {}
     insert(graph, placed, table, float_type)
@@ -58,6 +60,24 @@ def quantize(
     _check_lint(graph)
     ops.attach(graph)
     return graph, summary
+
+
+def corrected(model: Opened, table: CalibrationTable, plan: PrecisionPlan) -> Opened:
+    """Return the float model whose nodes and numbers the quantised one has.
+
+    It is the model itself where `table` shifts no bias. Raises: InputError for shifts of another
+    model.
+    """
+    if not table.shifts:
+        return model
+    graph = model.copy()
+    _correct(graph, placement.place(graph, plan), table)
+    return model.altered(graph, ())
+
+
+def _correct(model: ir.Model, placed: Placement, table: CalibrationTable) -> None:
+    layers = {weight.node for weight in placed.weights}
+    shifting.shift(model.graph, table.shifts, layers)
 
 
 def check(model: ir.Model, placed: Placement, float_type: Precision) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from deploykit.recipes.opened import Opened
     from deploykit.values import CalibrationTable
 
-NAMES = ("equalise", "observer")
+NAMES = ("equalise", "observer", "bias")
 """Of the repairs that a user can ask for."""
 
 

@@ -40,6 +40,11 @@ if TYPE_CHECKING:
 
 LABEL = "chosen by readers"
 """What a table says of its method."""
+WHOLE = "entropy"
+"""The method that competes for all tensors together: it clips so much that its errors are large in
+every layer, and yet the outputs of some networks, such as RepVGG's, are several dB better."""
+LABELS = (LABEL, f"{WHOLE}, chosen by outputs")
+"""What a table may say of its method."""
 _STILL = 1e-6
 """Of the most that a channel varies: what varies less is dead."""
 
@@ -65,7 +70,7 @@ def chosen(
 
     Raises: InputError without a range; ModelError, BackendError where the model does not run.
     """
-    methods = sorted({name for each in table.candidates.values() for name in each})
+    methods = sorted({name for each in table.candidates.values() for name in each} - {WHOLE})
     if not methods:
         return table
     costs = _costs(model, placed, table, methods, feeds)
@@ -76,6 +81,15 @@ def chosen(
         for name in group & table.candidates.keys():
             ranges[name] = replace(ranges[name], threshold=table.candidates[name][method])
     return replace(table, ranges=ranges, observer=LABEL)
+
+
+def whole(table: CalibrationTable) -> CalibrationTable:
+    """Return `table` with the ranges of `WHOLE` for all tensors that it has one for."""
+    ranges = {
+        name: replace(each, threshold=table.candidates.get(name, {}).get(WHOLE, each.threshold))
+        for name, each in table.ranges.items()
+    }
+    return replace(table, ranges=ranges, observer=LABELS[1])
 
 
 def _groups(costs: Mapping[tuple[str, ...], Real]) -> list[set[str]]:

@@ -50,13 +50,21 @@ class Difference:
 
         The mean over all columns of all outputs that are not constant.
         """
-        shares = []
+        shares = [share for each in self.shares().values() for share in each[np.isfinite(each)]]
+        return float(np.mean(shares)) if shares else 0.0
+
+    def shares(self, least: int = 1) -> dict[str, Real]:
+        """Return that of each column, output -> float64[columns].
+
+        NaN where a column is constant, or where it had fewer than `least` values.
+        """
+        found = {}
         for name, error in self._errors.items():
             count, total, squares = self._moments[name]
             spread = squares - np.square(total) / np.maximum(count, 1)
-            live = spread > _LEAST * squares
-            shares.extend(error[live] / spread[live])
-        return float(np.mean(shares)) if shares else 0.0
+            live = (spread > _LEAST * squares) & (count >= least)
+            found[name] = np.where(live, error / np.where(live, spread, 1.0), np.nan)
+        return found
 
 
 _LEAST = 1e-9

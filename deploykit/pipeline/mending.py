@@ -1,0 +1,214 @@
+"""Repairs tried on a calibrated model, one after the other: what helps is taken."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deploykit.pipeline.repairing import Repair, scaled, shifted
+from deploykit.precision import quantization, repairs
+from deploykit.precision.quality import decibels
+from deploykit.precision.repairs import choosing, comparing, correcting, equalisation, reaching
+from deploykit.recipes import opened
+from deploykit.values import CalibrationTable, Precision, Range
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from deploykit.pipeline.repairing import Calibrated, Images, Wanted
+    from deploykit.precision.placement import Placement
+    from deploykit.precision.repairs.reaching import Reaches
+    from deploykit.recipes.opened import Opened
+    from deploykit.values import PrecisionPlan
+
+_OUTLIER = 2.5
+"""Powers of two, from the others of its layer, from which on a channel is out of line. Trained
+networks without any have nothing to gain from scales: their natural differences are smaller."""
+_FAR = 16.0
+"""Times the middle channel of its tensor from which on one hides what others do from a method that
+looks at the tensor as a whole."""
+_EACH = 2
+"""Of the images that repairs are chosen on, every second says enough about ranges."""
+_ENOUGH = 1e-4
+"""Noise, 40 dB, below which nothing is tried: the classes and boxes that a model finds stay."""
+_NOISY = 1e-2
+"""Noise, 20 dB, from which on ranges are chosen by the layers that read them."""
+_BIASED = 1e-3
+"""Noise, 30 dB, from which on biases are corrected."""
+_HELPS = 0.98
+"""Times the noise without it that a repair must come below."""
+
+
+@dataclass(frozen=True)
+class Means:
+    """What repairs are made with."""
+
+    plan: PrecisionPlan
+    placed: Placement
+    images: Callable[[], Images | None]
+    """A few calibration images."""
+    calibrate: Callable[[Opened], CalibrationTable]
+    """A pass over all of them."""
+    named: bool
+    """Whether the user named the method of calibration."""
+
+
+def worth(wanted: Wanted, noise: float | None) -> bool:
+    """Return whether repairs are tried on a model with such noise in its outputs.
+
+    None: they do not vary, and nothing can be said.
+    """
+    gains = noise is not None and noise > _ENOUGH
+    return bool(wanted.names) and (gains or not wanted.auto)
+
+
+def repaired(
+    start: Calibrated, wanted: Wanted, means: Means, noise: float | None = None
+) -> Calibrated:
+    """Return a model and its ranges with the repairs that help, and what each brought.
+
+    start: as calibrated, with `CalibrationTable.candidates` and `reaches`. noise: of its outputs,
+    None where it is not known. What is given comes back where there is hardly any, or nothing
+    helps.
+
+    Raises: ModelError, BackendError.
+    """
+    seen = means.images() if wanted.names else None
+    if seen is None:
+        return start
+    trials = _Trials(start, wanted, means, seen, noise)
+    if worth(wanted, trials.noise):
+        tries = {"equalise": trials.equalise, "observer": trials.choose, "bias": trials.correct}
+        for name in repairs.NAMES:
+            if name in wanted.names:
+                tries[name]()
+    return trials.best
+
+
+class _Trials:
+    """A model on its way through the repairs."""
+
+    def __init__(
+        self,
+        start: Calibrated,
+        wanted: Wanted,
+        means: Means,
+        seen: Images,
+        noise: float | None,
+    ) -> None:
+        """Measure it as it is, where its `noise` is not known."""
+        self.best = start
+        self._wanted, self._means, self._seen = wanted, means, seen
+        self._judge: comparing.Judge | None = None
+        self._exact: float | None = None
+        """Noise on the images held out, once it was measured."""
+        self.noise = self._before() if noise is None else noise
+
+    def equalise(self) -> None:
+        """Scale channels that are out of line, and calibrate again."""
+        model, table = self.best.model, self.best.table
+        tensors = sorted({each.tensor for each in self._means.placed.activations} | {*table.ranges})
+        if self._wanted.auto and not equalisation.factors(
+            model.copy(), table.reaches, beyond=_OUTLIER
+        ):
+            return
+        reaches = reaching.reaches(model, tensors, self._seen.chosen_on)
+        before = self._measured(model, _ranges(model, reaches))
+        after: dict[float, Opened] = {}
+        for beyond in (_OUTLIER, 0.0):
+            factors = equalisation.factors(model.copy(), reaches, beyond=beyond)
+            if factors:
+                candidate = repairs.equalised(model, factors)
+                reached = equalisation.scaled(model.copy(), factors, reaches)
+                noise = self._measured(candidate, _ranges(candidate, reached))
+                after.setdefault(_number(noise), candidate)
+        if not after:
+            return
+        least = min(after)
+        candidate = after[least]
+        if self._taken("equalise", before, least, scaled(candidate.factors)):
+            table = self._means.calibrate(candidate)
+            self.best = self.best._replace(model=candidate, table=table)
+            self._exact = None
+            self.noise = self._before()
+
+    def choose(self) -> None:
+        """Give tensors the ranges that cost the layers that read them, or the outputs, least."""
+        model, table = self.best.model, self.best.table
+        noisy = (self.noise or 0.0) > _NOISY
+        if self._wanted.auto and (self._means.named or not (noisy or _uneven(table.reaches))):
+            return
+        few = self._seen.chosen_on[::_EACH]
+        found = [choosing.chosen(model, self._means.placed, table, few)]
+        found += [choosing.whole(table)] * noisy
+        noises = [_number(self._measured(model, each)) for each in found]
+        best = found[int(np.argmin(noises))]
+        moved = sum(table.ranges[name] != each for name, each in best.ranges.items())
+        what = f"{moved} of {len(table.ranges)} ranges otherwise than by {table.observer}"
+        self._offer("observer", best, what, min(noises))
+
+    def correct(self) -> None:
+        """Take what INT8 adds on average off the biases."""
+        model, table = self.best.model, self.best.table
+        if self._wanted.auto and (self.noise or 0.0) <= _BIASED:
+            return
+        shifts = correcting.shifts(model, self._means.placed, table, self._seen.chosen_on)
+        if shifts:
+            candidate = replace(table, shifts=shifts)
+            noise = _number(self._measured(model, candidate))
+            self._offer("bias", candidate, shifted(shifts), noise)
+
+    def _offer(self, name: str, table: CalibrationTable, what: str, noise: float) -> None:
+        """Take a table where it helps."""
+        if self._taken(name, self._before(), noise, what):
+            self.best = self.best._replace(table=table)
+            self.noise = self._exact = noise
+
+    def _before(self) -> float | None:
+        """Return the noise of the best so far on the images held out."""
+        if self._exact is None:
+            self._exact = self._measured(self.best.model, self.best.table)
+        return self._exact
+
+    def _measured(self, model: Opened, table: CalibrationTable) -> float | None:
+        """Return the noise of a typical image that was held out; None where no output varies."""
+        if self._judge is None:
+            # Scaled channels change nothing of what the float model computes.
+            self._judge = comparing.Judge(self.best.model, self._seen.held_out)
+        return self._judge.noise(_quantised(model, table, self._means.plan))
+
+    def _taken(self, name: str, before: float | None, after: float | None, what: str) -> bool:
+        """Return whether a repair is taken, and keep what it brought."""
+        helps = before is not None and after is not None and after < _HELPS * before
+        known = (
+            each if each is not None and math.isfinite(each) else None for each in (before, after)
+        )
+        was, now = (None if each is None else decibels(each) for each in known)
+        found = Repair(name, helps or not self._wanted.auto, was, now, what)
+        self.best = self.best._replace(repairs=(*self.best.repairs, found))
+        return found.taken
+
+
+def _number(noise: float | None) -> float:
+    return math.inf if noise is None else noise
+
+
+def _uneven(reaches: Reaches) -> bool:
+    """Return whether a channel reaches far beyond the middle one of its tensor."""
+    live = (reach[reach > 0] for reach in reaches.values())
+    return any(each.size > 1 and each.max() > _FAR * np.median(each) for each in live)
+
+
+def _ranges(model: Opened, reaches: Reaches) -> CalibrationTable:
+    """Return a table in which nothing is clipped."""
+    largest = {name: float(reach.max(initial=0.0)) for name, reach in reaches.items()}
+    ranges = {name: Range(reach, -reach, reach) for name, reach in largest.items()}
+    return CalibrationTable(model.sha256, "minmax", (), "", ranges, factors=model.factors)
+
+
+def _quantised(model: Opened, table: CalibrationTable, plan: PrecisionPlan) -> Opened:
+    graph, _ = quantization.quantize(model, table, plan, float_type=Precision.FP32)
+    return opened.made(graph, model.path)
