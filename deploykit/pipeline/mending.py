@@ -32,6 +32,8 @@ _FAR = 16.0
 looks at the tensor as a whole."""
 _EACH = 2
 """Of the images that repairs are chosen on, every second says enough about ranges."""
+_GLANCE = 4
+"""Images held out that tell whether scaled channels help: that is a matter of many decibels."""
 _ENOUGH = 1e-4
 """Noise, 40 dB, below which nothing is tried: the classes and boxes that a model finds stay."""
 _NOISY = 1e-2
@@ -116,14 +118,14 @@ class _Trials:
         ):
             return
         reaches = reaching.reaches(model, tensors, self._seen.chosen_on)
-        before = self._measured(model, _ranges(model, reaches))
+        before = self._measured(model, _ranges(model, reaches), _GLANCE)
         after: dict[float, Opened] = {}
         for beyond in (_OUTLIER, 0.0):
             factors = equalisation.factors(model.copy(), reaches, beyond=beyond)
             if factors:
                 candidate = repairs.equalised(model, factors)
                 reached = equalisation.scaled(model.copy(), factors, reaches)
-                noise = self._measured(candidate, _ranges(candidate, reached))
+                noise = self._measured(candidate, _ranges(candidate, reached), _GLANCE)
                 after.setdefault(_number(noise), candidate)
         if not after:
             return
@@ -147,7 +149,7 @@ class _Trials:
         noises = [_number(self._measured(model, each)) for each in found]
         best = found[int(np.argmin(noises))]
         moved = sum(table.ranges[name] != each for name, each in best.ranges.items())
-        what = f"{moved} of {len(table.ranges)} ranges otherwise than by {table.observer}"
+        what = f"{moved} of {len(table.ranges)} ranges by another method than {table.observer}"
         self._offer("observer", best, what, min(noises))
 
     def correct(self) -> None:
@@ -173,12 +175,17 @@ class _Trials:
             self._exact = self._measured(self.best.model, self.best.table)
         return self._exact
 
-    def _measured(self, model: Opened, table: CalibrationTable) -> float | None:
-        """Return the noise of a typical image that was held out; None where no output varies."""
+    def _measured(
+        self, model: Opened, table: CalibrationTable, images: int | None = None
+    ) -> float | None:
+        """Return the noise of a typical image that was held out; None where no output varies.
+
+        images: so many of them are enough.
+        """
         if self._judge is None:
             # Scaled channels change nothing of what the float model computes.
             self._judge = comparing.Judge(self.best.model, self._seen.held_out)
-        return self._judge.noise(_quantised(model, table, self._means.plan))
+        return self._judge.noise(_quantised(model, table, self._means.plan), images)
 
     def _taken(self, name: str, before: float | None, after: float | None, what: str) -> bool:
         """Return whether a repair is taken, and keep what it brought."""

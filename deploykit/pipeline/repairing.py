@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from deploykit.values import CalibrationTable, Json
 
 AUTO, NONE = "auto", "none"
-_SHARE, _LEAST, _MOST = 10, 16, 24
-"""One in so many calibration images, within limits, is looked at for repairs. Ranges of channels
-from 4 images cost the example detector 2 dB, from 8 on more of them change nothing."""
-_HELD = 2
-"""One in so many of these is held out to judge by: of 4 images the best method is often another
-than of all."""
+_MOST = 24
+"""Calibration images that are looked at for repairs."""
+_CHOOSES = 3
+"""One in so many of these is chosen on: ranges of channels from 4 images cost the example detector
+2 dB, from 8 on more of them change nothing. The others judge: of 8 images the best of two methods
+is often another than of 60."""
 
 
 class Wanted(NamedTuple):
@@ -109,9 +109,8 @@ def images(model: Opened, source: str | Path | None, size: int | None) -> Images
     Raises: DataError.
     """
     found = list(_feeds(model, source, size))
-    held = found[_HELD - 1 :: _HELD] or found[1:]
-    chosen_on = [feed for feed in found if not any(feed is other for other in held)]
-    return Images(chosen_on, held) if held else None
+    held = [feed for number, feed in enumerate(found) if number % _CHOOSES]
+    return Images(found[::_CHOOSES], held) if held else None
 
 
 def _feeds(model: Opened, source: str | Path | None, size: int | None) -> Iterator[Arrays]:
@@ -122,20 +121,16 @@ def _feeds(model: Opened, source: str | Path | None, size: int | None) -> Iterat
         data = arrays.opened(source, inputs)
         count = len(samples.choose(data.samples, size))
         fixed = bool(inputs[0].shape) and isinstance(inputs[0].shape[0], int)
-        fed = data.feeds(limit=_count(count), batch=None if fixed else 1)
+        fed = data.feeds(limit=min(count, _MOST), batch=None if fixed else 1)
         yield from (each.arrays for each in fed)
         return
     if model.card is None:
         return
     dataset = sources.dataset(source)
     chosen = samples.choose(dataset.samples, size)
-    few = replace(dataset, samples=samples.choose(chosen, _count(len(chosen))))
+    few = replace(dataset, samples=samples.choose(chosen, min(_MOST, len(chosen))))
     for batch in samples.batches(few, model.card.preprocess, 1, skipped=[]):
         yield feeding.feeds(inputs, batch.images, batch.geometries)
-
-
-def _count(images: int) -> int:
-    return max(_LEAST, min(_MOST, images // _SHARE))
 
 
 def check(table: CalibrationTable, wanted: Wanted) -> None:

@@ -70,19 +70,22 @@ class Judge:
     """A float model on some inputs, and how far others of the same outputs are from it."""
 
     def __init__(self, model: Opened, feeds: Sequence[Arrays]) -> None:
-        """Run the float model. Raises: ModelError, BackendError."""
-        session, _ = acceptance.open_filled(model)
+        """Open the float model. Raises: ModelError, BackendError."""
+        self._session, _ = acceptance.open_filled(model)
         self._selection = acceptance.selection(model.graph)
         self._feeds = feeds
-        self._expected = [session.run(feed) for feed in feeds]
+        self._expected: list[Arrays] = []
 
-    def noise(self, candidate: Opened) -> float | None:
+    def noise(self, candidate: Opened, images: int | None = None) -> float | None:
         """Return the noise of a typical image; None where no output varies.
 
-        Raises: ModelError, BackendError.
+        images: the first ones; None: all. Raises: ModelError, BackendError.
         """
+        feeds = self._feeds[:images]
+        for feed in feeds[len(self._expected) :]:
+            self._expected.append(self._session.run(feed))
         session, _ = acceptance.open_filled(candidate)
         pairing, noise = PaddedRows(self._selection), Noise()
-        for feed, expected in zip(self._feeds, self._expected, strict=True):
+        for feed, expected in zip(feeds, self._expected, strict=False):
             noise.add(pairing.pairs(session.run(feed), expected, math.inf, math.inf))
         return noise.typical()
