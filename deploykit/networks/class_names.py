@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from deploykit.recipes.identity import Found
     from deploykit.recipes.recipe import Recipe
 
-KNOWN = ("coco", "voc")
+KNOWN = ("coco", "voc", "cityscapes")
 """Words for the names of the data set that the weights of a family were published for."""
 _BACKGROUND = frozenset(("background", "bg"))
 
@@ -25,8 +25,8 @@ def chosen(
 ) -> tuple[tuple[str, ...], str]:
     """Return the names of the classes, and a note where nobody says them.
 
-    given: by the user, `coco` or `voc` for those of that data set. stored: in the file. A name for
-    the background, first or last, is left out where the network has no class for it. Raises:
+    given: by the user, or one of `KNOWN` for those of that data set. stored: in the file. A name
+    for the background, first or last, is left out where the network has no class for it. Raises:
     OptionError where there are more or less names than classes.
     """
     count = found.classes
@@ -39,7 +39,7 @@ def chosen(
         return found.class_names, ""
     last = f" to class{count - 1}" if count > 1 else ""
     return numbered(count), f"classes are called class0{last}: the file has no names for them" + (
-        "; if they are those of its data set, --class-names coco or voc"
+        "; if they are those of its data set, --class-names coco, voc or cityscapes"
         if recipe.class_names(count) != numbered(count)
         else "; --class-names gives them"
     )

@@ -66,6 +66,8 @@ def as_made(task: AnyTask, card: ModelCard | None) -> AnyTask:
         task = _read_by(task, card, heads.NONE if head is None else head.value)
     if head is not None and isinstance(task, Semantic) and task.read is semantic.read:
         task = replace(task, read=Foreground(_known(head.value, foreground.MIDDLE)))
+    if isinstance(task, Semantic) and card and semantic.ALIGNED in card.settings:
+        task = replace(task, aligned=card.settings[semantic.ALIGNED].value is True)
     said = card.settings.get(masks.SETTING) if card else None
     if said is None or not isinstance(task, Instances):
         return task

@@ -1,7 +1,8 @@
 """Class scores on the grid of a network's output, brought to the pixels of the original image.
 
 As mmsegmentation and the SegFormer of transformers do it: the scores are interpolated linearly to
-the size of the original image, corners not aligned, and then the best class of each pixel is taken.
+the size of the original image, and then the best class of each pixel is taken. The corners of both
+are aligned only where the network was trained so.
 What lies beside the image in the input is left out first. A network that returns class indices
 instead gives each pixel the nearest one.
 """
@@ -42,12 +43,13 @@ class _Line(NamedTuple):
     """Whether the image ends where these do, so that they are its samples alone."""
 
 
-def best(scores: NDArray[Any], place: Geometry) -> Labels:
+def best(scores: NDArray[Any], place: Geometry, *, aligned: bool = False) -> Labels:
     """Return the best class of each pixel of the original image, uint8 or int32[height, width].
 
-    scores: float[classes, h, w], over the whole of the input.
+    scores: float[classes, h, w], over the whole of the input. aligned: their corner samples lie on
+    the corner pixels of the input.
     """
-    down, across = _axes(scores.shape[1:], place)
+    down, across = _axes(scores.shape[1:], place, aligned=aligned)
     if down.whole and across.whole:
         return _grown(scores[:, down.inside, across.inside], (place.height, place.width))
     labels = np.empty((place.height, place.width), np.uint8 if len(scores) <= 256 else np.int32)
@@ -91,13 +93,14 @@ def _mixed(low: NDArray[Any], high: NDArray[Any], part: NDArray[np.float32]) -> 
     return mixed
 
 
-def _axes(shape: tuple[int, ...], place: Geometry) -> tuple[_Line, _Line]:
+def _axes(shape: tuple[int, ...], place: Geometry, *, aligned: bool = False) -> tuple[_Line, _Line]:
     height, width = place.canvas or (
         max(1, round(place.height * place.scale_y + 2 * place.offset_y)),
         max(1, round(place.width * place.scale_x + 2 * place.offset_x)),
     )
-    down = _line(shape[0], height, (place.height, place.scale_y, place.offset_y))
-    across = _line(shape[1], width, (place.width, place.scale_x, place.offset_x))
+    line = _aligned if aligned else _line
+    down = line(shape[0], height, (place.height, place.scale_y, place.offset_y))
+    across = line(shape[1], width, (place.width, place.scale_x, place.offset_x))
     return down, across
 
 
@@ -112,9 +115,21 @@ def _line(samples: int, side: int, placed: tuple[int, float, float]) -> _Line:
     where = ((np.arange(pixels) + 0.5) * scale + offset) * ratio - 0.5
     start, end = offset * ratio, (offset + pixels * scale) * ratio
     first, last = _inside(samples, start, end)
+    whole = max(abs(start - first), abs(end - last - 1)) < _NEAR
+    return _between(where, first, last, whole=whole)
+
+
+def _aligned(samples: int, side: int, placed: tuple[int, float, float]) -> _Line:
+    """Return what `_line` does where the outer samples lie on the outer pixels of the input."""
+    pixels, scale, offset = placed
+    step = (samples - 1) / max(side - 1, 1)
+    where = ((np.arange(pixels) + 0.5) * scale + offset - 0.5) * step
+    return _between(where, 0, samples - 1, whole=False)
+
+
+def _between(where: NDArray[np.floating[Any]], first: int, last: int, *, whole: bool) -> _Line:
     where = np.clip(where, first, last)
     low = np.floor(where).astype(np.int64)
-    whole = max(abs(start - first), abs(end - last - 1)) < _NEAR
     part = (where - low).astype(np.float32)
     return _Line(low, np.minimum(low + 1, last), part, slice(first, last + 1), whole)
 

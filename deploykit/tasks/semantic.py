@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     Labels: TypeAlias = NDArray[np.integer[Any]]
 
+ALIGNED = "align_corners"
+"""Name of the setting of a card that says how class scores lie over an image."""
 _SAID = 3
 """Classes that a few words name."""
 IGNORED = 255
@@ -116,6 +118,8 @@ class Semantic:
     """The class of every pixel."""
 
     read: Read = read
+    aligned: bool = False
+    """Whether the outer class scores lie on the outer pixels, see `label_maps.best`."""
 
     def decode(
         self, outputs: Mapping[str, Floats], geometries: Sequence[Geometry], /
@@ -125,7 +129,8 @@ class Semantic:
         check_finite(found, "a class score")
         if found.ndim == 4:
             made, of = label_maps.LINEAR, found.shape[1]
-            maps = [label_maps.best(*pair) for pair in zip(found, geometries, strict=False)]
+            pairs = zip(found, geometries, strict=False)
+            maps = [label_maps.best(*pair, aligned=self.aligned) for pair in pairs]
         else:
             made, of = label_maps.NEAREST, None
             whole = found.astype(np.int32)

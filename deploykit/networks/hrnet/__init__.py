@@ -1,0 +1,1 @@
+"""HRNet: its backbone, and the heads on it."""
