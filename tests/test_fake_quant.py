@@ -28,6 +28,7 @@ from deploykit.precision import placement, quantization
 from deploykit.recipes import opened
 from deploykit.training import rounding
 from deploykit.training.fake_quant import FakeQuantized, Grid
+from deploykit.training.graphs import GraphModule
 from deploykit.values import Precision, PrecisionPlan
 
 if TYPE_CHECKING:
@@ -199,6 +200,31 @@ def test_a_table_without_a_range_is_refused(subject: Callable[[str], Subject]) -
         one.fake()
 
 
+def test_a_relu_in_the_rounding_is_as_one_before_it(
+    subject: Callable[[str], Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = subject("zoo")
+    found: list[list[torch.Tensor]] = []
+    relus = [str(n.outputs[0].name) for n in made.model.graph.graph if n.op_type == "Relu"]
+    for together in (True, False):
+        if not together:
+            monkeypatch.setattr(GraphModule, "bare", lambda *_: False)
+        fake = made.fake(scales="learned", grid=Grid(FP32, 4)).train()
+        values = list(
+            fake.tensors(torch.from_numpy(made.x), names=[*fake.graph.outputs, *relus]).values()
+        )
+        torch.autograd.backward(torch.stack([v.square().sum() for v in values]).sum())
+        weights = [w.grad for w in fake.graph.parameters() if w.grad is not None]
+        assert fake.thresholds.logs.grad is not None
+        found.append([*values, *weights, fake.thresholds.logs.grad])
+        fused = fake.graph.bare(
+            relus[0], [(n, i) for r in made.placed.activations for n, i in r.readers]
+        )
+        assert fused is together
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5 * float(other.detach().abs().max()))
+
+
 def test_an_unknown_kind_of_scales_is_refused(subject: Callable[[str], Subject]) -> None:
     with pytest.raises(OptionError, match=r"unknown kind of scales 'fix'[\s\S]*did you mean fixed"):
         subject("branches").fake(scales="fix")
@@ -234,3 +260,11 @@ def test_rounding_has_the_values_and_gradients_of_pytorchs_own_operators() -> No
     fixed = x.clone().requires_grad_()
     torch.autograd.backward(rounding.rounded(fixed, None, step, reach), upstream)
     assert torch.equal(fixed.grad, theirs.grad)  # type: ignore[arg-type]  # likewise
+    laid = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    again = torch.tensor(step, dtype=torch.float64, requires_grad=True)
+    other = rounding.rounded(laid, again, step, reach)
+    torch.autograd.backward(other, upstream)
+    assert torch.equal(other, found), "in whatever order numbers and gradients lie"
+    assert torch.equal(laid.grad, theirs.grad)  # type: ignore[arg-type]  # likewise
+    assert again.grad is not None
+    assert again.grad.item() == pytest.approx(learns.grad.item(), rel=1e-4)

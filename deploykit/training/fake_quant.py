@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from deploykit.precision.placement import Placement, Weight
     from deploykit.precision.quantization.sharing import Reading
+    from deploykit.training.graphs.interpreting import Reader
     from deploykit.values import CalibrationTable
 
 Scales: TypeAlias = Literal["fixed", "learned", "moving"]
@@ -152,15 +153,22 @@ class FakeQuantized(nn.Module):
     def refresh(self) -> None:
         """Round anew by the thresholds of this moment: readers whose steps are near share one."""
         self.graph.clear()
-        for reading in readings(self.placed.activations, self.ranged()):
-            function = _Activation(reading, self.thresholds, self.grid)
+        found = list(readings(self.placed.activations, self.ranged()))
+        readers: dict[str, set[Reader]] = {}
+        for reading in found:
+            readers.setdefault(reading.tensor, set()).update(reading.readers)
+        bare = {tensor for tensor, some in readers.items() if self.graph.bare(tensor, some)}
+        for reading in found:
+            function = _Activation(
+                reading, self.thresholds, self.grid, rectifies=reading.tensor in bare
+            )
             self.graph.insert(reading.tensor, reading.readers, function)
         together: dict[tuple[str, int | None], list[Weight]] = {}
         for weight in self.placed.weights:
             together.setdefault((weight.tensor, weight.axis), []).append(weight)
         for (tensor, axis), users in together.items():
-            readers = [(weight.node, 1) for weight in users]
-            self.graph.insert(tensor, readers, _Weights(self._array(tensor), axis, self.grid))
+            where = [(weight.node, 1) for weight in users]
+            self.graph.insert(tensor, where, _Weights(self._array(tensor), axis, self.grid))
 
     def ranged(self) -> CalibrationTable:
         """Return the table with the thresholds of this moment."""
@@ -192,10 +200,13 @@ def with_thresholds(table: CalibrationTable, values: Mapping[str, float]) -> Cal
 
 
 class _Activation(nn.Module):
-    """Q and DQ of a tensor."""
+    """Q and DQ of a tensor; rectifies: of the Relu of it."""
 
-    def __init__(self, reading: Reading, thresholds: Thresholds, grid: Grid) -> None:
+    def __init__(
+        self, reading: Reading, thresholds: Thresholds, grid: Grid, *, rectifies: bool
+    ) -> None:
         super().__init__()
+        self._reach = (0 if rectifies else -grid.levels - 1, grid.levels)
         self._ranges, self._grid = reading.ranges, grid
         self._step = grid.step(reading.threshold)
         self._thresholds = (thresholds,)  # hidden: it is a part of who owns it
@@ -203,14 +214,13 @@ class _Activation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return what the readers see."""
         (thresholds,) = self._thresholds
-        reach = (-self._grid.levels - 1, self._grid.levels)
         step, exact = self._step, None
         if thresholds.scales != "fixed":
             threshold = thresholds.of(self._ranges)
             step = self._grid.step(float(threshold.detach()))
             if self.training and thresholds.scales == "learned":
                 exact = threshold / self._grid.levels
-        return rounding.rounded(x.float(), exact, step, reach).to(x.dtype)
+        return rounding.rounded(x.float(), exact, step, self._reach).to(x.dtype)
 
 
 class _Weights(nn.Module):

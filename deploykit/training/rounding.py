@@ -17,10 +17,22 @@ def on_grid(x: Tensor, step: float | Tensor, reach: tuple[int, int]) -> Tensor:
     return torch.div(x, step).round_().clamp_(*reach).mul_(step)
 
 
+def _order(x: Tensor) -> torch.memory_format:
+    """Return the order in which the numbers of a tensor lie, or would have to be copied to lie."""
+    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last and not x.is_contiguous() else torch.contiguous_format
+
+
+def _flat(x: Tensor) -> Tensor:
+    """Return the numbers of a tensor without gaps in the order in which they lie."""
+    return x.view(-1) if x.is_contiguous() else x.permute(0, 2, 3, 1).view(-1)
+
+
 def rounded(x: Tensor, exact: Tensor | None, step: float, reach: tuple[int, int]) -> Tensor:
     """Return what INT8 keeps of an activation float32[N, ...], with the gradients of LSQ.
 
-    exact: the step that learns; None: none does. step: that as the file holds it.
+    exact: the step that learns; None: none does. step: that as the file holds it. reach: The least
+    and the largest multiple; a least one of 0 is a Relu before the rounding.
     """
     found: Tensor = _Rounding.apply(x, exact, step, reach)
     return found
@@ -49,22 +61,24 @@ class _Rounding(torch.autograd.Function):
         step: float,
         reach: tuple[int, int],
     ) -> Tensor:
+        x = x.contiguous(memory_format=_order(x))
         found = on_grid(x, step, reach)
-        ctx.step, ctx.reach, ctx.learns = step, reach, exact is not None
-        ctx.save_for_backward(x, found) if ctx.learns else ctx.save_for_backward(x)
+        ctx.step, ctx.reach = step, reach
+        ctx.save_for_backward(*((x,) if exact is None else (x, found)))
         return found
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
-        gradient, (x, *found) = upstream[0], ctx.saved_tensors
-        step, (low, high) = ctx.step, ctx.reach
-        ends = (low - 0.5) * step, (high + 0.5) * step
+        (x, *found), step, (low, high) = ctx.saved_tensors, ctx.step, ctx.reach
+        gradient = upstream[0].contiguous(memory_format=_order(x))
+        ends = (low - 0.5) * step if low else 0.0, (high + 0.5) * step
         inside = torch.ops.aten.hardtanh_backward(gradient, x, *ends)
-        if not ctx.learns:
+        if not found:
             return inside, None, None, None
-        by_step = (_product(gradient, found[0]) - _product(inside, x)) / step
+        pairs = ((gradient, found[0]), (inside, x))
+        kept, passed = (torch.dot(*map(_flat, pair)).double() for pair in pairs)
         share = 1 / math.sqrt(high * max(1, x[0].numel()))
-        return inside, (by_step * share).double(), None, None
+        return inside, (kept - passed) * (share / step), None, None
 
 
 class _Straight(torch.autograd.Function):
@@ -79,7 +93,3 @@ class _Straight(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 - torch's
         del ctx
         return upstream[0], None
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    return torch.dot(a.reshape(-1), b.reshape(-1))

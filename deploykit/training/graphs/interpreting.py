@@ -79,6 +79,7 @@ class GraphModule(nn.Module):
         self._functions = nn.ModuleList()
         self._reads: dict[Reader, int] = {}
         self._behind: dict[str, list[int]] = {}
+        self._bare: set[str] = set()
         weights = {str(value.name) for value in learned(graph)}
         for value in _constants(graph):
             self._keep(value, learns=str(value.name) in weights)
@@ -90,7 +91,7 @@ class GraphModule(nn.Module):
 
     def _keep(self, value: ir.Value, *, learns: bool) -> None:
         """Keep a constant; names with dots are no attributes, and need not be."""
-        name, kept = str(value.name), _copied(value)
+        name, kept = str(value.name), channels_last(_copied(value))
         if learns:
             self._parameters[name] = nn.Parameter(kept)
         elif kept.is_floating_point():
@@ -116,11 +117,25 @@ class GraphModule(nn.Module):
         self._reads.update(dict.fromkeys(readers, len(self._functions) - 1))
         self._behind.setdefault(tensor, []).append(len(self._functions) - 1)
 
+    def bare(self, tensor: str, readers: Collection[Reader]) -> bool:
+        """Return whether these are all readers of a Relu; from then on they take what it is of.
+
+        The function that is inserted for them must give 0 for what lies below.
+        """
+        relus = {s.outputs[0] for s in self._steps if s.node.op == "Relu"} - {*self.outputs}
+        steps = (
+            (s.node.name, i) for s in self._steps for i, t in enumerate(s.inputs) if t == tensor
+        )
+        found = tensor in relus and {*steps} <= {*readers}
+        self._bare.update({tensor} if found else ())
+        return found
+
     def clear(self) -> None:
         """Take every function that was inserted off again."""
         self._functions = nn.ModuleList()
         self._reads.clear()
         self._behind.clear()
+        self._bare.clear()
 
     def forward(self, *given: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the outputs by name, for inputs by name or in order."""
@@ -141,7 +156,8 @@ class GraphModule(nn.Module):
             if not missing:
                 break
             self._run(step, found)
-            kept.update((name, found[name]) for name in missing.intersection(step.outputs))
+            for name in missing.intersection(step.outputs):
+                kept[name] = found[name].relu() if name in self._bare else found[name]
             missing.difference_update(step.outputs)
             for name in step.ended:
                 found.pop(name, None)
@@ -158,7 +174,7 @@ class GraphModule(nn.Module):
             named.update({name: each} if isinstance(each, Tensor) else each)
         if named.keys() != {*self.inputs}:
             raise unknown_name("input", ", ".join(named) or "nothing", self.inputs)
-        return named
+        return {name: channels_last(each) for name, each in named.items()}
 
     def _run(self, step: _Step, found: dict[_Key, Tensor]) -> None:
         """Compute a node."""
@@ -166,7 +182,8 @@ class GraphModule(nn.Module):
             None if name is None else self._read(found, (step.node.name, i), name)
             for i, name in enumerate(step.inputs)
         ]
-        results = step.run(step.node, *read)
+        results = read[0] if step.outputs[0] in self._bare else step.run(step.node, *read)
+        assert results is not None  # a Relu has an input
         results = (results,) if isinstance(results, Tensor) else results
         found.update(zip(step.outputs, results, strict=False))
 
@@ -197,6 +214,11 @@ class GraphModule(nn.Module):
             if where.get(name) is not None:
                 return where[name]
         return None
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return a tensor whose numbers lie as convolutions are fastest with; its shape is the same."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 class _Function(nn.Module):

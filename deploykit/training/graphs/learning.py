@@ -59,7 +59,7 @@ def relearned(model: ir.Model, weights: Mapping[str, Tensor]) -> None:
     """
     for value in tuple(learned(model.graph)):
         name = str(value.name)
-        array = weights[name].detach().cpu().numpy()
+        array = np.ascontiguousarray(weights[name].detach().cpu().numpy())
         if not np.isfinite(array).all():
             raise ModelError(f"the weights {name!r} that were learnt are not finite")
         node = value.producer()
