@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 from PIL import Image
 
-from deploykit.data import drawing, photographs
+from deploykit.data import drawing, listing, photographs
 from deploykit.data.drawing import Materials, Shape
 from deploykit.data.sources import Dataset, Sample, Source
 from deploykit.errors import OptionError, unknown_name
@@ -134,14 +134,7 @@ class _Scene:
 
 def parse(text: str) -> Spec:
     """Return the spec that `text` (`key=value,...`) describes. Raises: OptionError."""
-    pairs = [part.partition("=") for part in text.split(",")] if text.strip() else []
-    values: dict[str, str] = {}
-    for key, _, value in ((k.strip(), e, v.strip()) for k, e, v in pairs):
-        if key not in _CHOICES and key not in _LIMITS:
-            raise unknown_name("option of shapes", key, [*_CHOICES, *_LIMITS])
-        if key in values:
-            raise OptionError(f"shapes: {key} is given twice", fix=f"keep one {key}=...")
-        values[key] = value
+    values = listing.options("shapes", text, [*_CHOICES, *_LIMITS])
     for key, known in _CHOICES.items():
         if key in values and values[key] not in known:
             raise unknown_name(f"{key} of shapes", values[key], known)

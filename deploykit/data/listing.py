@@ -33,6 +33,19 @@ def location(source: str, text: str, known: Sequence[str]) -> tuple[Path, dict[s
     return images.folder(folder), options
 
 
+def options(source: str, text: str, known: Sequence[str]) -> dict[str, str]:
+    """Return what `key=value,...` says. Raises: OptionError for another key, or one given twice."""
+    found: dict[str, str] = {}
+    for part in text.split(",") if text.strip() else ():
+        key, _, value = (piece.strip() for piece in part.partition("="))
+        if key not in known:
+            raise unknown_name(f"option of {source}", key, known)
+        if key in found:
+            raise OptionError(f"{source}: {key} is given twice", fix=f"keep one {key}=...")
+        found[key] = value
+    return found
+
+
 def below(root: Path, *, least: int = 1) -> list[str]:
     """Return the relative paths of all images below a folder, sorted; hidden names are left out.
 

@@ -15,7 +15,7 @@ def shipped(name: str) -> Image.Image:
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
         raise DataError(
-            "the shapes data set needs the photographs of scikit-image, which is not installed",
+            "generated data sets need the photographs of scikit-image, which is not installed",
             fix="`pip install scikit-image`",
         )
     path = Path(spec.origin).parent / "data" / name

@@ -57,6 +57,16 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def made(folder: Path) -> Path:
+    """Return a folder, which is there from now on. Raises: OutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise OutputError(f"cannot make the folder {folder}: {why}") from error
+    return folder
+
+
 def unwritable(path: Path, error: OSError) -> OutputError:
     """Return the error for a file that cannot be written."""
     return OutputError(

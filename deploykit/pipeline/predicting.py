@@ -15,7 +15,7 @@ from PIL import Image
 from deploykit import tasks
 from deploykit.data import images, samples, sources
 from deploykit.data.sources import SOURCES, Dataset, Sample
-from deploykit.errors import DataError, OutputError
+from deploykit.errors import DataError
 from deploykit.files import artifacts, paths
 from deploykit.pipeline import teaching
 from deploykit.pipeline.made import path_or_none
@@ -193,11 +193,7 @@ def _samples(given: StrPath) -> Sequence[Sample]:
 
 def _places(chosen: Sequence[Sample], folder: Path) -> list[tuple[Path, Path]]:
     """Return the picture and the JSON file of each image: no two are one. Raises: OutputError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise OutputError(f"cannot make the folder {folder}: {why}") from error
+    artifacts.made(folder)
     taken: dict[str, int] = {}
     found = []
     for sample in chosen:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from deploykit.errors import DataError, OutputError
+from deploykit.errors import DataError
 from deploykit.files import artifacts
 from deploykit.tasks import categories, coco_rows
 from deploykit.tasks.cityscapes import labels, pixels
@@ -35,7 +35,7 @@ def write_pixels(folder: Path, name: str, result: object, classes: Sequence[str]
     if not isinstance(result, LabelMap):
         raise _other(result, "a label map", "instance")
     ids = pixels.official(categories.match(labels.CLASSES, classes))
-    _save(_made(folder) / f"{name}_labelIds.png", pixels.of_classes(result, ids))
+    _save(artifacts.made(folder) / f"{name}_labelIds.png", pixels.of_classes(result, ids))
 
 
 def write_objects(
@@ -50,7 +50,7 @@ def write_objects(
         raise _other(result, "objects with masks", "semantic")
     ids = coco_rows.ids(categories.match(labels.THINGS, classes))
     known = coco_rows.known(result, ids)
-    _made(folder / _MASKS)
+    artifacts.made(folder / _MASKS)
     rows = zip(known.areas(size), known.scores.tolist(), known.classes.tolist(), strict=True)
     lines = []
     for number, ((top, left, mask), score, place) in enumerate(rows):
@@ -69,15 +69,6 @@ def _other(result: object, expected: str, truth: str) -> DataError:
         expected=expected,
         fix=f"for this model: truth={truth}",
     )
-
-
-def _made(folder: Path) -> Path:
-    """Return a folder that is there. Raises: OutputError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {folder}: {error.strerror}") from error
-    return folder
 
 
 def _save(path: Path, image: NDArray[np.uint8]) -> None:
