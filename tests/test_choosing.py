@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_the_method_with_the_least_error_behind_the_weights_wins(
     table = CalibrationTable(
         model.sha256, "mse", (), "", {x: Range(1, -1, 1)}, candidates={x: methods}
     )
-    found = choosing.chosen(model, placed, table, [{"images": images}])
+    found, _ = choosing.chosen(model, placed, table, [{"images": images}])
     weights = kernel.reshape(WIDTH, WIDTH)
     result = np.einsum("oc,nchw->nohw", weights, tensor)
     costs = []
@@ -59,6 +60,14 @@ def test_the_method_with_the_least_error_behind_the_weights_wins(
     assert found.ranges[x].threshold == best
     assert found.observer == choosing.LABEL
     assert "candidates" not in found.to_json()
+    assert choosing.whole(table).ranges == table.ranges
+    named = {**dict.fromkeys(methods, far / 1000.0), choosing.WHOLE: best}
+    clipped, both = choosing.chosen(
+        model, placed, replace(table, candidates={x: named}), [{"images": images}]
+    )
+    assert clipped.ranges[x].threshold == far / 1e3
+    assert both.ranges[x].threshold == best
+    assert choosing.whole(replace(table, candidates={x: named})).ranges[x].threshold == best
 
 
 SOURCE = "shapes:count=8,size=96"

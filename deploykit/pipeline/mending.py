@@ -144,8 +144,8 @@ class _Trials:
         if self._wanted.auto and (self._means.named or not (noisy or _uneven(table.reaches))):
             return
         few = self._seen.chosen_on[::_EACH]
-        found = [choosing.chosen(model, self._means.placed, table, few)]
-        found += [choosing.whole(table)] * noisy
+        first, second = choosing.chosen(model, self._means.placed, table, few)
+        found = [first, second, choosing.whole(table)] if noisy else [first]
         noises = [_number(self._measured(model, each)) for each in found]
         best = found[int(np.argmin(noises))]
         moved = sum(table.ranges[name] != each for name, each in best.ranges.items())
