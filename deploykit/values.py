@@ -125,6 +125,9 @@ class CalibrationTable:
     shifts: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Layer -> for each output channel what is added to its bias where the layer is in INT8, see
     `repairs.correcting`."""
+    ways: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Weight -> which of its numbers are rounded up and down, not to the nearest level, see
+    `quantization.rounding`."""
     candidates: Mapping[str, Mapping[str, float]] = field(default_factory=dict, compare=False)
     """Tensor -> method -> the threshold that it would choose, see `repairs.choosing`. Known to who
     calibrates; no file keeps it."""
@@ -144,7 +147,7 @@ class CalibrationTable:
         """Return the table as plain JSON values."""
         values = asdict(replace(self, growing=(), candidates={}, reaches={}))
         del values["growing"], values["candidates"], values["reaches"]
-        for name in ("factors", "shifts"):
+        for name in ("factors", "shifts", "ways"):
             if not values[name]:
                 del values[name]  # such a table is one for every version
         return {"schema_version": SCHEMA_VERSION, **values}
@@ -165,6 +168,7 @@ class CalibrationTable:
                 size=data.get("size"),
                 factors={n: tuple(each) for n, each in data.get("factors", {}).items()},
                 shifts={n: tuple(each) for n, each in data.get("shifts", {}).items()},
+                ways={n: (each[0], each[1]) for n, each in data.get("ways", {}).items()},
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(

@@ -52,9 +52,7 @@ class Calibrated:
     ] = None
     repair: Annotated[
         str,
-        Option(
-            help="auto (what helps on held-out images), none, or names: equalise,observer,bias."
-        ),
+        Option(help="auto (what helps on held-out images), none, or equalise,observer,bias,round."),
     ] = "auto"
     skip_unreadable: Annotated[
         bool, Option(help="Count unreadable images instead of stopping.")

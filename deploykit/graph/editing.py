@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _EXACT = "deploykit.exact"
 """Key of what a rewrite keeps beside a weight that it computed."""
+WAYS = "deploykit.ways"
+"""Key of which way each number of a weight is rounded: int8, 1 up, -1 down, 0 to the nearest."""
 
 
 @dataclass(frozen=True)

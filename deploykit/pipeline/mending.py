@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deploykit.pipeline.repairing import Repair, scaled, shifted
-from deploykit.precision import quantization, repairs
+from deploykit.pipeline.repairing import Repair, rounded, scaled, shifted
+from deploykit.precision import probing, quality, quantization, repairs
 from deploykit.precision.quality import decibels
-from deploykit.precision.repairs import choosing, comparing, correcting, equalisation, reaching
+from deploykit.precision.repairs import (
+    choosing,
+    comparing,
+    correcting,
+    equalisation,
+    reaching,
+    rounding,
+)
 from deploykit.recipes import opened
 from deploykit.values import CalibrationTable, Precision, Range
 
@@ -40,6 +47,8 @@ _NOISY = 1e-2
 """Noise, 20 dB, from which on ranges are chosen by the layers that read them."""
 _BIASED = 1e-3
 """Noise, 30 dB, from which on biases are corrected."""
+_WORST = 6
+"""Layers whose rounding is learnt."""
 _HELPS = 0.98
 """Times the noise without it that a repair must come below."""
 
@@ -83,7 +92,12 @@ def repaired(
         return start
     trials = _Trials(start, wanted, means, seen, noise)
     if worth(wanted, trials.noise):
-        tries = {"equalise": trials.equalise, "observer": trials.choose, "bias": trials.correct}
+        tries = {
+            "equalise": trials.equalise,
+            "observer": trials.choose,
+            "round": trials.learn,
+            "bias": trials.correct,
+        }
         for name in repairs.NAMES:
             if name in wanted.names:
                 tries[name]()
@@ -149,8 +163,21 @@ class _Trials:
         noises = [_number(self._measured(model, each)) for each in found]
         best = found[int(np.argmin(noises))]
         moved = sum(table.ranges[name] != each for name, each in best.ranges.items())
-        what = f"{moved} of {len(table.ranges)} ranges by another method than {table.observer}"
+        what = f"{moved} of {len(table.ranges)} ranges otherwise than by {table.observer}"
         self._offer("observer", best, what, min(noises))
+
+    def learn(self) -> None:
+        """Learn which way the weights of the layers with most noise are rounded."""
+        (model, table), placed = self.best[:2], self._means.placed
+        few, stored = self._seen.chosen_on, quality.stored(placed, table)
+        seen = probing.probe(model, few[::_EACH], known=None, stored=stored)
+        noise = quality.layer_noise(model.graph, placed, table, seen.noise)
+        worst = sorted(noise, key=noise.__getitem__, reverse=True)[:_WORST]
+        ways = rounding.ways(model, placed, table, worst, few)
+        if ways:
+            candidate = replace(table, ways=ways)
+            measured = _number(self._measured(model, candidate))
+            self._offer("round", candidate, rounded(ways), measured)
 
     def correct(self) -> None:
         """Take what INT8 adds on average off the biases."""

@@ -49,7 +49,7 @@ class Wanted(NamedTuple):
         if len(names) > 1 and names & {AUTO, NONE}:
             raise OptionError(f"the repairs {', '.join(sorted(names))} contradict each other")
         if names <= {AUTO}:
-            return cls(frozenset(repairs.NAMES), auto=True)
+            return cls(repairs.AUTOMATIC, auto=True)
         return cls(names - {NONE}, auto=False)
 
     def without(self, names: Collection[str]) -> Wanted:
@@ -139,9 +139,11 @@ def check(table: CalibrationTable, wanted: Wanted) -> None:
         "equalise": ("of a model with equalised channels", bool(table.factors)),
         "observer": ("one of ranges chosen by what they do", table.observer in choosing.LABELS),
         "bias": ("one with corrected biases", bool(table.shifts)),
+        "round": ("one with learnt rounding", bool(table.ways)),
     }
     for name, (what, there) in has.items():
-        if there and name not in wanted.names:
+        by_default = wanted.auto and name not in repairs.AUTOMATIC
+        if there and name not in wanted.names and not by_default:
             raise StaleTableError(
                 f"the calibration table is {what}",
                 expected=f"one without the repair {name}, as is asked for",
@@ -152,6 +154,7 @@ def check(table: CalibrationTable, wanted: Wanted) -> None:
 def known(table: CalibrationTable) -> tuple[Repair, ...]:
     """Return the repairs that a table brings with it."""
     found = {"equalise": scaled(table.factors)} if table.factors else {}
+    found |= {"round": rounded(table.ways)} if table.ways else {}
     found |= {"bias": shifted(table.shifts)} if table.shifts else {}
     return tuple(Repair(name, taken=True, what=what) for name, what in found.items())
 
@@ -169,6 +172,11 @@ def scaled(factors: Mapping[str, tuple[int, ...]]) -> str:
     """Return what was done, in words."""
     largest = max(abs(each) for those in factors.values() for each in those)
     return f"channels of {len(factors)} layers scaled by up to {2**largest}"
+
+
+def rounded(ways: Mapping[str, tuple[str, str]]) -> str:
+    """Return what was done, in words."""
+    return f"learnt rounding of {len(ways)} layers' weights"
 
 
 def shifted(shifts: Mapping[str, tuple[float, ...]]) -> str:

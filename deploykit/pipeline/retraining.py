@@ -156,7 +156,7 @@ def _trained(
         placed,
         how,
         progress,
-        without=("bias",),  # training finds better ones
+        without=("bias", "round"),  # training finds better ones
     )
     student = fake_quant.FakeQuantized(
         subject.graph,
@@ -254,6 +254,7 @@ def _measured(
         observer=f"{table.observer}, learnt",
         factors={},
         shifts={},
+        ways={},
     )
     if how.source is None or candidate.card is None:
         return own

@@ -27,6 +27,8 @@ _LARGEST = 3.4e38
 _EXPONENT = 64
 """Of a factor of channels; far beyond what a float32 model needs."""
 _BATCH = 8
+_WEIGHTS = 1 << 26
+"""Letters for the weights of one layer, a bit each."""
 
 
 _INSIDE = number(-_LARGEST, _LARGEST)
@@ -38,6 +40,13 @@ def _range(value: Any) -> None:  # noqa: ANN401 - as every check, of any JSON va
     _RANGE(value)
     if value["minimum"] > value["maximum"]:
         raise schema.MisfitError("has a minimum above its maximum", "minimum <= maximum")
+
+
+def _ways(value: Any) -> None:  # noqa: ANN401 - as every check, of any JSON value
+    """Check for two texts."""
+    many(text(most=_WEIGHTS))(value)
+    if len(value) != 2:
+        raise schema.MisfitError(f"has {len(value)} texts", "two, what goes up and what down")
 
 
 TABLE = record(
@@ -55,6 +64,7 @@ TABLE = record(
         "size": schema.nothing_or(whole(1)),
         "factors": mapping(many(whole(-_EXPONENT, _EXPONENT))),
         "shifts": mapping(many(_INSIDE)),
+        "ways": mapping(_ways),
     },
 )
 

@@ -9,7 +9,7 @@ from deploykit import ops
 from deploykit.errors import ModelError, OptionError, ProofError
 from deploykit.precision import float16, lint, placement, tables
 from deploykit.precision.lint.rules import INTEGER_OPS
-from deploykit.precision.quantization import shifting
+from deploykit.precision.quantization import rounding, shifting
 from deploykit.precision.quantization.writing import insert
 from deploykit.values import Precision, digest
 
@@ -65,10 +65,10 @@ def quantize(
 def corrected(model: Opened, table: CalibrationTable, plan: PrecisionPlan) -> Opened:
     """Return the float model whose nodes and numbers the quantised one has.
 
-    It is the model itself where `table` shifts no bias. Raises: InputError for shifts of another
-    model.
+    It is the model itself where `table` corrects nothing. Raises: InputError for corrections of
+    another model.
     """
-    if not table.shifts:
+    if not (table.shifts or table.ways):
         return model
     graph = model.copy()
     _correct(graph, placement.place(graph, plan), table)
@@ -78,6 +78,7 @@ def corrected(model: Opened, table: CalibrationTable, plan: PrecisionPlan) -> Op
 def _correct(model: ir.Model, placed: Placement, table: CalibrationTable) -> None:
     layers = {weight.node for weight in placed.weights}
     shifting.shift(model.graph, table.shifts, layers)
+    rounding.remember(model.graph, table.ways)
 
 
 def check(model: ir.Model, placed: Placement, float_type: Precision) -> None:

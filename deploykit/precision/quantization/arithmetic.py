@@ -97,7 +97,7 @@ def quantized(
     weights: NDArray[np.float32], scales: NDArray[np.float32], axis: int | None
 ) -> NDArray[np.int8]:
     """Return round_half_even(weights / scales), -127 to 127."""
-    steps = _along(scales, weights.ndim, axis)
+    steps = along(scales, weights.ndim, axis)
     levels: NDArray[np.int8] = np.rint(weights / steps).clip(-127, 127).astype(np.int8)
     return levels
 
@@ -106,9 +106,9 @@ def dequantized(
     levels: NDArray[np.int8], scales: NDArray[np.float32], axis: int | None
 ) -> NDArray[np.float32]:
     """Return levels * scales, what `levels` stand for."""
-    return levels.astype(np.float32) * _along(scales, levels.ndim, axis)
+    return levels.astype(np.float32) * along(scales, levels.ndim, axis)
 
 
-def _along(scales: NDArray[np.float32], rank: int, axis: int | None) -> NDArray[np.float32]:
+def along(scales: NDArray[np.float32], rank: int, axis: int | None) -> NDArray[np.float32]:
     """Return the scales of an axis in a shape that multiplies weights of that rank."""
     return scales if axis is None else scales.reshape([-1 if i == axis else 1 for i in range(rank)])

@@ -10,11 +10,10 @@ import onnx_ir as ir
 from deploykit.errors import ModelError
 from deploykit.graph.editing import is_op, unique, value_names
 from deploykit.precision.placement.rules import constant
-from deploykit.precision.quantization import given
+from deploykit.precision.quantization import given, rounding
 from deploykit.precision.quantization.arithmetic import (
     activation_scale,
     dequantized,
-    quantized,
     rounded_scales,
     scale_type,
     weight_scale_type,
@@ -73,7 +72,7 @@ def stored_weights(
     if kept is not None:
         return kept.levels, rounded_scales(kept.scales, kind)
     scales = weight_scales(array, weight.axis, kind)
-    return quantized(array, scales, weight.axis), scales
+    return rounding.levels(array, scales, weight.axis, rounding.ways_of(value)), scales
 
 
 def rounded_weights(node: ir.Node, weight: Weight) -> NDArray[np.float32]:

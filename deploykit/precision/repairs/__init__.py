@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from deploykit.recipes.opened import Opened
     from deploykit.values import CalibrationTable
 
-NAMES = ("equalise", "observer", "bias")
-"""Of the repairs that a user can ask for."""
+NAMES = ("equalise", "observer", "round", "bias")
+"""Of the repairs that a user can ask for, in the order in which they are made."""
+AUTOMATIC = frozenset(NAMES) - {"round"}
+"""Those that are tried where nobody asks: learning takes longer than a calibration."""
 
 
 def equalised(model: Opened, factors: Mapping[str, tuple[int, ...]]) -> Opened:

@@ -26,6 +26,7 @@ from deploykit.graph import scaling
 from deploykit.graph.editing import is_op
 from deploykit.precision.appending import SINGLE, Appended
 from deploykit.precision.quality import readers
+from deploykit.precision.quantization import rounding
 from deploykit.precision.quantization.shifting import bias
 from deploykit.precision.quantization.writing import rounded_weights
 from deploykit.recipes import opened
@@ -58,6 +59,7 @@ def shifts(
     Raises: InputError without a range; ModelError, BackendError where the model does not run.
     """
     graph = model.copy()
+    rounding.remember(graph.graph, table.ways)
     ShapeInferencePass()(graph)
     asked = _asked(graph.graph, placed, table)
     session = onnxruntime.open_model(opened.made(graph, model.path))
