@@ -163,7 +163,7 @@ class _Trials:
         noises = [_number(self._measured(model, each)) for each in found]
         best = found[int(np.argmin(noises))]
         moved = sum(table.ranges[name] != each for name, each in best.ranges.items())
-        what = f"{moved} of {len(table.ranges)} ranges otherwise than by {table.observer}"
+        what = f"{moved} of {len(table.ranges)} ranges by another method than {table.observer}"
         self._offer("observer", best, what, min(noises))
 
     def learn(self) -> None:
