@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 from PIL import Image
 from street_trees import (
     HEIGHT,
@@ -25,15 +27,19 @@ from street_trees import (
     segmented,
 )
 
+import deploykit
 from deploykit.data import sources
 from deploykit.data.preprocess import Preprocess
 from deploykit.errors import DataError, ModelError, OptionError
+from deploykit.recipes import metadata
+from deploykit.recipes.metadata import ModelCard
 from deploykit.tasks import SHIPPED, evaluation, masks
 from deploykit.tasks.cityscapes import labels, polygons
 from deploykit.tasks.cityscapes.objects import StreetObjects
 from deploykit.tasks.cityscapes.pixels import StreetPixels
 from deploykit.tasks.cityscapes.truth import StreetTruth
 from deploykit.tasks.coco import AveragePrecision
+from deploykit.tasks.outputs import Output
 from deploykit.tasks.semantic import LabelMap
 
 if TYPE_CHECKING:
@@ -339,7 +345,8 @@ def test_objects_are_written_as_a_list_of_masks(tmp_path: Path) -> None:
     found = detected(0)
     assert found.masks is not None
     whole_masks = masks.paste(found.masks, found.boxes, *SIZE, pasting="exact")
-    found, inside = found.only(whole_masks.any((1, 2))), whole_masks[whole_masks.any((1, 2))]
+    seen = np.array([mask.any() for mask in whole_masks])
+    found, inside = found.only(seen), whole_masks[seen]
     assert len(inside) < len(whole_masks)
     benchmark.write(tmp_path / "a", core(0), detected(0), SIZE, THINGS)
     lines = (tmp_path / "a" / f"{core(0)}_pred.txt").read_text().splitlines()
@@ -350,6 +357,67 @@ def test_objects_are_written_as_a_list_of_masks(tmp_path: Path) -> None:
         assert (np.asarray(Image.open(tmp_path / "a" / file)) == mask * 255).all()
     with pytest.raises(DataError, match="finds LabelMap"):
         benchmark.write(tmp_path / "a", core(0), segmented(0), SIZE, THINGS)
+
+
+def reader(path: Path) -> Path:
+    """Write a segmenter of the 19 classes: an image's red is the train id."""
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Slice", ["images", "from", "to", "axis"], ["red"]),
+        helper.make_node("Squeeze", ["red", "axis"], ["plane"]),
+        helper.make_node("Mul", ["plane", "scale"], ["levels"]),
+        helper.make_node("Round", ["levels"], ["rounded"]),
+        helper.make_node("Cast", ["rounded"], ["out"], to=TensorProto.INT64),
+    ]
+    given = [
+        onnx.numpy_helper.from_array(np.array([number], np.int64), name)
+        for name, number in (("from", 0), ("to", 1), ("axis", 1))
+    ]
+    given.append(onnx.numpy_helper.from_array(np.array(255, np.float32), "scale"))
+    images = value("images", TensorProto.FLOAT, [1, 3, *SIZE])
+    outputs = [value("out", TensorProto.INT64, [1, *SIZE])]
+    graph = helper.make_graph(nodes, "reader", [images], outputs, given)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    properties: dict[str, str] = {}
+    task, names = "semantic_segmentation", tuple(labels.CLASSES.values())
+    card = ModelCard("", "", task, Preprocess(SIZE, "stretch"), names, "")
+    metadata.write(properties, replace(card, outputs=(Output("out", "label_map"),)))
+    helper.set_model_props(proto, properties)
+    onnx.save(proto, path)
+    return path
+
+
+def test_the_verbs_write_what_the_benchmark_takes(tmp_path: Path) -> None:
+    tree, model = tmp_path / "tree", reader(tmp_path / "m.onnx")
+    for scene in range(2):
+        scene_files(tree, scene)
+        train = np.minimum(labels.to_train()[labels.of_instances(instances(scene))], 18)
+        save(tree / f"leftImg8bit/val/ulm/{core(scene)}_leftImg8bit.png", np.dstack([train] * 3))
+    source, folder = f"cityscapes:{tree}", tmp_path / "eval"
+    found = deploykit.evaluate(model, deploykit.EvalOptions(source, predictions=folder))
+    assert found.metrics["miou"] is not None
+    assert found.metrics["miou"] > 0.9
+    assert found.protocol["benchmark"] == "Cityscapes"
+    wanted = deploykit.PredictOptions(predictions=tmp_path / "predict")
+    deploykit.predict(model, [source], tmp_path / "drawn", wanted)
+    for scene in range(2):
+        name = f"{core(scene)}_labelIds.png"
+        right = labels.of_instances(instances(scene))
+        right = np.where(np.isin(right, list(labels.CLASSES)), right, 33)
+        assert (np.asarray(Image.open(folder / name)) == right).all()
+        assert (folder / name).read_bytes() == (tmp_path / "predict" / name).read_bytes()
+
+
+def test_predictions_need_a_benchmark(tmp_path: Path) -> None:
+    model = reader(tmp_path / "m.onnx")
+    folder = f"folder:{tmp_path}"
+    save(tmp_path / "a.png", np.zeros((*SIZE, 3), np.uint8))
+    with pytest.raises(OptionError, match="nobody takes predictions for folder:"):
+        deploykit.evaluate(model, deploykit.EvalOptions(folder, predictions=tmp_path / "x"))
+    wanted = deploykit.PredictOptions(predictions=tmp_path / "x")
+    with pytest.raises(OptionError, match="nobody takes predictions for a"):
+        deploykit.predict(model, [tmp_path / "a.png"], tmp_path / "drawn", wanted)
+    assert not (tmp_path / "x").exists()
 
 
 PIXELS_MEANS: Mapping[str, float | None] = {

@@ -28,6 +28,11 @@ SourceSpec = Annotated[
     Option("--source", help="SOURCE:LOCATION: coco:DIR, imagefolder:DIR, shapes:count=500."),
 ]
 
+Predictions = Annotated[
+    Path | None,
+    Option(help="Folder for what is found, as the benchmark of the source takes it: cityscapes."),
+]
+
 
 def inspect(
     model: Model, *, op: Op = None, plugins: Library = None, as_json: AsJson = False
@@ -109,6 +114,7 @@ def evaluate(
         Path | None,
         Option(help="Another model, such as the FP32 one: what it finds is taken for the truth."),
     ] = None,
+    predictions: Predictions = None,
     recipe: Recipe = None,
     backend: BackendName = None,
     limit: Annotated[int | None, Option(help="Images to use. Default: all.")] = None,
@@ -130,12 +136,13 @@ def evaluate(
         deploykit eval model.int8.onnx --source coco:val2017 --record records.jsonl
         deploykit eval weights.pth --source coco:val2017 --limit 500
         deploykit eval model.int8.onnx --against model.onnx --source folder:photos
+        deploykit eval hrnet.onnx --source cityscapes:/data/cityscapes --predictions results
     """
     from deploykit import pipeline  # noqa: PLC0415
 
     said = about.description()
     wanted = pipeline.EvalOptions(
-        source, recipe, backend, limit, batch_size, threads, said, against
+        source, recipe, backend, limit, batch_size, threads, said, against, predictions
     )
     with options.named(op, plugins):
         found = pipeline.evaluate(model, wanted, record=record, progress=progress.bar)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from deploykit.cli import options, printing, progress
 from deploykit.cli.about import NOT_SAID, About
-from deploykit.cli.checking import BackendName, Library, Model, Threads
+from deploykit.cli.checking import BackendName, Library, Model, Predictions, Threads
 from deploykit.cli.making import AsJson, Op, Recipe
 from deploykit.cli.parsing import Argument, Option
 
@@ -27,6 +27,7 @@ def predict(
     against: Annotated[
         Path | None, Option(help="Another model: both side by side, and what only one finds.")
     ] = None,
+    predictions: Predictions = None,
     recipe: Recipe = None,
     backend: BackendName = None,
     threads: Threads = 0,
@@ -42,10 +43,12 @@ def predict(
     Examples:
         deploykit predict model.onnx photo.jpg -o predictions
         deploykit predict model.int8.onnx photos --against model.onnx -o predictions
+        deploykit predict model.onnx cityscapes:DIR,split=test -o drawn --predictions results
     """
     from deploykit import pipeline  # noqa: PLC0415 - `--help` must not pay for it
 
-    wanted = pipeline.PredictOptions(against, recipe, backend, threads, about.description())
+    said = about.description()
+    wanted = pipeline.PredictOptions(against, recipe, backend, threads, said, predictions)
     with options.named(op, plugins):
         found = pipeline.predict(model, images, output, wanted, progress=progress.bar)
     header = ("image", "found", *([] if against is None else ["against"]))

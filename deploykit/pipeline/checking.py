@@ -10,7 +10,7 @@ from deploykit import tasks
 from deploykit.data import feeding, samples, sources
 from deploykit.measuring import records
 from deploykit.measuring.records import AccuracyRecord
-from deploykit.pipeline import places, teaching
+from deploykit.pipeline import handing_in, places, teaching
 from deploykit.pipeline.made import path_or_none
 from deploykit.pipeline.opening import kind, open_model
 from deploykit.proof import random_inputs, verification
@@ -132,6 +132,8 @@ class EvalOptions:
     against: StrPath | None = None
     """Another model, such as the float one: what it finds is the truth, and the source needs
     none."""
+    predictions: StrPath | None = None
+    """Folder for what is found, in the files that the makers of the data set take."""
 
 
 def evaluate(
@@ -162,7 +164,7 @@ def evaluate(
         told = {"against": teacher.path.name, "against_sha256": teacher.sha256}
     scores, images, shrunk = evaluation.evaluate(
         opened.forward,
-        data,
+        handing_in.with_files(data, path_or_none(options.predictions)),
         Contract(opened.contract().preprocess, opened.contract().class_names, chosen),
         batch_size=batch_size,
         limit=options.limit,

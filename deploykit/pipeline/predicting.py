@@ -17,7 +17,7 @@ from deploykit.data import images, samples, sources
 from deploykit.data.sources import SOURCES, Dataset, Sample
 from deploykit.errors import DataError
 from deploykit.files import artifacts, paths
-from deploykit.pipeline import teaching
+from deploykit.pipeline import handing_in, teaching
 from deploykit.pipeline.made import path_or_none
 from deploykit.pipeline.opening import open_model
 from deploykit.recipes.describing import NOTHING
@@ -26,7 +26,7 @@ from deploykit.tasks.task import Result
 from deploykit.values import SCHEMA_VERSION, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from deploykit.data.preprocess import Pixels
     from deploykit.pipeline.made import StrPath
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from deploykit.recipes.describing import Description
     from deploykit.tasks import AnyTask
     from deploykit.values import Json, Progress
+
+    _Write = Callable[[object, tuple[int, int], Sequence[str]], None]
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class PredictOptions:
     threads: int = 0
     about: Description = NOTHING
     """What the files do not say themselves."""
+    predictions: StrPath | None = None
+    """Folder for what the model finds, in the files that the makers of a data set take."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,9 @@ def predict(  # noqa: PLR0913 - two models' worth of nouns and the verbs' common
     Raises: InputError, OutputError, BackendError; OptionError for models of two tasks.
     """
     wanted, folder = options or PredictOptions(), Path(output)
-    chosen = [sample for given in inputs for sample in _samples(given)]
+    sets = [_dataset(given) for given in inputs]
+    chosen = [sample for data in sets for sample in data.samples]
+    writers = [writer for data in sets for writer in _writers(data, wanted.predictions)]
     places = _places(chosen, folder)
     against = path_or_none(wanted.against)
     reads = {str(given): Path(given) for given in inputs if Path(given).is_file()}
@@ -169,26 +175,35 @@ def predict(  # noqa: PLR0913 - two models' worth of nouns and the verbs' common
     if against is not None:
         models.append(load(against, replace(wanted, backend=None), task=task))
         teaching.check_alike([each.model for each in models], [each.task for each in models])
-    return tuple(
-        _predicted(models, sample, place)
-        for sample, place in progress(zip(chosen, places, strict=True), "images", len(chosen))
-    )
+    rows = zip(chosen, places, writers, strict=True)
+    return tuple(_predicted(models, *row) for row in progress(rows, "images", len(chosen)))
 
 
-def _samples(given: StrPath) -> Sequence[Sample]:
+def _writers(data: Dataset, folder: StrPath | None) -> list[_Write | None]:
+    """Return, for each image, what writes a result as the makers of the data set take it.
+
+    Raises: OptionError where there is a folder for them and nobody takes them; OutputError.
+    """
+    if folder is None:
+        return [None] * len(data.samples)
+    write = handing_in.benchmark(data).write
+    return [partial(write, artifacts.made(Path(folder)), sample.name) for sample in data.samples]
+
+
+def _dataset(given: StrPath) -> Dataset:
     """Return the images that a word of the user's names. Raises: DataError."""
     path = Path(given)
     if path.is_dir():
-        return sources.dataset(f"folder:{given}").samples
+        return sources.dataset(f"folder:{given}")
     name, colon, _ = str(given).partition(":")
     if colon and not path.exists() and (name in SOURCES.shipped() or name.endswith(".py")):
-        return sources.dataset(str(given)).samples
+        return sources.dataset(str(given))
     if not path.is_file():
         raise DataError(
             f"no such image: {given}",
             expected="image files, folders of them, or SOURCE:LOCATION",
         )
-    return [Sample(path.name, partial(images.decode, path))]
+    return Dataset(path.name, [Sample(path.name, partial(images.decode, path))])
 
 
 def _places(chosen: Sequence[Sample], folder: Path) -> list[tuple[Path, Path]]:
@@ -204,13 +219,18 @@ def _places(chosen: Sequence[Sample], folder: Path) -> list[tuple[Path, Path]]:
     return found
 
 
-def _predicted(models: Sequence[Predictor], sample: Sample, place: tuple[Path, Path]) -> Prediction:
+def _predicted(
+    models: Sequence[Predictor], sample: Sample, place: tuple[Path, Path], write: _Write | None
+) -> Prediction:
     """Return what models find in one image, after it was written."""
     pixels = sample.read()
     found = [model(pixels) for model in models]
     apart = _apart(found)
     picture = sheets.sheet(_cells(models, pixels, found, apart))
-    data = _data(models, sample, (pixels.shape[0], pixels.shape[1]), (found, apart))
+    size = (pixels.shape[0], pixels.shape[1])
+    data = _data(models, sample, size, (found, apart))
+    if write is not None:
+        write(found[0], size, models[0].class_names)
     with artifacts.replacing(place[0]) as temporary:
         Image.fromarray(picture).save(temporary, "PNG")
     artifacts.write_text(place[1], json.dumps(data, sort_keys=True) + "\n")
