@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploykit.networks.detectors import dense_family, two_stage_models
+from deploykit.networks.detectors import two_stage_contract as contract
 from deploykit.networks.detectors import two_stage_family as family
 from deploykit.recipes.recipe import Recipe
 
@@ -32,7 +33,7 @@ MARKS = ("rpn.head.", "rpn_head.")
 recipe = Recipe(
     name="faster_rcnn",
     task="detection",
-    variants=family.variants(
+    variants=contract.variants(
         (
             *two_stage_models.COMMON,
             two_stage_models.V2,

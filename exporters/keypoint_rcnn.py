@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploykit.networks.detectors import dense_family, two_stage_models
+from deploykit.networks.detectors import two_stage_contract as contract
 from deploykit.networks.detectors import two_stage_family as family
 from deploykit.recipes.recipe import Recipe
 from deploykit.tasks.outputs import Output
@@ -33,7 +34,7 @@ MARKS = ("rpn.head.", "rpn_head.")
 recipe = Recipe(
     name="keypoint_rcnn",
     task="keypoints",
-    variants=family.variants(two_stage_models.COMMON),
+    variants=contract.variants(two_stage_models.COMMON),
     build=build,
     identify=identify,
     adapt=family.adapt,

@@ -74,6 +74,7 @@ MultiscaleRoiAlignParams params(const Call& call) {
   p.first_level = values.integer("first_level");
   p.level_epsilon = values.number("level_epsilon");
   p.epsilon_inside = values.integer("epsilon_inside");
+  p.inclusive = values.integer("inclusive");
   p.input_scale = values.number("input_scale");
   p.output_scale = values.number("output_scale");
   return p;
@@ -109,6 +110,7 @@ const Op& described() {
                       {"first_level", Kind::kInt, 0, 10},
                       {"level_epsilon", Kind::kFloat, 0, 0.01},
                       {"epsilon_inside", Kind::kInt, 0, 1},
+                      {"inclusive", Kind::kInt, 0, 1},
                       {"input_scale", Kind::kFloat, 0, kFinite, {}, true},
                       {"output_scale", Kind::kFloat, 0, kFinite, {}, true}},
                      {{Type::kFloat32, 3}, {Type::kInt32, 1}, {Type::kFeatures, 4}},

@@ -30,6 +30,7 @@ struct MultiscaleRoiAlignParams {
   int first_level;
   float level_epsilon;
   int epsilon_inside;  // 1: added to the ratio of sizes, 0: to its logarithm
+  int inclusive;       // 1: both ends of a box are inside, which makes its sides 1 longer for the level
   float input_scale;   // of INT8 features: value = stored * scale
   float output_scale;
 };
@@ -79,7 +80,9 @@ __host__ __device__ inline unsigned shared_bytes(const MultiscaleRoiAlignParams&
 
 // The level of a box, 0 the finest: how many levels' smallest sizes it reaches.
 __device__ inline int level_of(const MultiscaleRoiAlignParams& p, const float* box) {
-  const float area = __fmul_rn(__fsub_rn(box[2], box[0]), __fsub_rn(box[3], box[1]));
+  const float more = static_cast<float>(p.inclusive);
+  const float area = __fmul_rn(__fadd_rn(__fsub_rn(box[2], box[0]), more),
+                               __fadd_rn(__fsub_rn(box[3], box[1]), more));
   const float ratio = __fdiv_rn(sqrtf(area), p.canonical_size);
   int level = 0;
   for (int l = 1; l < p.levels; ++l) {

@@ -85,7 +85,7 @@ def fake(
 
 def _level(boxes: Tensor, levels: int, attributes: Mapping[str, Any]) -> Tensor:
     """Return the level of each box, int64[B, R], 0 the finest."""
-    sides = boxes[..., 2:] - boxes[..., :2]
+    sides = boxes[..., 2:] - boxes[..., :2] + attributes["inclusive"]
     ratio = sides.prod(-1).sqrt() / attributes["canonical_size"]
     epsilon = attributes["level_epsilon"]
     power = (ratio + epsilon).log2() if attributes["epsilon_inside"] else ratio.log2() + epsilon
@@ -276,6 +276,8 @@ def _level_body(op: Tape, flat: ir.Value, levels: int, attributes: Mapping[str, 
     """Return the level of each box, int64[n]: how many levels' smallest sizes it reaches."""
     low, high = op.Split(flat, num_outputs=2, axis=1, outputs=2)
     sides = op.Sub(high, low)
+    if attributes["inclusive"]:
+        sides = op.Add(sides, 1.0)
     ratio = op.Div(op.Sqrt(op.ReduceProd(sides, [1], keepdims=1)), attributes["canonical_size"])
     epsilon = attributes["level_epsilon"]
     first = attributes["first_level"] - attributes["canonical_level"]
@@ -355,7 +357,7 @@ class Params(ctypes.Structure):
         ("canonical_size", ctypes.c_float),
         *((name, ctypes.c_int) for name in ("canonical_level", "first_level")),
         ("level_epsilon", ctypes.c_float),
-        ("epsilon_inside", ctypes.c_int),
+        *((name, ctypes.c_int) for name in ("epsilon_inside", "inclusive")),
         *((name, ctypes.c_float) for name in ("input_scale", "output_scale")),
     )
 
@@ -363,6 +365,7 @@ class Params(ctypes.Structure):
 _VALUES = (
     *("output_height", "output_width", "sampling_ratio", "aligned", "canonical_size"),
     *("canonical_level", "first_level", "level_epsilon", "epsilon_inside"),
+    "inclusive",
 )
 """Attributes that go into the parameters as they are."""
 
@@ -401,6 +404,7 @@ plugin = Plugin(
         Attribute("first_level", 2, "0 to 10", lambda v: 0 <= v <= 10),
         Attribute("level_epsilon", 1e-6, "0 to 0.01", lambda v: 0 <= v <= 0.01),
         Attribute("epsilon_inside", 0, "0 or 1", lambda v: v in (0, 1)),
+        Attribute("inclusive", 0, "0 or 1", lambda v: v in (0, 1)),
     ),
     reference=reference,
     fake=fake,

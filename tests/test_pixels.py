@@ -223,6 +223,19 @@ def test_detectron2s_sides_are_alike_for_every_image(height: int, width: int) ->
     assert prepared.fit(height, width).sides == expected
 
 
+@settings(max_examples=300, deadline=None)
+@given(height=st.integers(1, 4000), width=st.integers(1, 4000))
+def test_maskrcnn_benchmarks_sides_are_alike_for_every_image(height: int, width: int) -> None:
+    """Its short side is rounded where the long one is above 1333, and the other is cut off."""
+    prepared = preprocess("mask_scoring_rcnn", "maskrcnn_benchmark_resnet50_fpn")
+    size, least, most = 800, min(height, width), max(height, width)
+    if most / least * size > 1333:
+        size = max(1, round(1333 * least / most))
+    other = max(1, int(size * most / least))
+    expected = (size, other) if height <= width else (other, size)
+    assert prepared.scaled(height, width)[1] == expected
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_the_caffe_detectors_see_cv2s_bilinear_by_a_factor(size: tuple[int, int]) -> None:
     prepared = replace(preprocess("faster_rcnn_vgg16", "vgg16"), canvases=((1000, 600),))

@@ -40,6 +40,8 @@ EXACT, HALF = 1e-5, 2.0**-10
 FPN = (1 / 4, 1 / 8, 1 / 16, 1 / 32)
 DETECTRON2 = {"aligned": 1, "sampling_ratio": 0, "level_epsilon": 1e-8, "epsilon_inside": 1}
 MMCV = {"canonical_size": 56.0, "canonical_level": 0, "first_level": 0, "epsilon_inside": 1}
+BENCHMARK = {"inclusive": 1, "epsilon_inside": 1}
+"""maskrcnn-benchmark: a box from 3 to 3 is one pixel wide."""
 SIZE = (200, 296)
 """Of the image, in pixels."""
 ATTRIBUTES: tuple[dict[str, Any], ...] = (
@@ -49,6 +51,7 @@ ATTRIBUTES: tuple[dict[str, Any], ...] = (
     {"spatial_scales": FPN, "output_height": 14, "output_width": 14, "canonical_size": 64.0},
     {"spatial_scales": (*FPN, 1 / 64), "canonical_size": 60.0, "sampling_ratio": 3},
     {"spatial_scales": FPN, **DETECTRON2, "canonical_size": 80.0},
+    {"spatial_scales": FPN, **BENCHMARK, "canonical_size": 70.0},
     {"spatial_scales": FPN, **MMCV, "output_height": 5},
     {"spatial_scales": FPN[1:], "first_level": 3, "canonical_size": 100.0, "sampling_ratio": 0},
     {"spatial_scales": FPN[:2], "mode": "max", "canonical_size": 50.0, "canonical_level": 3},
@@ -75,7 +78,11 @@ def features(seed: int, images: int, a: Mapping[str, Any], channels: int = 2) ->
 
 
 def levels(boxes: Array, a: Mapping[str, Any]) -> Array:
-    """Return the level of boxes float32[n, 4], as torchvision or detectron2 say."""
+    """Return the level of boxes float32[n, 4], as torchvision or detectron2 say.
+
+    Where both ends are inside, as maskrcnn-benchmark says, a box reaches one pixel further.
+    """
+    boxes = boxes + np.float32(a["inclusive"]) * np.array([0, 0, 1, 1], np.float32)
     first, last = a["first_level"], a["first_level"] + len(a["spatial_scales"]) - 1
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     boxes = np.where(area[:, None] > 0, boxes, np.array([0, 0, 1e-6, 1e-6], np.float32))
@@ -183,7 +190,7 @@ class Params(ctypes.Structure):
         ("canonical_level", ctypes.c_int),
         ("first_level", ctypes.c_int),
         ("level_epsilon", ctypes.c_float),
-        ("epsilon_inside", ctypes.c_int),
+        *((name, ctypes.c_int) for name in ("epsilon_inside", "inclusive")),
         ("input_scale", ctypes.c_float),
         ("output_scale", ctypes.c_float),
     )
@@ -372,6 +379,14 @@ def test_boxes_at_the_limits_are_read_from_detectron2s_and_mmcvs_level(run: Run)
 
 
 @pytest.mark.parametrize("run", every_form())
+def test_boxes_at_the_limits_are_read_from_maskrcnn_benchmarks_level(run: Run) -> None:
+    """floor(4 + log2((side + 1) / 224 + 1e-6)) - 2."""
+    wanted = np.clip(np.floor(4 + np.log2(np.array(SIDES) / 224 + 1e-6)), 2, 5) - 2
+    ends = [side - 1 for side in SIDES]
+    assert found_levels(run, squares(ends), BENCHMARK) == wanted.tolist()
+
+
+@pytest.mark.parametrize("run", every_form())
 def test_boxes_without_area_are_read_from_the_first_level(run: Run) -> None:
     boxes = np.array([[9, 9, 9, 99], [9, 99, 200, 9], [200, 9, 9, 99], [9, 9, 9, 9], [0, 0, 0, 0]])
     assert found_levels(run, boxes, {"canonical_size": 20.0}) == [0] * 5
@@ -423,6 +438,7 @@ def anything(draw: st.DrawFn) -> tuple[Regions, Maps, dict[str, Any]]:
         "first_level": draw(st.integers(0, 10)),
         "level_epsilon": draw(st.sampled_from([0.0, 1e-6, 0.01])),
         "epsilon_inside": draw(st.integers(0, 1)),
+        "inclusive": draw(st.integers(0, 1)),
     }
     rng = np.random.default_rng(draw(st.integers(0, 9)))
     maps = [rng.standard_normal((len(found.boxes), 2, *size)) for size in sizes]

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from deploykit.data import sides
 from deploykit.data.resizing import Interpolation, Resampler, grey, resized
+from deploykit.data.sides import Rounding
 from deploykit.errors import DataError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -30,9 +32,6 @@ boxes without area."""
 Resize: TypeAlias = Literal["letterbox", "corner", "stretch", "crop"]
 Channels: TypeAlias = Literal["RGB", "BGR", "GREY"]
 """GREY: one channel, the luminance of ITU-R 601 in whole levels, as Pillow and cv2 have it."""
-Rounding: TypeAlias = Literal["down", "even", "half-up"]
-"""Of the scaled sides: to the whole number below, to the nearest (a half to the even one), to the
-nearest (a half to the one above)."""
 Centre: TypeAlias = Literal["lower", "even"]
 """The first pixel of what is centred, where an odd number is left: half of it less 0.1 rounded, so
 that the odd pixel follows the image, or half of it rounded to the even number."""
@@ -40,11 +39,6 @@ Mapping: TypeAlias = Literal["sides", "ratio"]
 """How boxes come back: by the rounded sides and the whole pixels beside them, or by the scale and
 the margins before any rounding."""
 
-_ROUNDED: dict[Rounding, Callable[[float], int]] = {
-    "down": int,
-    "even": round,
-    "half-up": lambda side: int(side + 0.5),
-}
 _LOWER = 0.1
 _CHOICES: dict[str, tuple[object, ...]] = {
     "resize": get_args(Resize),
@@ -202,21 +196,14 @@ class Preprocess:
         if self.limits is None:
             ratio = self._largest(height, width)
         else:
-            short, long = self.limits
-            ratio = short / min(height, width)
-            if self.rounding == "half-up":  # detectron2 rounds what two factors give
-                least = min(height, width)
-                high, wide = (short if side == least else side * ratio for side in (height, width))
-                more = min(1.0, long / max(high, wide))
-                return ratio * more, (self._rounded(high * more), self._rounded(wide * more))
-            reach = max(height, width) * ratio  # the Caffe detectors compare the rounded side
-            if (round(reach) if self.rounding == "even" else reach) > long:
-                ratio = long / max(height, width)
+            return sides.limited(height, width, self.limits, self._rounding())
         return ratio, (self._rounded(height * ratio), self._rounded(width * ratio))
 
     def _rounded(self, side: float) -> int:
-        rounding = self.rounding or ("down" if self.resize == "corner" else "even")
-        return max(1, _ROUNDED[rounding](side))
+        return sides.rounded(side, self._rounding())
+
+    def _rounding(self) -> Rounding:
+        return self.rounding or ("down" if self.resize == "corner" else "even")
 
     def _cropped(self, height: int, width: int) -> Fit:
         out_h, out_w = self.size

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from deploykit.data.preprocess import Centre, Channels, Mapping, Resize, Rounding
+from deploykit.data.preprocess import Centre, Channels, Mapping, Resize
 from deploykit.data.resizing import Interpolation, Resampler
+from deploykit.data.sides import Rounding
 from deploykit.files import schema
 from deploykit.files.schema import (
     anything,

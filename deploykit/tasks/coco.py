@@ -75,6 +75,8 @@ class _Kept(NamedTuple):
     """Of the results: compressed run lengths; none where masks do not count."""
     points: Floats | None
     """Of the results: float32[N, K, 3]."""
+    worth: Floats | None
+    """Of the results: float32[N], by which their masks are ranked; None: by `rows`."""
 
 
 class AveragePrecision:
@@ -134,6 +136,7 @@ class AveragePrecision:
             coco_rows.rows(truth.image_id, result, self._ids),
             _segments(result, size) if "segm" in self._parts else (),
             result.keypoints if "keypoints" in self._parts else None,
+            result.mask_scores if "segm" in self._parts else None,
         )
         self._kept.append(kept)
 
@@ -216,9 +219,12 @@ class AveragePrecision:
             if part == "keypoints":
                 points = kept.points
                 values = [] if points is None else [list(p.ravel().astype(float)) for p in points]
-            for row, value in zip(kept.rows, values, strict=True):
+            ranks = kept.rows[:, 5]
+            if part == "segm" and kept.worth is not None:
+                ranks = kept.worth.astype(np.float64)
+            for row, score, value in zip(kept.rows, ranks.tolist(), values, strict=True):
                 links = {"image_id": int(row[0]), "category_id": int(row[6])}
-                yield {**links, "score": float(row[5]), field: value}
+                yield {**links, "score": score, field: value}
 
 
 def _sides(size: Size | None) -> str:

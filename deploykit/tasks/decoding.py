@@ -115,7 +115,8 @@ def padded(outputs: Mapping[str, Floats], geometries: Sequence[Geometry]) -> lis
 
     outputs: `boxes` float32[batch, M, 4] in input pixels, `scores` and `classes` [batch, M],
     `count` [batch]: how many rows are objects; where the model has them `masks`
-    float32[batch, M, S, S] and `keypoints` float32[batch, M, K, S, S], logits over the boxes.
+    float32[batch, M, S, S], `mask_scores` [batch, M] and `keypoints` float32[batch, M, K, S, S],
+    logits over the boxes.
     Objects that lie wholly beside the image are left out.
     Raises: ProofError where an object holds NaN or infinity.
     """
@@ -138,6 +139,10 @@ def _image(outputs: Mapping[str, Floats], i: int, geometry: Geometry) -> Detecti
     if "masks" in rows:
         frames = geometry.unclipped(rows["boxes"])
         found = replace(found, masks=rows["masks"], frames=frames)
+    if "mask_scores" in rows:
+        if not np.isfinite(rows["mask_scores"]).all():
+            raise not_finite("the score of an object's mask is NaN or infinity")
+        found = replace(found, mask_scores=rows["mask_scores"])
     if "keypoints" in rows:
         points = heatmaps.locate(rows["keypoints"], rows["boxes"])
         points[..., :2] = geometry.unclipped(np.tile(points[..., :2], 2))[..., :2]

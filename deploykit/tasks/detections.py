@@ -45,6 +45,8 @@ class Detections:
     None: `boxes`."""
     pasting: Pasting = "rounded"
     """How `masks` are brought to pixels, see `tasks.masks`."""
+    mask_scores: Floats | None = None
+    """float32[N], what masks are ranked by; None: `scores`."""
     keypoints: Floats | None = None
     """float32[N, K, 3]: x, y in pixels of the original image, and a score (a logit)."""
 
@@ -104,6 +106,9 @@ class Detections:
         ]
         for one, counts in zip(found, self.run_lengths(size), strict=False):
             one["mask"] = {"size": list(size), "counts": counts}
+        worth = () if self.mask_scores is None else self.mask_scores.tolist()
+        for one, score in zip(found, worth, strict=False):
+            one["mask_score"] = score
         for one, points in zip(
             found, () if self.keypoints is None else self.keypoints, strict=False
         ):

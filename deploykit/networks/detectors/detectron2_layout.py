@@ -81,11 +81,6 @@ def adapt(state: StateDict) -> dict[str, Tensor]:
     return {key: _reordered(key, value) for key, value in renamed.items()} | {MARK: torch.empty(0)}
 
 
-def is_adapted(state: StateDict) -> bool:
-    """Return whether a state dict comes from `adapt`."""
-    return MARK in state
-
-
 def _renamed(key: str) -> str:
     key = _CELLS.sub(r"cell_anchors_\1", key)
     for pattern, name in _NAMES:
@@ -117,16 +112,24 @@ def stored(state: StateDict, wanted: Sizes) -> dict[str, Plain]:
         away = [np.abs(mean - np.resize(known, mean.shape)).max() for known in _MEANS.values()]
         if min(away) < max(away):
             found["channels"] = list(_MEANS)[int(np.argmin(away))]
+    return found | stored_anchors(state, wanted)
+
+
+def stored_anchors(state: StateDict, wanted: Sizes) -> dict[str, Plain]:
+    """Return the anchors of the first cell of each level, where a state dict has them.
+
+    Raises: CheckpointError where they are not those of the weights.
+    """
     cells = [state[f"cell_anchors_{i}"] for i in range(len(state)) if f"cell_anchors_{i}" in state]
-    if cells:
-        levels = len(wanted.stages) + 1
-        if [tuple(c.shape) for c in cells] != [(wanted.anchors, 4)] * levels:
-            raise CheckpointError(
-                f"anchors of the shapes {[list(c.shape) for c in cells]}",
-                expected=f"{levels} levels of [{wanted.anchors}, 4], as the weights say",
-            )
-        found["anchors"] = frozen([c.tolist() for c in cells])
-    return found
+    if not cells:
+        return {}
+    levels = len(wanted.stages) + 1
+    if [tuple(c.shape) for c in cells] != [(wanted.anchors, 4)] * levels:
+        raise CheckpointError(
+            f"anchors of the shapes {[list(c.shape) for c in cells]}",
+            expected=f"{levels} levels of [{wanted.anchors}, 4], as the weights say",
+        )
+    return {"anchors": frozen([c.tolist() for c in cells])}
 
 
 _MEANS = {"BGR": MEAN_BGR, "RGB": MEAN_BGR[::-1]}
@@ -136,14 +139,26 @@ _X101_STD = (57.375, 57.12, 58.395)
 def choices(variant: str, stored: Mapping[str, Plain]) -> dict[str, Choice]:
     """Return the settings that its own names do not share with torchvision's."""
     grouped = "resnext" in variant
-    found = {
-        "mean": Choice(MEAN_BGR, "mean", identity.three),
-        "std": Choice(_X101_STD if grouped else (1.0, 1.0, 1.0), "deviation", identity.three),
+    std = _X101_STD if grouped else (1.0, 1.0, 1.0)
+    return colour_choices(MEAN_BGR, std, grouped=grouped) | anchors_of(stored)
+
+
+def colour_choices(
+    mean: tuple[float, ...], std: tuple[float, ...], *, grouped: bool
+) -> dict[str, Choice]:
+    """Return the settings of the images, and of the strides in a body."""
+    return {
+        "mean": Choice(mean, "mean", identity.three),
+        "std": Choice(std, "deviation", identity.three),
         "channels": Choice("BGR", "channels", _order),
         "stride_in_1x1": Choice(not grouped, "strides in the 1x1 convolutions", identity.truth),
     }
+
+
+def anchors_of(stored: Mapping[str, Plain]) -> dict[str, Choice]:
+    """Return the setting of the anchors, where a file holds them."""
     anchors = stored.get("anchors")
-    return found | ({"anchors": Choice(anchors, "anchors", lambda v: v)} if anchors else {})
+    return {"anchors": Choice(anchors, "anchors", lambda v: v)} if anchors else {}
 
 
 def _order(value: Plain) -> str:

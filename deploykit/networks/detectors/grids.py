@@ -88,9 +88,15 @@ def limits(size: Size, image_sizes: Tensor | None) -> Tensor:
     return image_sizes.flip(1).repeat(1, 2)
 
 
-def clipped(boxes: Tensor, limit: Tensor) -> Tensor:
-    """Return boxes [B, ..., 4] inside their images, see `limits`."""
+def clipped(boxes: Tensor, limit: Tensor, least: float = 0.0) -> Tensor:
+    """Return boxes [B, ..., 4] inside their images, see `limits`.
+
+    least: that both sides keep of a box that lies beside its image.
+    """
     each = (
         limit.to(boxes.dtype) if limit.ndim == 1 else limit.reshape(-1, *(1,) * (boxes.ndim - 2), 4)
     )
-    return boxes.clamp(min=0).minimum(each)
+    if not least:
+        return boxes.clamp(min=0).minimum(each)
+    first, last = torch.tensor([0.0, 0.0, least, least]), torch.tensor([least, least, 0.0, 0.0])
+    return boxes.maximum(first).minimum(each - last)

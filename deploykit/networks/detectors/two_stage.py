@@ -38,6 +38,9 @@ class Sampling:
     """0: as many samples as the RoI has cells."""
     level_epsilon: float = 1e-6
     epsilon_inside: int = 0
+    inclusive: int = 0
+    """1: the ends of a box are pixels, both inside, so its sides are x2 - x1 + 1. Between the heads
+    boxes are edges then, x2 and y2 one pixel further: all else is as for others."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,10 @@ class Pooler(nn.Module):
 class Proposals(nn.Module):
     """From what the RPN says of all anchors to the proposals."""
 
-    def __init__(self, rpn: Any) -> None:  # noqa: ANN401 - torchvision ships no types
-        """Take the limits of torchvision's RPN."""
+    def __init__(self, rpn: Any, inside: int = 0) -> None:  # noqa: ANN401 - torchvision ships no types
+        """Take the limits of torchvision's RPN; inside: see `Sampling.inclusive`."""
         super().__init__()
+        self.inside = inside
         self.entering, self.most = rpn.pre_nms_top_n(), rpn.post_nms_top_n()
         self.iou, self.score, self.least = rpn.nms_thresh, rpn.score_thresh, rpn.min_size
 
@@ -119,7 +123,8 @@ class Proposals(nn.Module):
         count = min(self.entering, level.anchors.shape[0])
         logits, index = level.logits.squeeze(-1).topk(count)
         anchors = dense.constant_rows(level.anchors, index)
-        boxes = grids.clipped(grids.moved(dense.rows(level.deltas, index), anchors), limit)
+        moved = grids.moved(dense.rows(level.deltas, index), anchors)
+        boxes = grids.clipped(moved, limit, self.inside)
         sides = boxes[..., 2:] - boxes[..., :2]
         scores = torch.where((sides >= self.least).all(-1), logits.sigmoid(), NOTHING)
         return self._padded(boxes, scores)
@@ -148,9 +153,10 @@ class Proposals(nn.Module):
 class Detections(nn.Module):
     """From what the box head says of the proposals to the detections."""
 
-    def __init__(self, heads: Any) -> None:  # noqa: ANN401 - torchvision ships no types
-        """Take the limits of torchvision's RoI heads."""
+    def __init__(self, heads: Any, inside: int = 0) -> None:  # noqa: ANN401 - torchvision ships no types
+        """Take the limits of torchvision's RoI heads; inside: see `Sampling.inclusive`."""
         super().__init__()
+        self.inside = inside
         self.weights = tuple(heads.box_coder.weights)
         self.limits = dense.Limits(
             heads.score_thresh, heads.nms_thresh, dense.MOST, heads.detections_per_img
@@ -167,7 +173,8 @@ class Detections(nn.Module):
         count, classes = int(rois.boxes.shape[1]), int(logits.shape[1]) - 1
         scores = logits.softmax(-1)[:, 1:].reshape(-1, count, classes)
         moves = deltas.reshape(-1, count, classes + 1, 4)[:, :, 1:]
-        boxes = grids.clipped(grids.moved(moves, rois.boxes.unsqueeze(2), self.weights), limit)
+        moved = grids.moved(moves, rois.boxes.unsqueeze(2), self.weights)
+        boxes = grids.clipped(moved, limit, self.inside)
         present = torch.arange(count) < rois.count.unsqueeze(1)
         sides = boxes[..., 2:] - boxes[..., :2]
         found = present.unsqueeze(-1) & (sides >= self.least).all(-1)
@@ -178,7 +185,7 @@ class Detections(nn.Module):
 
 
 class TwoStage(nn.Module):
-    """Faster R-CNN, and Mask or Keypoint R-CNN where the model has such a head."""
+    """Faster R-CNN, and Mask, Mask Scoring or Keypoint R-CNN where the model has such heads."""
 
     def __init__(self, model: Any, sampling: Sampling = Sampling()) -> None:  # noqa: ANN401 - torchvision ships no types
         """Take the trained parts of torchvision's model, under their names; it goes to eval mode.
@@ -191,17 +198,20 @@ class TwoStage(nn.Module):
         self.backbone, self.rpn, self.roi_heads = model.backbone, model.rpn, model.roi_heads
         self.cells = [cell.numpy() for cell in model.rpn.anchor_generator.cell_anchors]
         self.steps: tuple[int, ...] | None = None
-        self.propose, self.select = Proposals(model.rpn), Detections(model.roi_heads)
+        self.propose = Proposals(model.rpn, sampling.inclusive)
+        self.select = Detections(model.roi_heads, sampling.inclusive)
         self.score_threshold = model.roi_heads.score_thresh
         self.sampling = sampling
 
     def forward(self, images: Tensor, image_sizes: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Return boxes, scores, classes, count[, masks][, keypoints] of float32[B, 3, H, W].
+        """Return boxes, scores, classes, count[, masks[, mask_scores]][, keypoints].
 
+        images: float32[B, 3, H, W].
         image_sizes: float32[B, 2], height and width of the images at the top left of the inputs;
         None: as large as these.
         masks: float32[B, M, S, S], 0 to 1, of each object's class over its box. keypoints:
-        float32[B, M, K, S, S], logits over its box. Both are 0 in the padding.
+        float32[B, M, K, S, S], logits over its box. mask_scores: float32[B, M]. All are 0 in the
+        padding.
         """
         size = (int(images.shape[2]), int(images.shape[3]))
         limit = grids.limits(size, image_sizes)
@@ -210,19 +220,34 @@ class TwoStage(nn.Module):
         rois = self.propose(self._levels(list(maps.values()), size), limit)
         x = heads.box_head(self._pool(heads.box_roi_pool, maps, rois, size))
         found = self.select(*heads.box_predictor(x), rois, limit, self.score_threshold)
-        boxes, _, classes, count = found
-        objects = Rois(boxes, count)
+        objects = Rois(found[0], found[3])
         if heads.mask_roi_pool is not None:
-            x = objects.packed(self._pool(heads.mask_roi_pool, maps, objects, size))
-            logits = heads.mask_predictor(heads.mask_head(x))
-            labels = objects.packed(classes.flatten())
-            masks = _masks(logits, labels, heads.mask_predictor.conv5_mask)
-            found = (*found, objects.unpacked(masks))
+            pooled = objects.packed(self._pool(heads.mask_roi_pool, maps, objects, size))
+            found = (*found, *self._masked(pooled, objects, found))
         if heads.keypoint_roi_pool is not None:
             x = objects.packed(self._pool(heads.keypoint_roi_pool, maps, objects, size))
             heatmaps = heads.keypoint_predictor(heads.keypoint_head(x))
             found = (*found, objects.unpacked(heatmaps))
+        if self.sampling.inclusive:  # the padding stays zero
+            found = (self._ends(found[0]).clamp(min=0), *found[1:])
         return cast("tuple[Tensor, ...]", found)
+
+    def _masked(self, pooled: Tensor, objects: Rois, found: tuple[Tensor, ...]) -> list[Tensor]:
+        """Return the masks, and where there is a head for it what each is worth."""
+        heads, (_, scores, classes, _) = self.roi_heads, found
+        logits = heads.mask_predictor(heads.mask_head(pooled))
+        labels = objects.packed(classes.flatten())
+        masks = _masks(logits, labels, heads.mask_predictor.conv5_mask)
+        made = [objects.unpacked(masks)]
+        if hasattr(heads, "maskiou"):
+            worth = objects.unpacked(heads.maskiou(pooled, masks, labels))
+            made.append(scores * worth.squeeze(-1))
+        return made
+
+    def _ends(self, boxes: Tensor) -> Tensor:
+        """Return boxes whose ends are as the family has them, see `Sampling.inclusive`."""
+        inside = float(self.sampling.inclusive)
+        return boxes - torch.tensor([0.0, 0.0, inside, inside]) if inside else boxes
 
     def _levels(self, maps: Sequence[Tensor], size: Size) -> list[dense.Level]:
         """Return what the RPN says of each level's anchors."""
@@ -237,6 +262,7 @@ class TwoStage(nn.Module):
         """Return the features of RoIs as one of torchvision's poolers would."""
         chosen = [maps[name] for name in pooler.featmap_names if name in maps]
         strides = [2 ** round(math.log2(size[0] / int(m.shape[2]))) for m in chosen]
+        rois = Rois(self._ends(rois.boxes), rois.count)
         return cast("Tensor", Pooler(pooler.output_size, strides, self.sampling)(chosen, rois))
 
 

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from deploykit.data.preprocess import Preprocess
 from deploykit.errors import CheckpointError, unknown_name
-from deploykit.networks.detectors import dense_family, detectron2_layout
+from deploykit.networks.detectors import dense_family, detectron2_layout, layouts
+from deploykit.networks.detectors import two_stage_contract as contract
 from deploykit.networks.detectors.settings import Knob, agree, apply, choices
 from deploykit.networks.detectors.two_stage import TwoStage
 from deploykit.networks.detectors.two_stage_models import (
     COMMON,
-    DETECTRON2,
     EPS0,
     LIGHT,
     MOBILE,
@@ -34,12 +33,10 @@ from deploykit.networks.reparam import Phases, fold
 from deploykit.networks.states import outputs
 from deploykit.recipes import identity
 from deploykit.recipes.identity import Facts, Found, Setting, assumptions, resolve
-from deploykit.recipes.recipe import KeepFloat, Variant
 from deploykit.tasks import masks
-from deploykit.values import Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from deploykit.networks.detectors.settings import Levels, Model
     from deploykit.networks.detectors.two_stage_models import Head
@@ -77,10 +74,11 @@ def network(variant: str, classes: int, head: Head) -> TwoStage:
     classes: the background not among them.
     """
     made = model(variant, Sizes(classes), head)
-    if variant not in DETECTRON2:
+    layout = layouts.of_variant(variant)
+    if layout is None:
         return TwoStage(made).eval()
-    settings = resolve(detectron2_layout.choices(variant, {}), Facts())
-    return detectron2_layout.network(made, settings, {}).eval()
+    settings = resolve(layout.choices(variant, {}), Facts())
+    return layout.network(made, settings, {}).eval()
 
 
 def deploy(network: nn.Module) -> nn.Module:
@@ -100,12 +98,13 @@ _OLD = (
 
 
 def adapt(state: StateDict) -> StateDict:
-    """Return `state` with the keys of torchvision 0.13 or later, from older ones or detectron2's.
+    """Return `state` with the keys of torchvision 0.13 or later, from older ones or others'.
 
     The published COCO_V1 files have the older ones.
     """
-    if detectron2_layout.is_own(state):
-        return detectron2_layout.adapt(state)
+    layout = layouts.of_names(state)
+    if layout is not None:
+        return layout.adapt(state)
     return {_renamed(key): value for key, value in dense_family.adapt(state).items()}
 
 
@@ -117,8 +116,16 @@ def _renamed(key: str) -> str:
 
 _PREDICTORS: Mapping[str, str] = {
     "masks": "roi_heads.mask_predictor.",
+    "mask_scores": "roi_heads.maskiou.",
     "keypoints": "roi_heads.keypoint_predictor.",
 }
+_HAS: Mapping[Head, set[str]] = {
+    "boxes": set(),
+    "masks": {"masks"},
+    "mask_scores": {"masks", "mask_scores"},
+    "keypoints": {"keypoints"},
+}
+"""Head -> those of `_PREDICTORS` that its networks have."""
 
 
 def identify(state: StateDict, facts: Facts, head: Head) -> Found | None:
@@ -129,7 +136,7 @@ def identify(state: StateDict, facts: Facts, head: Head) -> Found | None:
     """
     found = {kind for kind, key in _PREDICTORS.items() if any(k.startswith(key) for k in state)}
     classes = outputs(state, "roi_heads.box_predictor.cls_score.weight")
-    if classes is None or found != {head} - {"boxes"} or "rpn.head.cls_logits.weight" not in state:
+    if classes is None or found != _HAS[head] or "rpn.head.cls_logits.weight" not in state:
         return None
     own_variant = _variant(state, facts)
     variant = facts.variant or own_variant
@@ -138,14 +145,14 @@ def identify(state: StateDict, facts: Facts, head: Head) -> Found | None:
     _check_variant(variant, head, facts)
     _check_kin(variant, own_variant)
     wanted = sizes(state, classes - 1)
-    own = detectron2_layout.is_adapted(state)
-    stored = detectron2_layout.stored(state, wanted) if own else {}
+    layout = layouts.of_mark(state)
+    stored = {} if layout is None else layout.stored(state, wanted)
     knobs = KNOBS | _image(variant) | ({} if "anchors" in stored else ANCHORS)
     with torch.device("meta"):
         usual = choices(model(variant, wanted, head), knobs)
-    base = usual | (detectron2_layout.choices(variant, stored) if own else {})
+    base = usual | ({} if layout is None else layout.choices(variant, stored))
     settings = resolve(base, facts, stored)
-    if own and head == "masks":
+    if layout is detectron2_layout and head == "masks":
         settings[masks.SETTING] = Setting("exact", "weights")
     if "anchors" not in stored:
         dense_family.check_levels(len(wanted.stages) - len(STAGES), settings)
@@ -157,9 +164,9 @@ def identify(state: StateDict, facts: Facts, head: Head) -> Found | None:
         wanted.classes,
         settings,
         build=lambda: (
-            detectron2_layout.network(make(), settings, state) if own else TwoStage(make())
+            TwoStage(make()) if layout is None else layout.network(make(), settings, state)
         ),
-        preprocess=partial(dense_family.set_up, preprocess(variant), settings),
+        preprocess=partial(dense_family.set_up, contract.preprocess(variant), settings),
         class_names=_names(wanted, head, facts),
         assumed=assumptions(base, settings),
     )
@@ -223,48 +230,13 @@ def _variant(state: StateDict, facts: Facts) -> str | None:
     name = body(state)
     if name is None or name == LIGHT:
         return name
-    if detectron2_layout.MARK in state:
-        return f"detectron2_{name}_fpn"
+    layout = layouts.of_mark(state)
+    if layout is not None:
+        return f"{layout.MARK}_{name}_fpn"
     if "backbone.fpn.inner_blocks.0.1.weight" in state:
         return V2
     published = dense_family.epsilon(state, facts) == 0
     return EPS0 if published and name == "resnet50" else f"{name}_fpn"
-
-
-_SIZES = {MOBILE_320: (320, 640), LIGHT: (320, 320)}
-"""Input height and width where they are not 800x1344."""
-
-
-def preprocess(variant: str) -> Preprocess:
-    """Return torchvision's, see `dense_family.PREPROCESS`, or detectron2's for its variants.
-
-    The light network was trained on letterboxed images.
-    """
-    if variant == LIGHT:
-        mean, std = dense_family.IMAGENET_MEAN, dense_family.IMAGENET_STD
-        return Preprocess(_SIZES[LIGHT], mean=mean, std=std)
-    if variant == MOBILE_320:
-        prepared = dense_family.torchvisions(_SIZES[variant])
-        return prepared.turned().at_scale(*_SIZES[variant])
-    if variant not in DETECTRON2:
-        return dense_family.PREPROCESS
-    prepared = Preprocess(
-        dense_family.CANVAS,
-        resize="corner",
-        channels="BGR",
-        scale=1.0,
-        mean=detectron2_layout.MEAN_BGR,
-        pad_value=None,
-        rounding="half-up",
-    )
-    return prepared.turned().at_scale(*dense_family.LIMITS)
-
-
-def variants(names: Iterable[str]) -> dict[str, Variant]:
-    """Return the contract of each variant: the pyramid's levels are what is distilled."""
-    return {
-        name: Variant(preprocess(name), KEEP_FLOAT, features=("backbone.fpn",)) for name in names
-    }
 
 
 def class_names(count: int) -> tuple[str, ...]:
@@ -275,27 +247,3 @@ def class_names(count: int) -> tuple[str, ...]:
         for names in (labels, tuple(name for name in labels if name != "N/A"), (PEOPLE,))
     }
     return known.get(count) or dense_family.numbered(count)
-
-
-KEEP_FLOAT = (
-    KeepFloat(
-        r"^rpn\.head\.(cls_logits|bbox_pred)\b",
-        "1x1 convolutions whose outputs rank the proposals and place them: 255 levels would merge "
-        "scores and move boxes, and their cost is small",
-    ),
-    KeepFloat(
-        r"^roi_heads\.box_predictor\b",
-        "its outputs are the class scores and box sides themselves, which INT8 would round, and "
-        "their cost is small",
-    ),
-    KeepFloat(
-        r"^roi_heads\.(mask_predictor\.mask_fcn_logits|keypoint_predictor)\b",
-        "its outputs are the masks or heatmaps themselves, and their cost is small",
-    ),
-    KeepFloat(
-        r"^(propose|select)\b",
-        "anchors, boxes in pixels and the ranking of scores: above 512 px neighbouring FP16 "
-        "numbers are 0.5 px apart",
-        Precision.FP32,
-    ),
-)

@@ -13,6 +13,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RPNHead
 
 from deploykit.networks.detectors import light
+from deploykit.networks.detectors.mask_scoring import MaskIou
 from deploykit.networks.detectors.settings import anchored
 from deploykit.networks.states import COLOURS, check_colours, children, inputs, outputs
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from deploykit.networks.detectors.settings import Levels
     from deploykit.recipes.recipe import StateDict
 
-Head: TypeAlias = Literal["boxes", "masks", "keypoints"]
-"""What the network finds: boxes alone, or masks or keypoints too."""
+Head: TypeAlias = Literal["boxes", "masks", "mask_scores", "keypoints"]
+"""What the network finds: boxes alone, or masks, masks with scores of their own, or keypoints."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,17 @@ MOBILE, MOBILE_320 = "mobilenet_v3_large_fpn", "mobilenet_v3_large_320_fpn"
 DETECTRON2 = {
     f"detectron2_{body}_fpn": body for body in ("resnet50", "resnet101", "resnext101_32x8d")
 }
-COMMON = (*(f"{body}_fpn" for body in BODIES if body != LIGHT), EPS0, *DETECTRON2)
-_MODELS = {"boxes": zoo.FasterRCNN, "masks": zoo.MaskRCNN, "keypoints": zoo.KeypointRCNN}
+BENCHMARK = {
+    f"maskrcnn_benchmark_{body}_fpn": body for body in ("resnet50", "resnet101", "resnext101_32x8d")
+}
+_BODY = {**DETECTRON2, **BENCHMARK}
+COMMON = (*(f"{body}_fpn" for body in BODIES if body != LIGHT), EPS0, *_BODY)
+_MODELS = {
+    "boxes": zoo.FasterRCNN,
+    "masks": zoo.MaskRCNN,
+    "mask_scores": zoo.MaskRCNN,
+    "keypoints": zoo.KeypointRCNN,
+}
 OWN = {
     ("boxes", V2): zoo.fasterrcnn_resnet50_fpn_v2,
     ("masks", V2): zoo.maskrcnn_resnet50_fpn_v2,
@@ -139,6 +149,8 @@ def model(variant: str, wanted: Sizes, head: Head) -> Any:  # noqa: ANN401 - tor
     else:
         more = {"num_keypoints": wanted.keypoints} if head == "keypoints" else {}
         made = _MODELS[head](_pyramid(variant, wanted), classes, **_levels(wanted), **more)
+    if head == "mask_scores":
+        made.roi_heads.maskiou = MaskIou(made.backbone.out_channels, classes)
     if variant == EPS0:
         for module in made.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -148,7 +160,7 @@ def model(variant: str, wanted: Sizes, head: Head) -> Any:  # noqa: ANN401 - tor
 
 def _pyramid(variant: str, wanted: Sizes) -> nn.Module:
     found: nn.Module = backbone_utils.resnet_fpn_backbone(
-        backbone_name=DETECTRON2.get(variant, re.sub("_fpn.*", "", variant)),
+        backbone_name=_BODY.get(variant, re.sub("_fpn.*", "", variant)),
         weights=None,
         norm_layer=nn.BatchNorm2d,
         trainable_layers=5,
