@@ -1,10 +1,11 @@
 """What cityscapesScripts says of a tree: run by `benchmarks/cityscapes.py`, with its own Python.
 
-python benchmarks/cityscapes_official.py pixels|objects|polygons TREE PREDICTIONS
+python benchmarks/cityscapes_official.py pixels|objects|polygons|panoptic TREE PREDICTIONS
 """
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import importlib
 import json
@@ -61,6 +62,20 @@ def polygons(tree: str, predictions: str) -> Any:  # noqa: ANN401 - a list of di
     return len(files)
 
 
+def panoptic(tree: str, predictions: str) -> Any:  # noqa: ANN401 - JSON
+    """Return PQ, SQ and RQ: TREE has cases.json, with categories and pairs of annotations."""
+    script: Any = importlib.import_module(f"{_EVALUATION}.evalPanopticSemanticLabeling")
+    cases = json.loads(Path(tree, "cases.json").read_text(encoding="utf-8"))
+    categories = {one["id"]: one for one in cases["categories"]}
+    with contextlib.redirect_stdout(sys.stderr):
+        found = script.pq_compute_single_core(0, cases["pairs"], tree, predictions, categories)
+    groups = (("All", None), ("Things", True), ("Stuff", False))
+    told = {name: found.pq_average(categories, isthing=kind) for name, kind in groups}
+    return {**{name: means for name, (means, _) in told.items()}, "classes": told["All"][1]}
+
+
+KINDS = {"pixels": pixels, "objects": objects, "polygons": polygons, "panoptic": panoptic}
+
 if __name__ == "__main__":
     kind, *places = sys.argv[1:]
-    print(json.dumps({"pixels": pixels, "objects": objects, "polygons": polygons}[kind](*places)))
+    print(json.dumps(KINDS[kind](*places)))
