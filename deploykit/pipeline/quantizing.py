@@ -178,7 +178,9 @@ def calibrated(  # noqa: PLR0913 - as for `quantize`, and what is not tried
         return found
     found = _calibrated(model, placed, options, progress)
     wanted = repairing.Wanted.named(options.repair).without(without)
-    return _repaired(found, wanted, plan, placed, options, progress)
+    found = _repaired(found, wanted, plan, placed, options, progress)
+    # What was seen of each tensor is of use to repairs alone, and large where workers are sent it.
+    return found._replace(table=replace(found.table, candidates={}, reaches={}))
 
 
 def _calibrated(
