@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from deploykit.data import images, listing
 from deploykit.data.sources import Dataset, Sample, Source
 from deploykit.errors import DataError, unknown_name
-from deploykit.tasks.cityscapes import benchmarks, labels, truth
+from deploykit.tasks.cityscapes import benchmarks, distances, labels, truth
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,13 +37,14 @@ _NEEDED: Mapping[Truth, tuple[str, ...]] = {
     "instance": ("instances", "polygons"),
     "objects": ("instances", "polygons"),
 }
+_OPTIONS = ("split", "quality", "truth", "distances")
 _NO_TRUTH = "test"
 """A split that is published without labels."""
 
 
 def _open(location: str) -> Dataset:
     """Return the images of a split with their labels."""
-    root, options = listing.location("cityscapes", location, ["split", "quality", "truth"])
+    root, options = listing.location("cityscapes", location, _OPTIONS)
     wanted, quality = options.get("truth", "semantic"), options.get("quality", "fine")
     for key, value, known in (("truth", wanted, get_args(Truth)), ("quality", quality, _QUALITIES)):
         if value not in known:
@@ -53,6 +55,7 @@ def _open(location: str) -> Dataset:
     kind = next(each for each in get_args(Truth) if each == wanted)
     if known_truth is not None:
         _check_complete(pictures, known_truth, _NEEDED[kind], root / _QUALITIES[quality] / split)
+        known_truth = _with_distances(known_truth, options.get("distances"))
     samples = [
         Sample(
             core,
@@ -113,7 +116,7 @@ def _truths(root: Path, quality: str, split: str) -> dict[str, Files] | None:
     if split == _NO_TRUTH and not (root / quality / split).is_dir():
         return None
     folder = _split(root / quality, split)
-    found: dict[str, dict[str, Path]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for parent, _, names in os.walk(folder):
         for name in names:
             path = Path(parent, name)
@@ -128,6 +131,24 @@ def _truths(root: Path, quality: str, split: str) -> dict[str, Files] | None:
                 if match is not None and match["kind"] == quality + ending:
                     found.setdefault(match["core"], {})[field] = path
     return {core: truth.Files(**paths) for core, paths in found.items()}
+
+
+def _with_distances(known: dict[str, Files], file: str | None) -> dict[str, Files]:
+    """Return the files of each scene with the distances of its objects, where a file has them.
+
+    Raises: DataError where it lacks a scene.
+    """
+    if file is None:
+        return known
+    told = distances.read(images.home(file))
+    missing = sorted(known.keys() - told.keys())
+    if missing:
+        raise DataError(
+            f"{file} has no distances for {len(missing)} of {len(known)} scenes, the first one "
+            f"{missing[0]}",
+            expected="the objects of each scene",
+        )
+    return {core: replace(files, distances=told[core]) for core, files in known.items()}
 
 
 def _check_complete(
@@ -164,7 +185,7 @@ def _pixels(number: int, files: Files) -> truth.StreetTruth:
 
 def _instances(number: int, files: Files) -> truth.StreetTruth:
     del number
-    return truth.read(truth.Files(None, files.instances, files.polygons))
+    return truth.read(replace(files, labels=None, train=None))
 
 
 def _objects(number: int, files: Files) -> object:

@@ -272,6 +272,38 @@ def test_objects_are_scored_as_cityscapesscripts_scores_them() -> None:
     assert object_scores(far=True).scores().metrics == OBJECTS_MEANS
 
 
+def kept_distances(*, scenes: int = SCENES) -> dict[str, Any]:
+    """Return what the benchmark's own script keeps in its file of instances."""
+    return {
+        f"/data/{core(scene)}_gtFine_instanceIds.png": {
+            "car": [
+                {"instID": v, "labelID": 1, "pixelCount": 1, "medDist": far, "distConf": sure}
+                for v, (far, sure) in distances(scene).items()
+            ]
+        }
+        for scene in range(scenes)
+    }
+
+
+def test_distances_of_objects_are_read_from_the_official_file(tmp_path: Path) -> None:
+    for scene in range(SCENES):
+        scene_files(tmp_path, scene)
+    file = tmp_path / "gtInstances.json"
+    file.write_text(json.dumps(kept_distances()))
+    data = opened(tmp_path, f",truth=instance,distances={file}")
+    assert data.benchmark is not None
+    metric = data.benchmark.metric(data.categories, THINGS)
+    for scene, sample in enumerate(data.samples):
+        metric.add(sample.name, detected(scene), sample.truth and sample.truth(), SIZE)
+    assert metric.scores().metrics == OBJECTS_MEANS
+    file.write_text(json.dumps(kept_distances(scenes=2)))
+    with pytest.raises(DataError, match="no distances for 4 of 6 scenes, the first one ulm_000002"):
+        opened(tmp_path, f",truth=instance,distances={file}")
+    file.write_text('{"a": {"car": [{"instID": 1}]}}')
+    with pytest.raises(DataError, match="has no 'medDist'"):
+        opened(tmp_path, f",truth=instance,distances={file}")
+
+
 def test_a_set_without_maps_of_instances_has_no_iiou() -> None:
     metric = StreetPixels(labels.CLASSES, NAMES)
     metric.add("a", segmented(0), StreetTruth(labels.of_instances(instances(0))), SIZE)

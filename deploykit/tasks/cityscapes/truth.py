@@ -44,6 +44,8 @@ class Files:
     polygons: Path | None = None
     train: Path | None = None
     """Train ids as grey levels: 0 to 18, 255 where a pixel does not count."""
+    distances: Mapping[int, tuple[float, float]] | None = None
+    """As of `StreetTruth`."""
 
 
 def of_polygons(outlines: polygons.Polygons) -> StreetTruth:
@@ -66,7 +68,7 @@ def read(files: Files) -> StreetTruth:
     if files.labels is not None:
         found = _labels(files.labels)
     elif told is not None:
-        return StreetTruth(labels.of_instances(told), told)
+        return StreetTruth(labels.of_instances(told), told, files.distances)
     elif files.train is not None:
         return StreetTruth(_train(files.train))
     else:
@@ -77,7 +79,7 @@ def read(files: Files) -> StreetTruth:
             f"{files.labels.name} {found.shape[1]}x{found.shape[0]}",
             expected="one size for all files of an image",
         )
-    return StreetTruth(found, told)
+    return StreetTruth(found, told, files.distances)
 
 
 def _labels(path: Path) -> NDArray[np.uint8]:
