@@ -35,18 +35,28 @@ Predictions = Annotated[
 
 
 def inspect(
-    model: Model, *, op: Op = None, plugins: Library = None, as_json: AsJson = False
+    model: Model,
+    *,
+    table: Annotated[
+        Path | None, Option(help="Calibration table of an ONNX file: tells more of its risk.")
+    ] = None,
+    op: Op = None,
+    plugins: Library = None,
+    as_json: AsJson = False,
 ) -> None:
     """Precision of every layer, and for Q/DQ graphs what would fall back to float, and why.
 
+    Of an ONNX file also the risk that INT8 costs accuracy, foretold from its weights.
+
     Examples:
+        deploykit inspect model.onnx --table ranges.json
         deploykit inspect model.int8.onnx
         deploykit inspect model.engine --json
     """
     from deploykit import pipeline  # noqa: PLC0415 - `--help` must not pay for it
 
     with options.named(op, plugins):
-        found = pipeline.inspect(model)
+        found = pipeline.inspect(model, table=table)
     printing.emit(found.to_json(), printing.inspection(found), as_json=as_json)
     if found.errors:
         raise ProofError(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from deploykit.measuring.environment import Row
     from deploykit.measuring.records import AccuracyRecord
     from deploykit.pipeline import Inspection
+    from deploykit.precision.risk import Risk
     from deploykit.tasks.task import Display
     from deploykit.values import Artifact, BenchRecord, Json
 
@@ -167,10 +168,26 @@ def inspection(found: Inspection) -> str:
     shares = ", ".join(f"{share:.1%} {name}" for name, share in found.shares.items())
     lines = ["", f"of all MACs: {shares}"]
     lines += [f"not in these shares as it stands: {remark}" for remark in found.remarks]
+    lines += _risk(found.risk) if found.risk is not None else []
     for finding in found.findings:
         lines += [f"{finding.severity}: {finding.node}: {finding.message} [{finding.rule}]"]
         lines += [f"    to fix: {finding.fix}"] if finding.fix else []
     return "\n".join([table(("layer", "op", "precision", "MACs"), rows), _lined(lines)])
+
+
+def _risk(found: Risk) -> list[str]:
+    """Return the line on what INT8 may cost, and what to do where it is much."""
+    said, first = f"risk: {found.level}: {found.basis}", found.layers[0]
+    if not found.worst:
+        return [f"{said}; least signal to rounding {first.decibels:.1f} dB: {first.name}"]
+    few = ", ".join(f"{each.name} {each.decibels:.1f} dB" for each in found.worst[:_NAMED])
+    few += f" and {more} more" if (more := len(found.worst) - _NAMED) > 0 else ""
+    cure = "`quantize --repair auto` evens channels where it can, `sensitivity` measures"
+    return [f"{said}; signal to rounding below {found.limit:g} dB: {few}", f"    to fix: {cure}"]
+
+
+_NAMED = 3
+"""Layers at risk that a line names."""
 
 
 def _first(name: str) -> str:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from deploykit import backends, reporting
 from deploykit.backends import onnxruntime
+from deploykit.errors import OptionError
 from deploykit.files import bundles
 from deploykit.measuring import records
 from deploykit.pipeline import intake, opening, places
-from deploykit.precision import lint
+from deploykit.precision import lint, repairs, risk, tables
 from deploykit.recipes import opened
 from deploykit.reporting import pictures as shown
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from deploykit.pipeline.made import StrPath
     from deploykit.precision.lint import Finding
+    from deploykit.precision.risk import Risk
+    from deploykit.recipes.opened import Opened
     from deploykit.values import Json, LayerPrecision
 
 
@@ -30,6 +33,8 @@ class Inspection:
     path: Path
     layers: tuple[LayerPrecision, ...]
     findings: tuple[Finding, ...] = ()
+    risk: Risk | None = None
+    """What INT8 may cost, foretold; None of an engine, and where nothing is known."""
 
     def __repr__(self) -> str:
         """Return the shares and the number of findings, without the layers one by one."""
@@ -59,22 +64,36 @@ class Inspection:
             "remarks": list(self.remarks),
             "layers": [vars(layer) for layer in self.layers],
             "findings": [vars(finding) for finding in self.findings],
+            "risk": None if self.risk is None else self.risk.to_json(),
         }
 
 
-def inspect(path: StrPath) -> Inspection:
+def inspect(path: StrPath, *, table: StrPath | None = None) -> Inspection:
     """Return the precision of every layer of an ONNX file or an engine.
 
-    Raises: InputError, BackendError.
+    table: Ranges of an ONNX file, which tell more of what INT8 may cost.
+
+    Raises: InputError, StaleTableError, BackendError; OptionError for an engine with a table.
     """
     path = Path(path)
     found, data = opening.read(path)
     if found == "engine":
+        if table is not None:
+            raise OptionError(f"--table of {path}, which is an engine", expected="an ONNX file")
         return Inspection(path, _engine_layers(path))
     model = intake.taken(opened.parsed(data, path))
     if opening.optimised(model) is not None:
         return Inspection(path, onnxruntime.layers(model))
-    return Inspection(path, lint.precision_table(model.graph), lint.lint(model.graph))
+    found_ = lint.precision_table(model.graph), lint.lint(model.graph)
+    return Inspection(path, *found_, _risk(model, table))
+
+
+def _risk(model: Opened, table: StrPath | None) -> Risk | None:
+    """Return what INT8 may cost a model, with its channels as the table's are."""
+    if table is None:
+        return risk.risk(model.graph)
+    ranges = tables.read(Path(table))
+    return risk.risk(repairs.restored(model, ranges).graph, ranges)
 
 
 def _engine_layers(path: Path) -> tuple[LayerPrecision, ...]:

@@ -253,7 +253,8 @@ class _Weights(nn.Module):
         along = None if self._axis is None else 0
         wide = float(largest.min(initial=np.inf)) >= MIN_SCALE[Precision.FP16] * INT8_LEVELS
         kind = self._grid.float_type if wide else self._small
-        return weight_scales(column, along, kind)
+        with np.errstate(over="ignore"):  # the loss tells of weights beyond all numbers
+            return weight_scales(column, along, kind)
 
 
 def _f32(value: float) -> np.float32:

@@ -187,7 +187,7 @@ def step(run: Run, fed: Fed) -> dict[str, float]:
         raise OptionError(
             f"the loss is {parts['loss']} at step {run.step + 1} of {run.total}",
             expected="a finite number",
-            fix="a lower learning rate, or --no-amp; the weights before are in the snapshot",
+            fix="a lower learning rate" + (", or no --amp" if course.amp else ""),
         )
     run.learner.rest()
     torch.autograd.backward(run.scaler.scale(loss))
