@@ -49,8 +49,10 @@ _BIASED = 1e-3
 """Noise, 30 dB, from which on biases are corrected."""
 _WORST = 6
 """Layers whose rounding is learnt."""
-_HELPS = 0.98
-"""Times the noise without it that a repair must come below."""
+_HELPS = {"bias": 0.9}
+"""Times the noise without it that a repair must come below, where that is not _A_LITTLE: a mean
+error that is measured on 8 images lowers the noise of 16 others by half a decibel at random."""
+_A_LITTLE = 0.98
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,11 @@ class _Trials:
 
     def _taken(self, name: str, before: float | None, after: float | None, what: str) -> bool:
         """Return whether a repair is taken, and keep what it brought."""
-        helps = before is not None and after is not None and after < _HELPS * before
+        helps = (
+            before is not None
+            and after is not None
+            and after < _HELPS.get(name, _A_LITTLE) * before
+        )
         known = (
             each if each is not None and math.isfinite(each) else None for each in (before, after)
         )
