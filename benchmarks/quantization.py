@@ -91,7 +91,7 @@ BATCH = 8
 COURSES = {
     8: Course(epochs=3, learning_rate=1e-5),
     6: Course(epochs=4, learning_rate=1e-4, scale_rate=1e-2),
-    5: Course(epochs=6, learning_rate=3e-4, scale_rate=1e-2),
+    5: Course(epochs=6, learning_rate=3e-4, scale_rate=3e-2),
 }
 """Bits -> how a net learns: the coarser the steps are, the further weights and ranges must move."""
 WEIGHED, WATCHED = 32, 500
