@@ -103,7 +103,7 @@ def test_timms_and_torchvisions_names_are_renamed_to_the_official_ones(variant: 
 
 def test_timms_weights_give_what_timm_gives() -> None:
     timm = pytest.importorskip("timm", reason="timm is not installed: extra `zoo`")
-    theirs = skewed(
+    theirs: Any = skewed(
         timm.models.SwinTransformer(
             56, 4, 3, 5, embed_dim=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), window_size=7
         )

@@ -1,0 +1,100 @@
+"""DETR on ResNet-50 and -101, each also with a dilated last stage (DC5).
+
+Source: github.com/facebookresearch/detr (Apache-2.0) for the names of parameters and the
+evaluation; those of transformers are read too. See `deploykit.networks.detr`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deploykit.data.preprocess import Preprocess
+from deploykit.networks import detr, detr_names
+from deploykit.networks.detectors import dense_family
+from deploykit.networks.states import COLOURS, check_colours, children, inputs, outputs
+from deploykit.recipes.identity import Found, resolve, stated
+from deploykit.recipes.recipe import KeepFloat, Recipe, Variant
+from deploykit.values import Precision
+
+if TYPE_CHECKING:
+    from deploykit.recipes.identity import Facts
+    from deploykit.recipes.recipe import StateDict
+
+BLOCKS = {6: 50, 23: 101}
+"""Blocks in the third stage -> layers of the ResNet."""
+DILATED = "_dc5"
+"""How the name of a variant ends whose last stage is dilated, which its weights do not say."""
+
+
+def build(variant: str, classes: int, _: tuple[int, int]) -> detr.Network:
+    """Return the network of a variant as it was trained, in eval mode."""
+    depth = int(variant.removesuffix(DILATED).removeprefix("r"))
+    return detr.Network(depth, classes, dilated=variant.endswith(DILATED)).eval()
+
+
+def adapt(state: StateDict) -> StateDict:
+    """Return `state` with the official keys, from those or transformers'; no counters of norms."""
+    counted = "num_batches_tracked"
+    return detr_names.official({k: v for k, v in state.items() if not k.endswith(counted)})
+
+
+def identify(state: StateDict, facts: Facts) -> Found | None:
+    """Return the variant and the number of classes, None where it is not such a DETR."""
+    classes, queries = outputs(state, "class_embed.weight"), outputs(state, "query_embed.weight")
+    depth = BLOCKS.get(len(children(state, "backbone.0.body.layer3")))
+    layers = {len(children(state, f"transformer.{part}.layers")) for part in ("encoder", "decoder")}
+    if classes is None or depth is None or (queries, layers) != (detr.QUERIES, {detr.LAYERS}):
+        return None
+    if state["query_embed.weight"].shape[-1] != detr.WIDTH:
+        return None
+    check_colours(inputs(state, "backbone.0.body.conv1.weight") or COLOURS)
+    variant = stated(facts, f"r{depth}", recipe.variants)
+    said = "" if facts.variant else f"assumed: no dilated last stage, else --variant {variant}_dc5"
+    count = classes - 1
+    return Found(
+        variant,
+        count,
+        resolve({}, facts),
+        build=lambda: build(variant, count, (0, 0)),
+        assumed=said,
+    )
+
+
+def class_names(count: int) -> tuple[str, ...]:
+    """Return COCO's names at their ids where there are as many, else numbers."""
+    names = ("N/A", *dense_family.coco_names(1))
+    return names if count == len(names) else dense_family.numbered(count)
+
+
+KEEP_FLOAT = (
+    KeepFloat(
+        r"^(class_embed|bbox_embed\.layers\.2)\b",
+        "its outputs are the scores and the sides of boxes themselves, and it is about a "
+        "thousandth of the work",
+    ),
+    KeepFloat(
+        r"^select\b",
+        "boxes in pixels: above 512 px neighbouring FP16 numbers are 0.5 px apart",
+        Precision.FP32,
+    ),
+)
+PREPROCESS = Preprocess(
+    (800, 1066), "stretch", mean=dense_family.IMAGENET_MEAN, std=dense_family.IMAGENET_STD
+)
+"""The official one for images of 4 to 3: the short side 800; without a mask an image fills its
+input."""
+MARKS = ("transformer.decoder.layers.0.multihead_attn.", "model.query_position_embeddings.")
+recipe = Recipe(
+    name="detr",
+    task="detection",
+    variants={
+        name: Variant(PREPROCESS, KEEP_FLOAT, 1, ("input_proj",))
+        for depth in BLOCKS.values()
+        for name in (f"r{depth}", f"r{depth}{DILATED}")
+    },
+    build=build,
+    identify=identify,
+    outputs=dense_family.OUTPUTS,
+    adapt=adapt,
+    class_names=class_names,
+)
