@@ -200,6 +200,17 @@ class Boxes(nn.Module):
         return cast("Tensor", self.layers[-1](x).sigmoid())
 
 
+class Norm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision ships no types
+    """A batch norm that is fixed; as a usual one where it is folded into its convolution."""
+
+    def folded(self) -> nn.Module:
+        """Return the same as a norm that the export folds, each weight rounded once."""
+        own: Any = self
+        made = nn.BatchNorm2d(len(own.weight), eps=own.eps).to(own.weight.dtype).eval()
+        made.load_state_dict(own.state_dict(), strict=False)  # without a counter
+        return made
+
+
 class Body(nn.Module):
     """A ResNet up to its last map, norms fixed."""
 
@@ -207,7 +218,7 @@ class Body(nn.Module):
         """Make the layers; dilated: the last stage keeps the size, its taps lie further apart."""
         super().__init__()
         made: Any = getattr(resnet, f"resnet{depth}")(
-            norm_layer=FrozenBatchNorm2d, replace_stride_with_dilation=[False, False, dilated]
+            norm_layer=Norm, replace_stride_with_dilation=[False, False, dilated]
         )
         del made.fc, made.avgpool
         self.body = made
