@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -102,11 +103,15 @@ def test_qat_writes_weights_a_table_that_quantize_takes_and_a_checkpoint_that_ex
         np.testing.assert_array_equal(again[name], after[name])
 
 
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
+"""One thread each: beside other tests, threads that wait for each other take minutes."""
+
+
 def stopped(command: list[str], number: int, partial: Path) -> None:
     """Run a command and send it a signal as soon as it has a new snapshot."""
     before = partial.stat().st_mtime_ns if partial.exists() else 0
     known = signal.signal(signal.SIGINT, signal.default_int_handler)  # a child takes over SIG_IGN
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(command, env=ALONE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     signal.signal(signal.SIGINT, known)
 
     def waits() -> bool:
@@ -138,7 +143,9 @@ def test_a_run_that_is_ended_in_whatever_way_goes_on_and_ends_equal(
         stopped([*words, str(out)], number, tmp_path / "ended.onnx.partial")
         assert not out.exists()
     whole, ended = (
-        json.loads(subprocess.run([*words, str(path)], capture_output=True, check=True).stdout)
+        json.loads(
+            subprocess.run([*words, str(path)], env=ALONE, capture_output=True, check=True).stdout
+        )
         for path in (tmp_path / "whole.onnx", out)
     )
     assert whole["sha256"] == ended["sha256"]

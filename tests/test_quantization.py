@@ -617,7 +617,10 @@ def behind(value: ir.Value | None) -> set[str]:
 
 @given(st.data())
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_whatever_is_left_in_float_reads_float_and_the_rest_is_int8(
     graph: Graph, tmp_path: Path, data: st.DataObject

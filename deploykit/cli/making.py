@@ -92,6 +92,10 @@ def export(
       evaluation-rect  up to 672x672, half a stride beside the image (eval.py by its default)
       inference        letterbox, resized linearly (infer.py, and deployed engines)
 
+    protocols of swin, beside the official one:
+      timm             the centre of 90 % of the short side (all of it for some at 384)
+      torchvision      the centre of an image whose short side is 232 (or as published)
+
     Examples:
         deploykit export yolov6n.pt -o yolov6n.onnx
         deploykit export weights.pth --recipe my_model.py --input-size 480x640 -o my_model.onnx
