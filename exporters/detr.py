@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploykit.data.preprocess import Preprocess
+from deploykit.data.presets import MEAN, STD
 from deploykit.networks import detr, detr_names
+from deploykit.networks.class_names import numbered
 from deploykit.networks.detectors import dense_family
 from deploykit.networks.states import COLOURS, check_colours, children, inputs, outputs
 from deploykit.recipes.identity import Found, resolve, stated
@@ -63,7 +65,7 @@ def identify(state: StateDict, facts: Facts) -> Found | None:
 def class_names(count: int) -> tuple[str, ...]:
     """Return COCO's names at their ids where there are as many, else numbers."""
     names = ("N/A", *dense_family.coco_names(1))
-    return names if count == len(names) else dense_family.numbered(count)
+    return names if count == len(names) else numbered(count)
 
 
 KEEP_FLOAT = (
@@ -78,9 +80,7 @@ KEEP_FLOAT = (
         Precision.FP32,
     ),
 )
-PREPROCESS = Preprocess(
-    (800, 1066), "stretch", mean=dense_family.IMAGENET_MEAN, std=dense_family.IMAGENET_STD
-)
+PREPROCESS = Preprocess((800, 1066), "stretch", mean=MEAN, std=STD)
 """The official one for images of 4 to 3: the short side 800; without a mask an image fills its
 input."""
 MARKS = ("transformer.decoder.layers.0.multihead_attn.", "model.query_position_embeddings.")

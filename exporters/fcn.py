@@ -13,6 +13,8 @@ from torchvision.models import segmentation
 from torchvision.models.detection import backbone_utils
 
 from deploykit.data.preprocess import Preprocess
+from deploykit.data.presets import MEAN, STD
+from deploykit.networks.class_names import numbered
 from deploykit.networks.detectors.light import narrow_resnet18
 from deploykit.networks.states import children, outputs
 from deploykit.recipes.recipe import KeepFloat, Recipe, Variant
@@ -32,7 +34,6 @@ VOC = (
     *("sheep", "sofa", "train", "tvmonitor"),
 )
 """Classes of torchvision's published weights."""
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Light(nn.Module):
@@ -87,7 +88,7 @@ def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
 
 def class_names(count: int) -> tuple[str, ...]:
     """Return the names of VOC's classes where there are as many, else numbers."""
-    return VOC if count == len(VOC) else tuple(f"class{i}" for i in range(count))
+    return VOC if count == len(VOC) else numbered(count)
 
 
 KEEP_FLOAT = (

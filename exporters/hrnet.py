@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deploykit.data.preprocess import Preprocess
+from deploykit.data.presets import PRESETS
 from deploykit.networks.hrnet import backbone, heads
 from deploykit.networks.states import COLOURS, check_colours, inputs, outputs
 from deploykit.recipes.recipe import KeepFloat, Recipe, Variant
@@ -52,14 +52,7 @@ KEEP_FLOAT = (
         "about a thousandth of the work",
     ),
 )
-PREPROCESS = Preprocess(
-    (224, 224),
-    resize="crop",
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    rounding="down",
-    centre="even",
-)
+PREPROCESS = PRESETS["imagenet"].sized((224, 224))
 """ImageNet's: the short side to 256, the centre, its mean and deviation."""
 MARKS = ("incre_modules.",)
 recipe = Recipe(

@@ -9,10 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploykit.data.preprocess import Preprocess
+from deploykit.data.presets import MEAN, STD
+from deploykit.networks.class_names import numbered
 from deploykit.networks.hrnet import backbone, heads
 from deploykit.networks.states import COLOURS, check_colours, inputs, outputs
 from deploykit.recipes.identity import Choice, Found, assumptions, resolve, stated, truth
 from deploykit.recipes.recipe import KeepFloat, Recipe, Variant
+from deploykit.tasks.cityscapes import labels
 from deploykit.tasks.outputs import Output
 from deploykit.tasks.semantic import ALIGNED
 from deploykit.values import Precision
@@ -24,11 +27,7 @@ if TYPE_CHECKING:
 OCR = "_ocr"
 """How the name of a variant with the head of object contexts ends."""
 SIZES = ("w18_small", "w18_small_v2", "w18", "w32", "w48")
-CITYSCAPES = (
-    *("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign"),
-    *("vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train"),
-    *("motorcycle", "bicycle"),
-)
+CITYSCAPES = tuple(labels.CLASSES.values())
 _WRAPPED, _LOSS = "model.", "loss."
 """What names begin with in a checkpoint of the training script, which stores its loss beside."""
 
@@ -75,7 +74,7 @@ def identify(state: StateDict, facts: Facts) -> Found | None:
 
 def class_names(count: int) -> tuple[str, ...]:
     """Return the names of Cityscapes' classes where there are as many, else numbers."""
-    return CITYSCAPES if count == len(CITYSCAPES) else tuple(f"class{i}" for i in range(count))
+    return CITYSCAPES if count == len(CITYSCAPES) else numbered(count)
 
 
 KEEP_FLOAT = (
@@ -93,8 +92,8 @@ KEEP_FLOAT = (
 PREPROCESS = Preprocess(
     (1024, 2048),
     "corner",
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
+    mean=MEAN,
+    std=STD,
     pad_value=None,
     resampler="cv2-linear",
 )

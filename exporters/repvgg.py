@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor, nn
 
 from deploykit.data.preprocess import Preprocess
+from deploykit.data.presets import MEAN, PRESETS, STD
 from deploykit.networks.reparam import RepVGGBlock
 from deploykit.networks.states import COLOURS, check_colours, children, inputs, outputs
 from deploykit.recipes.recipe import KeepFloat, Recipe, Variant
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from deploykit.recipes.identity import Facts
     from deploykit.recipes.recipe import StateDict
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -156,14 +155,7 @@ def _expected(a: Architecture) -> tuple[object, ...]:
     return a.depths, a.widths, a.widths[0] // a.groups
 
 
-PREPROCESS = Preprocess(
-    (224, 224),
-    resize="crop",
-    mean=IMAGENET_MEAN,
-    std=IMAGENET_STD,
-    rounding="down",
-    centre="even",
-)
+PREPROCESS = PRESETS["imagenet"].sized((224, 224))
 """ImageNet's: the short side to size / 0.875, the centre, its mean and deviation."""
 KEEP_FLOAT = (
     KeepFloat(
@@ -172,7 +164,7 @@ KEEP_FLOAT = (
         "about a thousandth of the work",
     ),
 )
-PICO = Preprocess((64, 64), "letterbox", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+PICO = Preprocess((64, 64), "letterbox", mean=MEAN, std=STD)
 MARKS = ("rbr_", "conv_kxk.", "reparam")
 recipe = Recipe(
     name="repvgg",

@@ -17,6 +17,7 @@ from torchvision.models.detection import _utils as det_utils
 from torchvision.models.detection import ssd, ssd300_vgg16, ssdlite, ssdlite320_mobilenet_v3_large
 
 from deploykit.data.preprocess import Preprocess
+from deploykit.networks.class_names import numbered
 from deploykit.networks.detectors import dense, dense_family, grids
 from deploykit.networks.detectors.settings import agree, apply, choices
 from deploykit.networks.states import outputs
@@ -189,7 +190,7 @@ def _found(variant: str, classes: int, facts: Facts) -> Found:
 def class_names(count: int) -> tuple[str, ...]:
     """Return the names of COCO's 90 labels; numbers for other counts."""
     names = dense_family.coco_names(1)
-    return names if count == len(names) else dense_family.numbered(count)
+    return names if count == len(names) else numbered(count)
 
 
 KEEP_FLOAT = (

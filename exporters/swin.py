@@ -10,7 +10,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from deploykit.data.preprocess import Preprocess
+from deploykit.data.presets import PRESETS
 from deploykit.networks import swin
 from deploykit.networks.states import COLOURS, check_colours, inputs, outputs
 from deploykit.recipes.recipe import KeepFloat, Protocol, Recipe, Variant
@@ -72,15 +72,7 @@ KEEP_FLOAT = (
         "about a thousandth of the work",
     ),
 )
-PREPROCESS = Preprocess(
-    (224, 224),
-    resize="crop",
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    interpolation="bicubic",
-    rounding="down",
-    centre="even",
-)
+PREPROCESS = replace(PRESETS["imagenet"].sized((224, 224)), interpolation="bicubic")
 """The short side to 256, the centre, ImageNet's mean and deviation."""
 TORCHVISION = {"tiny": 232, "small": 246, "base": 238}
 """Short sides of torchvision's evaluation."""

@@ -17,7 +17,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from deploykit.data.feeding import IMAGE_SIZES
 from deploykit.data.preprocess import Preprocess
+from deploykit.data.presets import MEAN, STD
 from deploykit.errors import OptionError
+from deploykit.networks.class_names import numbered
 from deploykit.networks.detectors import two_stage_models
 from deploykit.networks.detectors.settings import Knob, agree, anchored, apply, choices
 from deploykit.networks.states import COLOURS, check_colours, inputs
@@ -46,7 +48,6 @@ OUTPUTS = (
     Output("classes", "classes"),
     Output("count", "count"),
 )
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LIMITS, CANVAS = (800, 1333), (800, 1344)
 """Short and longest long side of an image, and what holds it where it is wider than high."""
 MULTIPLE = 32
@@ -230,8 +231,8 @@ def torchvisions(size: tuple[int, int]) -> Preprocess:
     return Preprocess(
         size,
         resize="corner",
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=MEAN,
+        std=STD,
         pad_value=None,
         resampler="torch",
         rounding="down",
@@ -264,11 +265,6 @@ def coco_names(first: int) -> tuple[str, ...]:
     """Return torchvision's names of COCO's labels from `first` on; label 0 is the background."""
     names: Sequence[str] = RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     return tuple(names[first:])
-
-
-def numbered(count: int) -> tuple[str, ...]:
-    """Return names for classes that have none."""
-    return tuple(f"class{i}" for i in range(count))
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploykit.data.preprocess import Preprocess
+from deploykit.data.presets import MEAN, STD
 from deploykit.networks.detectors import dense_family, detectron2_layout, layouts
 from deploykit.networks.detectors.two_stage_models import LIGHT, MOBILE_320
 from deploykit.recipes.recipe import KeepFloat, Variant
@@ -23,7 +24,7 @@ def preprocess(variant: str) -> Preprocess:
     The light network was trained on letterboxed images.
     """
     if variant == LIGHT:
-        mean, std = dense_family.IMAGENET_MEAN, dense_family.IMAGENET_STD
+        mean, std = MEAN, STD
         return Preprocess(_SIZES[LIGHT], mean=mean, std=std)
     if variant == MOBILE_320:
         prepared = dense_family.torchvisions(_SIZES[variant])

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from deploykit.errors import CheckpointError, unknown_name
+from deploykit.networks.class_names import numbered
 from deploykit.networks.detectors import dense_family, detectron2_layout, layouts
 from deploykit.networks.detectors import two_stage_contract as contract
 from deploykit.networks.detectors.settings import Knob, agree, apply, choices
@@ -246,4 +247,4 @@ def class_names(count: int) -> tuple[str, ...]:
         len(names): names
         for names in (labels, tuple(name for name in labels if name != "N/A"), (PEOPLE,))
     }
-    return known.get(count) or dense_family.numbered(count)
+    return known.get(count) or numbered(count)

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from deploykit.data.preprocess import Preprocess
+from deploykit.networks.class_names import numbered
 from deploykit.networks.detectors import dense_family
 from deploykit.networks.detectors.vgg import VARIANTS
 from deploykit.networks.states import outputs
@@ -102,7 +103,7 @@ def class_names(count: int) -> tuple[str, ...]:
     """Return the names of Pascal VOC's 20 or COCO's 80 classes; numbers for other counts."""
     coco = tuple(name for name in dense_family.coco_names(1) if name != "N/A")
     known = {len(names): names for names in (tuple(VOC.split()), coco)}
-    return known.get(count) or dense_family.numbered(count)
+    return known.get(count) or numbered(count)
 
 
 VARIANT = Variant(PREPROCESS, KEEP_FLOAT, size_multiple=1, features=("features",))
