@@ -24,8 +24,9 @@ import torch
 
 from deploykit.data import samples, sources
 from deploykit.networks import loading, reparam
-from deploykit.training import objectives
-from deploykit.training.objectives import Term
+from deploykit.training import distilling, objectives
+from deploykit.training.course import Course
+from deploykit.training.landmarks import Head
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -48,15 +49,11 @@ def batches(spec: str, preprocess: Preprocess, seed: int | None = None) -> Itera
 
 
 def loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Return how unlike what the heads give is, as `training.distilling` weighs it."""
-    seen = teacher[0].sigmoid()
-    weight = seen.amax(-1)[..., None, None]
-    own, wanted = (each.reshape(*each.shape[:2], 4, -1) for each in (student[1], teacher[1]))
-    terms = [
-        Term("heads", 0.5, objectives.chances(student[0], teacher[0])),
-        Term("heads", 0.5, objectives.distributions(own, wanted, -1, weight)),
-    ]
-    return objectives.total(terms)[0]
+    """Return how unlike what the heads give is, as `deploykit qat` weighs it."""
+    sides = [each.reshape(*each.shape[:2], 4, -1) for each in (student[1], teacher[1])]
+    pairs = {"logits": (student[0], teacher[0]), "sides": (sides[0], sides[1])}
+    heads = (Head("logits", "sigmoid"), Head("sides", "softmax"))
+    return objectives.total(distilling.terms(Course(), heads, pairs, 1.0))[0]
 
 
 def main() -> None:

@@ -114,8 +114,10 @@ def main() -> int:
     parser.add_argument("--nets", default=",".join(NETS))
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--bits", default="8")
+    parser.add_argument("--threads", type=int, default=Cell.threads)
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
+    Cell.threads = given.threads
     if given.table:
         print(table(_recorded()))
         return 0
@@ -130,6 +132,8 @@ def main() -> int:
 
 class Cell:
     """One number of the table, and the files that lead to it."""
+
+    threads = 2
 
     def __init__(self, folder: Path, net: str, method: str, bits: int, images: int) -> None:
         """Name the files."""
@@ -201,7 +205,7 @@ def network(given: Cell) -> None:
 
 
 def _float(given: Cell, _: Path | None) -> tuple[Any, list[str]]:
-    return open_model(given.model, threads=2).session.run, []
+    return open_model(given.model, threads=given.threads).session.run, []
 
 
 def _ptq(given: Cell, observer: str, repair: str, **more: Any) -> tuple[Any, list[str]]:  # noqa: ANN401
@@ -212,7 +216,7 @@ def _ptq(given: Cell, observer: str, repair: str, **more: Any) -> tuple[Any, lis
     made = deploykit.quantize(
         given.model, given.made, given.how(observer=observer, repair=(repair,), **more)
     )
-    return open_model(given.made, threads=2).session.run, list(made.notes)
+    return open_model(given.made, threads=given.threads).session.run, list(made.notes)
 
 
 def _coarse_best(given: Cell) -> tuple[Any, list[str]]:
@@ -346,7 +350,7 @@ def _peer(given: Cell, venv: Path | None) -> tuple[Any, list[str]]:
     words = (venv / "bin" / "python", job, given.model, images, method)
     subprocess.run([*map(str, words)], check=True)
     made = given.model.with_suffix(f".{method}.onnx")
-    return open_model(made, threads=2, like=model.card).session.run, []
+    return open_model(made, threads=given.threads, like=model.card).session.run, []
 
 
 def _modelopt_qat(given: Cell, venv: Path | None) -> tuple[Any, list[str]]:
@@ -362,7 +366,7 @@ def _modelopt_qat(given: Cell, venv: Path | None) -> tuple[Any, list[str]]:
     plain = given.made.with_suffix(".float.onnx")
     deploykit.export(learnt, plain, deploykit.ExportOptions())
     deploykit.quantize(plain, given.made, deploykit.QuantizeOptions(amax=learnt))
-    return open_model(given.made, threads=2).session.run, []
+    return open_model(given.made, threads=given.threads).session.run, []
 
 
 def _qat(given: Cell, *, features: bool) -> tuple[Any, list[str]]:
@@ -382,7 +386,7 @@ def _qat(given: Cell, *, features: bool) -> tuple[Any, list[str]]:
         return _learnt(given, learnt), list(made.notes)
     table = learnt.with_name(learnt.stem + ".calibration.json")
     deploykit.quantize(learnt, given.made, deploykit.QuantizeOptions(table=table, repair=("none",)))
-    return open_model(given.made, threads=2).session.run, list(made.notes)
+    return open_model(given.made, threads=given.threads).session.run, list(made.notes)
 
 
 def _learnt(given: Cell, learnt: Path) -> Any:  # noqa: ANN401 - a runner

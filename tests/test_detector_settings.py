@@ -18,7 +18,7 @@ from two_stage_models import SIZE, settled
 
 from deploykit.errors import CheckpointError, ModelError, OptionError
 from deploykit.networks import loading
-from deploykit.networks.detectors import dense_family, detectron2_layout, grids
+from deploykit.networks.detectors import adapted, dense_family, detectron2_layout, grids
 from deploykit.networks.loading import NetworkOptions
 from deploykit.recipes import identity
 from deploykit.recipes.identity import Facts, Setting
@@ -323,7 +323,7 @@ def test_detectron2s_anchors_step_by_the_stride_of_their_level() -> None:
     boxes = grids.anchors(cell, image, grid, 64)
     assert boxes[-1].tolist() == [20 * 64, 12 * 64, 20 * 64, 12 * 64]
     assert grids.anchors(cell, image, grid)[-1, 1] == 12 * (800 // 13)  # torchvision's
-    assert detectron2_layout.FIRST_STRIDE == 4
+    assert adapted.FIRST_STRIDE == 4
 
 
 # names of classes

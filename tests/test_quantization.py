@@ -615,11 +615,29 @@ def behind(value: ir.Value | None) -> set[str]:
     return {op for each in data for op in behind(each)}
 
 
+def test_a_scaled_tensor_stays_float_where_a_float_layer_reads_it(
+    graph: Graph, tmp_path: Path
+) -> None:
+    """TensorRT moves a DQ across the scaling, which would hand INT8 values to the layer."""
+    body = f"[stem] v0 = {CONV}(x, w1) [a] v1 = {CONV}(v0, w1) [b] v2 = Add(v1, v0) "
+    body += "[loud] v3 = Mul(v2, loud) [t] v4 = Transpose<perm=[0,1,3,2]>(v3) "
+    body += f"[n] v5 = {CONV}(v4, w1) [c] v6 = {CONV}(v2, w1) "
+    body += f"[u] v7 = Add(v6, v5) [last] y = {CONV}(v7, w1)"
+    model = graph(f"{HEAD} {{ {body} }}", **MIXED_WEIGHTS)
+    path, out = saved(model, tmp_path / "float.onnx"), tmp_path / "int8.onnx"
+    for kept, read in ((["n"], False), ([], True)):
+        plan = PrecisionPlan(Precision.INT8, dict.fromkeys(kept, FP32))
+        quantize(path, table_of(path, images(1, 16, 8, 8), plan), plan, out, float_type=FP32)
+        after = onnxfile.read_model(out)
+        assert not [f for f in lint.lint(after) if f.severity == "error"]
+        (scaled,) = (node for node in after.graph if node.name == "loud")
+        assert (behind(scaled.inputs[0]) == {"DequantizeLinear"}) is read
+
+
 @given(st.data())
 @settings(
     max_examples=25,
     deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_whatever_is_left_in_float_reads_float_and_the_rest_is_int8(

@@ -1,4 +1,4 @@
-"""Which repairs a model gets before it is calibrated: those that help on images held out."""
+"""Repairs as a user asks for them and reads of them, and the images that they are tried on."""
 
 from __future__ import annotations
 

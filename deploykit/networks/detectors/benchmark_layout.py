@@ -13,15 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck
 
-from deploykit.networks.detectors import inclusive, two_stage
-from deploykit.networks.detectors.detectron2_layout import (
-    FIRST_STRIDE,
-    anchors_of,
-    colour_choices,
-    stored_anchors,
-)
+from deploykit.networks.detectors import adapted, inclusive, two_stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -78,14 +71,12 @@ def stored(state: StateDict, wanted: Sizes) -> dict[str, Plain]:
 
     Raises: CheckpointError where the anchors are not those of the weights.
     """
-    return stored_anchors(state, wanted)
+    return adapted.stored_anchors(state, wanted)
 
 
 def choices(variant: str, stored: Mapping[str, Plain]) -> dict[str, Choice]:
     """Return the settings that its own names do not share with torchvision's."""
-    return colour_choices(MEAN_BGR, (1.0, 1.0, 1.0), grouped="resnext" in variant) | anchors_of(
-        stored
-    )
+    return adapted.choices(MEAN_BGR, (1.0, 1.0, 1.0), stored, grouped="resnext" in variant)
 
 
 def network(model: Any, settings: Settings, state: StateDict) -> two_stage.TwoStage:  # noqa: ANN401 - torchvision ships no types
@@ -93,22 +84,17 @@ def network(model: Any, settings: Settings, state: StateDict) -> two_stage.TwoSt
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = 0.0
-        if isinstance(module, Bottleneck) and settings["stride_in_1x1"].value:
-            module.conv1.stride, module.conv2.stride = module.conv2.stride, module.conv1.stride
+    adapted.set_strides(model, settings)
     model.rpn.min_size = 0.0
     made = two_stage.TwoStage(model, SAMPLING)
     made.select.least = 0.0
     generator, edge = model.rpn.anchor_generator, np.array([0, 0, 1, 1], np.float32)
-    if "anchors" in settings:
-        given: Any = settings["anchors"].value
-        cells = [np.array(level, np.float32) for level in given]
-    else:
-        rows = enumerate(zip(generator.sizes, generator.aspect_ratios, strict=True))
-        cells = [_cell(FIRST_STRIDE * 2**level, *row) for level, row in rows]
-    made.cells = [cell + edge for cell in cells]
-    made.steps = tuple(FIRST_STRIDE * 2**level for level in range(len(cells)))
-    for name in (MARK, *(key for key in state if _STORED.match(key))):
-        made.register_buffer(name, torch.zeros_like(state.get(name, torch.empty(0))))
+    rows = enumerate(zip(generator.sizes, generator.aspect_ratios, strict=True))
+    cells = adapted.cells(settings) or [
+        _cell(adapted.FIRST_STRIDE * 2**level, *row) for level, row in rows
+    ]
+    adapted.set_anchors(made, [cell + edge for cell in cells])
+    adapted.keep(made, (MARK, *(key for key in state if _STORED.match(key))), state)
     return made
 
 

@@ -7,16 +7,13 @@ background is the last class there and the first here, and boxes and masks have 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.models.resnet import Bottleneck
 
-from deploykit.errors import CheckpointError
-from deploykit.networks.detectors import two_stage
-from deploykit.recipes import identity
+from deploykit.networks.detectors import adapted, two_stage
 from deploykit.recipes.identity import Choice, frozen
 
 if TYPE_CHECKING:
@@ -112,24 +109,7 @@ def stored(state: StateDict, wanted: Sizes) -> dict[str, Plain]:
         away = [np.abs(mean - np.resize(known, mean.shape)).max() for known in _MEANS.values()]
         if min(away) < max(away):
             found["channels"] = list(_MEANS)[int(np.argmin(away))]
-    return found | stored_anchors(state, wanted)
-
-
-def stored_anchors(state: StateDict, wanted: Sizes) -> dict[str, Plain]:
-    """Return the anchors of the first cell of each level, where a state dict has them.
-
-    Raises: CheckpointError where they are not those of the weights.
-    """
-    cells = [state[f"cell_anchors_{i}"] for i in range(len(state)) if f"cell_anchors_{i}" in state]
-    if not cells:
-        return {}
-    levels = len(wanted.stages) + 1
-    if [tuple(c.shape) for c in cells] != [(wanted.anchors, 4)] * levels:
-        raise CheckpointError(
-            f"anchors of the shapes {[list(c.shape) for c in cells]}",
-            expected=f"{levels} levels of [{wanted.anchors}, 4], as the weights say",
-        )
-    return {"anchors": frozen([c.tolist() for c in cells])}
+    return found | adapted.stored_anchors(state, wanted)
 
 
 _MEANS = {"BGR": MEAN_BGR, "RGB": MEAN_BGR[::-1]}
@@ -140,31 +120,7 @@ def choices(variant: str, stored: Mapping[str, Plain]) -> dict[str, Choice]:
     """Return the settings that its own names do not share with torchvision's."""
     grouped = "resnext" in variant
     std = _X101_STD if grouped else (1.0, 1.0, 1.0)
-    return colour_choices(MEAN_BGR, std, grouped=grouped) | anchors_of(stored)
-
-
-def colour_choices(
-    mean: tuple[float, ...], std: tuple[float, ...], *, grouped: bool
-) -> dict[str, Choice]:
-    """Return the settings of the images, and of the strides in a body."""
-    return {
-        "mean": Choice(mean, "mean", identity.three),
-        "std": Choice(std, "deviation", identity.three),
-        "channels": Choice("BGR", "channels", _order),
-        "stride_in_1x1": Choice(not grouped, "strides in the 1x1 convolutions", identity.truth),
-    }
-
-
-def anchors_of(stored: Mapping[str, Plain]) -> dict[str, Choice]:
-    """Return the setting of the anchors, where a file holds them."""
-    anchors = stored.get("anchors")
-    return {"anchors": Choice(anchors, "anchors", lambda v: v)} if anchors else {}
-
-
-def _order(value: Plain) -> str:
-    if value in ("BGR", "RGB"):
-        return str(value)
-    raise ValueError("BGR or RGB")
+    return adapted.choices(MEAN_BGR, std, stored, grouped=grouped)
 
 
 def network(model: Any, settings: Settings, state: StateDict) -> two_stage.TwoStage:  # noqa: ANN401 - torchvision ships no types
@@ -173,27 +129,14 @@ def network(model: Any, settings: Settings, state: StateDict) -> two_stage.TwoSt
     Strides are in the first convolution of a block, as in the ResNets that it starts from; anchors
     are not rounded, and those of a level are as far apart as its stride says.
     """
-    for block in model.modules():
-        if isinstance(block, Bottleneck) and settings["stride_in_1x1"].value:
-            block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+    adapted.set_strides(model, settings)
     model.rpn.min_size = two_stage.LEAST
     made = two_stage.TwoStage(model, SAMPLING)
     generator = model.rpn.anchor_generator
     rows = zip(generator.sizes, generator.aspect_ratios, strict=True)
-    anchors = settings["anchors"].value if "anchors" in settings else None
-    made.cells = (
-        [np.array(level, np.float32) for level in cast("tuple[Any, ...]", anchors)]
-        if anchors
-        else [_cell(*row) for row in rows]
-    )
-    made.steps = tuple(FIRST_STRIDE * 2**level for level in range(len(made.cells)))
-    for name in (MARK, *(key for key in state if _STORED.match(key))):
-        made.register_buffer(name, torch.zeros_like(state.get(name, torch.empty(0))))
+    adapted.set_anchors(made, adapted.cells(settings) or [_cell(*row) for row in rows])
+    adapted.keep(made, (MARK, *(key for key in state if _STORED.match(key))), state)
     return made
-
-
-FIRST_STRIDE = 4
-"""Input pixels per cell of the finest level; twice as many at each that follows, exactly."""
 
 
 def _cell(sizes: tuple[int, ...], ratios: tuple[float, ...]) -> Array:

@@ -9,12 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from deploykit.graph.editing import dims, integer, is_op
+from deploykit.precision.placement.crossing import FAR, crossed
 from deploykit.precision.placement.rules import (
     WEIGHTED,
     Layer,
     constant,
-    moved_inputs,
-    moves,
     weight_axis,
 )
 
@@ -28,8 +27,6 @@ _INT8 = ("Conv", "Einsum", "Gemm", "MatMul")
 """Ops with INT8 kernels; a transposed convolution and a recurrence run in float."""
 IMAGE_CHANNELS = 4
 """A convolution with this few channels reads the image: it is the first, which pays in INT8."""
-_STOPS = ("Resize",)
-"""Moving ops that TensorRT does not move a DQ across: they need a Q behind them."""
 
 
 @dataclass(frozen=True)
@@ -97,16 +94,12 @@ def quantizer(dequantizer: Step) -> Step | None:
     return step(node) if node is not None and is_op(node, "QuantizeLinear") else None
 
 
-_FAR = 200
-"""Nodes in a row that a DQ is moved across at most."""
-
-
 def int8_source(value: ir.Value | None) -> Step | None:
     """Return the DQ that `value` comes from, through nodes that a DQ may be moved across.
 
     Behind a Concat: the DQ of one input, where all are quantised with the same scale.
     """
-    return _int8_source(value, {}, _FAR)
+    return _int8_source(value, {}, FAR)
 
 
 def _int8_source(
@@ -117,7 +110,7 @@ def _int8_source(
     node = None if value is None else value.producer()
     if value in known:
         return known[value]
-    data = [] if node is None else _crossed(node)
+    data = [] if node is None else crossed(node)
     if found is not None or node is None or not data or not steps:
         return found
     sources = [_int8_source(node.inputs[i], known, steps - 1) for i in data]
@@ -126,37 +119,6 @@ def _int8_source(
     if value is not None:
         known[value] = found
     return found
-
-
-def _crossed(node: ir.Node) -> list[int]:
-    """Return the inputs from which TensorRT moves a DQ across a node; none: it does not.
-
-    The node moves values, or scales them all by one number.
-    """
-    if moves(node):
-        return [] if node.op_type in _STOPS else list(moved_inputs(node))
-    if is_op(node, "Neg"):
-        return [0]
-    if is_op(node, "Mul", "Div") and _one_number(node.inputs[1]):
-        return [0]
-    return [1] if is_op(node, "Mul") and _one_number(node.inputs[0]) else []
-
-
-def _one_number(value: ir.Value | None) -> bool:
-    """Return whether a tensor is one number that the shapes of others fix, or nothing at all."""
-    shape = dims(value)
-    single = shape is not None and all(size == 1 for size in shape)
-    waiting, left = [value], _FAR
-    while single and waiting and left:
-        left -= 1
-        each = waiting.pop()
-        node = None if each is None else each.producer()
-        if constant(each) is not None or (node is not None and is_op(node, "Shape", "Size")):
-            continue
-        if node is None or not node.inputs:
-            return False
-        waiting += [given for given in node.inputs if given is not None]
-    return single and not waiting
 
 
 def same_scale(one: Step | None, other: Step | None) -> bool:

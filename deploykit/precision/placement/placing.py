@@ -11,6 +11,7 @@ import onnx_ir as ir
 from deploykit import ops
 from deploykit.errors import ModelError, unknown_name
 from deploykit.graph.editing import is_op
+from deploykit.precision.placement.crossing import reaches_float
 from deploykit.precision.placement.ranges import domains
 from deploykit.precision.placement.rules import (
     READERS,
@@ -243,7 +244,9 @@ class _Reads:
         return not (takes or node in self._adds or self._takes_copy(node, value))
 
     def _takes_copy(self, node: ir.Node, value: ir.Value) -> bool:
-        return node in self._pointwise and not _gates(node, value)
+        if node not in self._pointwise or _gates(node, value):
+            return False
+        return not reaches_float(node, self.reads)
 
     def _source(self, value: ir.Value) -> ir.Value:
         """Return the tensor that `value` is a moved copy of, in INT8 where that one is."""
