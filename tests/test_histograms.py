@@ -129,8 +129,21 @@ def test_no_value_that_is_not_finite_is_passed_over(place: int, bad: float) -> N
 
 
 def test_places_are_spread_evenly_and_in_no_rhythm() -> None:
-    places, stride = histograms._PLACES, histograms._STRIDE
-    assert np.array_equal(places // stride, np.arange(len(places)))
+    lines, stride = histograms._PLACES, histograms._STRIDE
+    assert np.array_equal(lines // stride, np.arange(len(lines)))
+    places = (lines[:, None] * histograms._LINE + np.arange(histograms._LINE)).reshape(-1)
     for width in (stride, 20, 40, 80, 112, 13 * stride):
         share = np.bincount(places % width, minlength=width) / len(places)
         assert share.max() < 2 / width
+
+
+def test_a_tensor_known_as_positive_is_remembered_as_any_other() -> None:
+    values = np.maximum(maps("normal", rows=3), 0)
+    found = []
+    for positive in (False, True):
+        seen = Histogram("x")
+        seen.positive = positive
+        for row in values:
+            seen.observe(row[None])
+        found.append((seen.minimum, seen.maximum, seen.counts.tolist()))
+    assert found[0] == found[1]

@@ -10,11 +10,12 @@ from deploykit.errors import ModelError, OptionError
 from deploykit.files import onnxfile
 from deploykit.graph import canvases
 from deploykit.precision import observers, observing
+from deploykit.precision.functions import is_positive
 from deploykit.recipes import opened
 from deploykit.values import CalibrationTable, TensorSpec, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Container, Iterator, Sequence
 
     import onnx_ir as ir
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from deploykit.data.preprocess import Preprocess
     from deploykit.data.samples import Batch
     from deploykit.data.sources import Dataset
+    from deploykit.precision.histograms import Extremes
+    from deploykit.precision.observers import Observer
     from deploykit.recipes.opened import Opened
     from deploykit.values import Progress
 
@@ -120,10 +123,11 @@ def _observed(
     observer = observers.load(options.observer, options.percentile)
     wanted = tuple(dict.fromkeys(tensors))
     sessions = {size: observing.open_session(part, wanted) for size, part in _parts(model)}
+    positive = {v.name for node in model.graph.graph if is_positive(node) for v in node.outputs}
     found = observing.observe(
         sessions,
         batches,
-        lambda: {name: observer.remember(name) for name in wanted},
+        lambda: {name: _memory(observer, name, positive) for name in wanted},
         count,
         looked_at=_LOOKED_AT if options.candidates else 0,
     )
@@ -139,6 +143,12 @@ def _observed(
         reaches=found.reaches,
         growing=found.growing,
     )
+
+
+def _memory(observer: Observer, tensor: str, positive: Container[str | None]) -> Extremes:
+    found = observer.remember(tensor)
+    found.positive = tensor in positive
+    return found
 
 
 def _parts(model: Opened) -> Iterator[tuple[tuple[int, int] | None, Opened]]:

@@ -28,6 +28,7 @@ _FUNCTIONS = (
     "Tanh",
 )
 _GATES = ("Sigmoid", "HardSigmoid")
+_POSITIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp", "Sqrt")
 
 
 def behind(layer: ir.Node) -> tuple[ir.Node, ...]:
@@ -70,3 +71,11 @@ def _gate(readers: Sequence[ir.Node]) -> tuple[ir.Node, ...]:
     output = functions[0].outputs[0]
     alone = len(output.uses()) == 1 and not output.is_graph_output()
     return (functions[0], products[0]) if alone and products[0] in output.consumers() else ()
+
+
+def is_positive(node: ir.Node) -> bool:
+    """Return whether a node's results are at least 0, whatever it reads."""
+    if not is_op(node, "Clip"):
+        return is_op(node, *_POSITIVE)
+    lowest = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    return lowest is not None and bool((lowest.numpy() >= 0).all())

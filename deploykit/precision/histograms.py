@@ -10,7 +10,8 @@ To count a value costs ten times what it costs to compare it, and most values sa
 sixteen tells how the millions of small ones are distributed, while the few large ones decide where
 to clip. Therefore of arrays with long rows (a row is what one image or one proposal has) only the
 16384 largest magnitudes of all that was seen are counted one by one. The others are counted at
-fixed places, one out of each 16 neighbours, for as many.
+fixed places for sixteen times as many: one line of 16 neighbours, which come from memory together,
+out of each 16 lines.
 
 Which values are the largest depends on no order, and a place is one of its row: the counts are the
 same in whatever order and batches the values come, and however they are merged.
@@ -45,17 +46,21 @@ _BLOCK = 1 << 17
 """Values handled at a time: with the scratch arrays they fit in a core's L2 cache."""
 _GROUP = 8
 """Values whose extremes are taken together when the largest are looked for."""
+_APART = 1 << 11
+"""How far apart they lie, at least: near enough for a core's L1 cache."""
 _LEAST_EXPONENT = -100
 """Keeps 2**(_BITS - e) within float32; far below any threshold."""
 _STRIDE = 16
-"""Of so many neighbours one is counted."""
+"""Of so many lines one is counted."""
+_LINE = 16
+"""Neighbours that come from memory together."""
 _LONG = 1 << 14
 """Values of a row from which on that is done."""
 
 
 def _places() -> NDArray[np.intp]:
-    """Return one place of each _STRIDE neighbours of a block, in no rhythm with a map's width."""
-    starts = np.arange(0, _BLOCK, _STRIDE)
+    """Return one line of each _STRIDE lines of a block, in no rhythm with a map's width."""
+    starts = np.arange(0, _BLOCK // _LINE, _STRIDE)
     places: NDArray[np.intp] = starts + np.random.default_rng(0).integers(0, _STRIDE, starts.size)
     return places
 
@@ -65,6 +70,9 @@ _PLACES = _places()
 
 class Extremes:
     """The smallest and the largest value of one tensor."""
+
+    positive = False
+    """Whether it has no values below 0: where 0 was seen, none is smaller."""
 
     def __init__(self, tensor: str) -> None:
         """Start empty; `tensor` is named in errors."""
@@ -86,12 +94,17 @@ class Extremes:
     def observe(self, values: Values) -> None:
         """Take in an array of any shape. Raises: InputError for NaN or infinity."""
         for block in _blocks(values):
-            self._extend(float(block.min()), float(block.max()))
+            low = 0.0 if self._at_floor else float(block.min())
+            self._extend(low, float(block.max()))
 
     def merge(self, other: Extremes) -> None:
         """Take in what `other` observed."""
         self.minimum = min(self.minimum, other.minimum)
         self.maximum = max(self.maximum, other.maximum)
+
+    @property
+    def _at_floor(self) -> bool:
+        return self.positive and self.minimum == 0.0
 
     def _extend(self, low: float, high: float) -> None:
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -132,11 +145,12 @@ class Histogram(Extremes):
         rows = values.reshape(len(values) if values.ndim else 1, -1) if values.size else values
         if rows[:1].size < _LONG:
             self._observe_all(values)
-        elif self._reached() >= 0 or len(rows) == 1:
-            self._observe_some(rows)
-        else:  # the first row says what is large among the others
-            self._observe_some(rows[:1])
-            self._observe_some(rows[1:])
+            return
+        reached = self._reached()
+        if reached < 0 and len(rows) > 1:  # the first row says what is large among the others
+            self._observe_some(rows[:1], reached)
+            rows, reached = rows[1:], self._reached()
+        self._observe_some(rows, reached)
 
     def _observe_all(self, values: Values) -> None:
         super().observe(values)
@@ -144,15 +158,16 @@ class Histogram(Extremes):
             self.top[: found.size] += found
             self.spread[: found.size] += found
 
-    def _observe_some(self, rows: Values) -> None:
-        least = max(self._reached(), 0) * self.width
+    def _observe_some(self, rows: Values, reached: int) -> None:
+        least = max(reached, 0) * self.width
         top, spread = [], []
         for block in (block for row in rows for block in _blocks(row)):
             top += self._large(block, least)
-            spread.append(block[_PLACES[: np.searchsorted(_PLACES, block.size)]])
+            lines = block[: block.size - block.size % _LINE].reshape(-1, _LINE)
+            spread.append(lines.take(_PLACES[: np.searchsorted(_PLACES, len(lines))], 0))
         for found in self._counted(np.concatenate(top)):
             self.top[: found.size] += found
-        for found in self._counted(np.concatenate(spread)):
+        for found in self._counted(np.concatenate(spread).reshape(-1)):
             self.spread[: found.size] += _STRIDE * found
 
     def merge(self, other: Extremes) -> None:
@@ -186,17 +201,23 @@ class Histogram(Extremes):
 
         Of groups of values only those are returned whose extremes reach so far.
         """
-        even = block.size - block.size % _GROUP
-        groups, rest = block[:even].reshape(_GROUP, -1), block[even:]
+        parts = max(1, block.size // (_GROUP * _APART))
+        apart = block.size // (_GROUP * parts)
+        even = parts * _GROUP * apart
+        groups, rest = block[:even].reshape(parts, _GROUP, apart), block[even:]
         super().observe(rest)
         if not even:
             return [rest]
-        high, low = groups.max(axis=0), groups.min(axis=0)
-        self._extend(float(low.min()), float(high.max()))
+        high = groups.max(axis=1)
+        low = None if self._at_floor else groups.min(axis=1)
+        self._extend(0.0 if low is None else float(low.min()), float(high.max()))
         if not least:
             return [block]
-        large = np.flatnonzero((high >= least) | (low <= -least))
-        return [groups[:, large].reshape(-1), rest]
+        far = high >= least if low is None else (high >= least) | (low <= -least)
+        index = np.flatnonzero(far)
+        part = index // apart
+        place = index - part * apart
+        return [groups[part, :, place].reshape(-1), rest]
 
     def _counted(self, values: Values) -> Iterator[Counts]:
         """Yield the counts of an array whose extremes were taken in, block after block."""

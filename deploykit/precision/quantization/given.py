@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploykit.graph.editing import bypass, constant, integer, is_op, set_constant, value_names
+from deploykit.precision.functions import is_positive
 from deploykit.precision.lint.graph import is_layer, quantized_data
 from deploykit.precision.quantization import operators
 
@@ -25,9 +26,8 @@ _MOVES = (
     *("Split", "Identity", "Expand", "Tile", "DepthToSpace", "SpaceToDepth"),
 )
 """Ops whose results are some of the levels that they read."""
-_POSITIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp", "Sqrt", "Clip")
 _MIXES = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceMax")
-"""Ops whose results are at least 0, and those whose are where what they read is."""
+"""Ops whose results are at least 0 where what they read is."""
 _BOUNDS = {"uint8": (0, 255), "int8": (-128, 127)}
 _SIX, _NEAR = 6.0, 0.03
 """Where a Relu6 ends, and how near the highest level is to that."""
@@ -108,7 +108,7 @@ def _is_positive(value: ir.Value | None) -> bool:
     if node is None:
         array = constant(value)
         return array is not None and bool((array.astype(np.float64) >= 0).all())
-    if is_op(node, *_POSITIVE):
+    if is_positive(node):
         return True
     read = node.inputs if is_op(node, "Add", "Mul", "Concat") else node.inputs[:1]
     return is_op(node, *_MOVES, *_MIXES) and all(map(_is_positive, read))
