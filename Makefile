@@ -34,8 +34,8 @@ types: $(READY)  ## mypy, strict
 docs: $(READY)  ## the pages of docs/ with the API reference, into out/site
 	@NO_MKDOCS_2_WARNING=1 COLUMNS=80 $(BIN)/mkdocs build --quiet --strict
 
-unit: $(READY)  ## pytest on two processes, with coverage of deploykit/
-	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=90
+unit: $(READY)  ## pytest on two processes of one thread each, with coverage of deploykit/
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=90
 
 wheel: $(READY)  ## build the wheel into dist/
 	@rm -rf build

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -15,11 +15,28 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from deploykit.training.retraining import Run
     from deploykit.values import Json
 
 _SHARE = 0.05
 """Of the time of a training that its snapshots may take."""
+
+
+class Resumable(Protocol):
+    """A training that can be taken to where another one was."""
+
+    @property
+    def step(self) -> int:
+        """Steps that are done."""
+
+    @property
+    def total(self) -> int:
+        """Steps when it is at its end."""
+
+    def state(self) -> Mapping[str, Any]:
+        """Return where it is, in numbers, texts and tensors."""
+
+    def restore(self, state: Json) -> None:
+        """Take it to where `state` says."""
 
 
 @dataclass
@@ -32,7 +49,7 @@ class Snapshots:
     _next: float = 0.0
     """When the next snapshot is due, on the monotonic clock."""
 
-    def keep(self, run: Run) -> None:
+    def keep(self, run: Resumable) -> None:
         """Write where a training is, atomically, unless that was done not long before."""
         started = time.monotonic()
         if started < self._next or run.step == run.total:
@@ -42,7 +59,7 @@ class Snapshots:
         ended = time.monotonic()
         self._next = ended + (ended - started) / _SHARE
 
-    def restore(self, run: Run) -> bool:
+    def restore(self, run: Resumable) -> bool:
         """Return whether a training was taken to where the file has it.
 
         Raises: InputError for a file that is damaged or none; OptionError for one of another

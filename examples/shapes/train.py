@@ -18,6 +18,7 @@ import json
 import math
 import resource
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,9 +30,10 @@ from torch import Tensor, nn
 from deploykit.data import sources
 from deploykit.recipes.recipe import RECIPES
 from deploykit.training import loops, rep_optimizer
+from deploykit.training.snapshots import Snapshots
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -108,8 +110,11 @@ def train(recipe: Recipe, options: argparse.Namespace) -> nn.Module:
 
     per_epoch = len(images) // options.batch_size
     steps = per_epoch * options.epochs
-    kept = Kept(options.output.with_suffix(".training"), (network, average, optimizer), rng)
-    for epoch in range(kept.epochs(), options.epochs):
+    course = Course(options.epochs, (network, average, optimizer), rng)
+    made_of = {name: str(value) for name, value in vars(options).items()}
+    kept = Snapshots(options.output.with_suffix(".training"), made_of)
+    kept.restore(course)
+    for epoch in range(course.step, options.epochs):
         step = per_epoch * epoch
         sums: dict[str, float] = {}
         for batch, truth in batches(images, objects, options.batch_size, rng):
@@ -130,7 +135,8 @@ def train(recipe: Recipe, options: argparse.Namespace) -> nn.Module:
             sums = {k: sums.get(k, 0.0) + v / per_epoch for k, v in parts.items()}
             step += 1
         save(average, options.output)
-        kept.keep(epoch + 1)
+        course.step = epoch + 1
+        kept.keep(course)
         log = " ".join(f"{k} {v:.3f}" for k, v in sums.items())
         print(
             f"epoch {epoch + 1}/{options.epochs} {log} {time.perf_counter() - started:.0f} s",
@@ -151,30 +157,27 @@ def learner(network: nn.Module, scales: Path | None) -> torch.optim.Optimizer:
     return rep_optimizer.RepAdamW(plain.param_groups, factors, lr=LEARNING_RATE)
 
 
-class Kept:
-    """What a training that is ended goes on from: a file, written after each epoch."""
+@dataclass
+class Course:
+    """A training, as `Snapshots` takes it: `step` counts epochs."""
 
-    def __init__(self, path: Path, parts: Sequence[Any], rng: np.random.Generator) -> None:
-        """Name the file. parts: What has a state dict."""
-        self.path, self._parts, self._rng = path, parts, rng
+    total: int
+    parts: Sequence[Any]
+    """What has a state dict."""
+    rng: np.random.Generator
+    step: int = 0
 
-    def keep(self, epochs: int) -> None:
-        """Write what there is after so many epochs."""
-        state = [part.state_dict() for part in self._parts]
-        whole = {"epochs": epochs, "state": state, "rng": self._rng.bit_generator.state}
-        fresh = self.path.with_suffix(".part")
-        torch.save(whole, fresh)
-        fresh.replace(self.path)
+    def state(self) -> dict[str, Any]:
+        """Return where it is."""
+        state = [part.state_dict() for part in self.parts]
+        return {"step": self.step, "state": state, "rng": self.rng.bit_generator.state}
 
-    def epochs(self) -> int:
-        """Return how many epochs are done, everything taken to where it was."""
-        if not self.path.exists():
-            return 0
-        held = torch.load(self.path, weights_only=True)
-        for part, state in zip(self._parts, held["state"], strict=True):
-            part.load_state_dict(state)
-        self._rng.bit_generator.state = held["rng"]
-        return int(held["epochs"])
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take it to where `state` says."""
+        for part, known in zip(self.parts, state["state"], strict=True):
+            part.load_state_dict(known)
+        self.rng.bit_generator.state = state["rng"]
+        self.step = state["step"]
 
 
 def save(network: nn.Module, path: Path) -> None:
