@@ -153,6 +153,33 @@ def test_a_run_that_is_ended_in_whatever_way_goes_on_and_ends_equal(
     assert not list(tmp_path.glob("ended*.partial"))
 
 
+def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(
+    model: Path, table: Path, photos: Path, tmp_path: Path
+) -> None:
+    ended = tmp_path / "ended.onnx"
+    start = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "deploykit", "qat")
+    how = ("--source", f"folder:{photos}", "--batch-size", "4", "--epochs", "30", "-o")
+    words = [sys.executable, *start, str(model), "--table", str(table), *how, str(ended)]
+    partial = ended.with_name("ended.onnx.partial")
+    process = subprocess.Popen(words, env=ALONE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 100
+        while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        said = process.communicate(timeout=60)[0].decode()
+    finally:
+        process.kill()
+    assert process.returncode == 1, said
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    assert not ended.exists()
+    done = subprocess.run(words, env=ALONE, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "went on from step" in done.stdout
+    assert ended.exists()
+
+
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained example detector at 160x160."""
