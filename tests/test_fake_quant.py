@@ -142,7 +142,7 @@ def test_steps_in_fp16_are_those_of_the_file(subject: Callable[[str], Subject]) 
     fake = one.fake().eval()
     made = one.exported(fake, Precision.FP16)
     scales = [node.inputs[1] for node in made.graph if node.op_type == "QuantizeLinear"]
-    stored = {float(placement.rules.constant(scale).numpy()) for scale in scales}  # type: ignore[union-attr]  # Q has one
+    stored = {float(placement.weighted.constant(scale).numpy()) for scale in scales}  # type: ignore[union-attr]  # Q has one
     own = {function._step for function in fake.graph._functions if hasattr(function, "_step")}
     assert own == stored
 

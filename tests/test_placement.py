@@ -397,6 +397,36 @@ def test_what_reads_pooled_values_is_float_where_asked(graph: Graph, pool: str) 
     assert {w.node for w in place(model, INT8).weights} == {"c1", "down", "up", "c2"}
 
 
+@pytest.mark.parametrize(
+    ("head", "kept"),
+    [
+        ("[h] y = Gemm(b, w2)", True),
+        ("[h] c = MatMul(b, w2) [add] d = Add(c, bias) [end] y = Softmax(d)", True),
+        ("[h] c = Gemm(b, w2) [end] y = Relu(c)", False),
+        ("[h] c = Gemm(b, w2) [end] y = Mul(c, b)", False),
+        ("[h] c = MatMul(b, w2) [n] d = Reshape(c, rows) [end] y = MatMul(d, w2)", False),
+    ],
+)
+def test_the_layer_that_gives_the_scores_is_float(
+    graph: Graph,
+    head: str,
+    kept: bool,  # noqa: FBT001 - of pytest
+) -> None:
+    body = f"[c] a = {CONV}(x, w1) [p] m = GlobalAveragePool(a) [f] b = Flatten(m) {head}"
+    model = graph(
+        f"(float[N,16,8,8] x) => (float[N,16] y) {{ {body} }}",
+        w1=W,
+        w2=(16, 16),
+        bias=(16,),
+        rows=np.array([-1, 16], np.int64),
+    )
+    found = place(model, INT8)
+    assert found.kept.get("h", "").startswith("rule 14: ") is kept
+    assert ("h" in {w.node for w in found.weights}) is not kept
+    asked = place(model, default_plan(model, None, Kinds(int8=["scores"])))
+    assert "h" in {w.node for w in asked.weights}
+
+
 def test_a_kind_of_layer_that_is_unknown_or_asked_for_both_ways_is_refused() -> None:
     with pytest.raises(OptionError, match="unknown kind of layer 'grupped'") as caught:
         Kinds(int8=["grupped"])

@@ -63,7 +63,8 @@ def small(tmp_path: Path) -> tuple[Subject, dict[str, Any]]:
     model = opened.made(graph, tmp_path / "small.onnx")
     ranges = {"x": Range(2.0, -3.0, 3.0), "b": Range(9.0, 0.0, 12.0), "e": Range(3.0, -1.0, 4.0)}
     table = CalibrationTable(model.sha256, "minmax", (), "", ranges)
-    return Subject(model, PrecisionPlan(Precision.INT8), table), weights
+    plan = PrecisionPlan(Precision.INT8, {"third": Precision.INT8})
+    return Subject(model, plan, table), weights
 
 
 def _real(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from deploykit.errors import OptionError, StaleTableError
 from deploykit.precision import caches, tables
 from deploykit.precision.placement import activations
-from deploykit.precision.placement.rules import weighted_layers
+from deploykit.precision.placement.weighted import weighted_layers
 from deploykit.recipes.recipe import RECIPES
 from deploykit.values import CalibrationTable, Precision
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from deploykit.networks.checkpoint import Checkpoint
     from deploykit.precision.placement import Placement
-    from deploykit.precision.placement.rules import Layer
+    from deploykit.precision.placement.weighted import Layer
     from deploykit.recipes.opened import Opened
     from deploykit.values import PrecisionPlan
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploykit.graph.editing import is_op
-from deploykit.precision.placement.rules import constant
+from deploykit.precision.placement.weighted import constant
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deploykit.precision.placement.rules import constant
+from deploykit.precision.placement.weighted import constant
 from deploykit.precision.probing import Stored
 from deploykit.precision.quantization.arithmetic import activation_scale, weight_scales
 from deploykit.precision.quantization.sharing import readings

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 from deploykit.errors import unknown_name
 from deploykit.graph.editing import integer, is_op
-from deploykit.precision.placement.rules import WEIGHTED, moves
+from deploykit.precision.placement.rules import moves
+from deploykit.precision.placement.weighted import WEIGHTED
 from deploykit.training.graphs.learning import learned
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from deploykit.graph.editing import is_op, unique, value_names
 from deploykit.precision.float16 import ranges
 from deploykit.precision.float16.rules import HALF, SINGLE, dtype, is_float, only_single, wide_nodes
 from deploykit.precision.placement import default_plan
-from deploykit.precision.placement.rules import constant
+from deploykit.precision.placement.weighted import constant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,7 +12,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit import ops
 from deploykit.graph.editing import is_op
-from deploykit.precision.placement.rules import WEIGHTED, constant
+from deploykit.precision.placement.weighted import WEIGHTED, constant
 from deploykit.values import Precision
 
 if TYPE_CHECKING:

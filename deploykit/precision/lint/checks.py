@@ -28,11 +28,11 @@ from deploykit.precision.lint.graph import (
 from deploykit.precision.placement.rules import (
     GROUP_MULTIPLE,
     MIN_CHANNELS,
-    constant,
     float_rule,
     moved_inputs,
     moves,
 )
+from deploykit.precision.placement.weighted import constant
 
 Message: TypeAlias = str | None
 """What was found; None: nothing."""

@@ -10,12 +10,8 @@ import onnx_ir as ir
 
 from deploykit.graph.editing import dims, integer, is_op
 from deploykit.precision.placement.crossing import FAR, crossed
-from deploykit.precision.placement.rules import (
-    WEIGHTED,
-    Layer,
-    constant,
-    weight_axis,
-)
+from deploykit.precision.placement.rules import weight_axis
+from deploykit.precision.placement.weighted import WEIGHTED, Layer, constant
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

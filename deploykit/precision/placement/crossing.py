@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploykit.graph.editing import dims, is_op
-from deploykit.precision.placement.rules import WEIGHTED, constant, moved_inputs, moves
+from deploykit.precision.placement.rules import moved_inputs, moves
+from deploykit.precision.placement.weighted import WEIGHTED, constant
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping

@@ -15,16 +15,13 @@ from deploykit.precision.placement.crossing import reaches_float
 from deploykit.precision.placement.ranges import domains
 from deploykit.precision.placement.rules import (
     READERS,
-    WEIGHTED,
-    Layer,
-    constant,
     float_rule,
     moved_inputs,
     moves,
     taken_apart,
     weight_axis,
-    weighted_layers,
 )
+from deploykit.precision.placement.weighted import WEIGHTED, Layer, constant, weighted_layers
 from deploykit.values import Precision
 
 if TYPE_CHECKING:

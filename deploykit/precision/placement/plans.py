@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from deploykit.errors import InputError, ModelError, OptionError, unknown_name
 from deploykit.files import artifacts, jsonfile, patterns, schema
 from deploykit.files.schema import mapping, one_of, record, text
-from deploykit.precision.placement.rules import AMPERE, FLOAT_RULES, NAMES, weighted_layers
+from deploykit.precision.placement.rules import AMPERE, FLOAT_RULES, NAMES
+from deploykit.precision.placement.weighted import weighted_layers
 from deploykit.values import SCHEMA_VERSION, Precision, PrecisionPlan
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 | rule | says |
 |---|---|
-| 1-5, 12 | which weighted layers stay in float (`FLOAT_RULES`, each with its reason) |
+| 1-5, 12, 14 | which weighted layers stay in float (`FLOAT_RULES`, each with its reason) |
 | 6 | weights: int8 per output channel (`weight_axis`); the bias stays float |
 | 7 | activations: the data input of each INT8 layer, per tensor, so after the activation function |
 | 8 | `PASS_THROUGH` ops move values unchanged: in INT8 where all their readers are, else in float |
@@ -22,72 +22,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from deploykit.graph.editing import integer, is_op, real, text
+from deploykit.precision.placement.weighted import Layer, constant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     import onnx_ir as ir
 
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""Ops with data as input 0 and weights as input 1."""
 MIN_CHANNELS = 16
 """INT8 tensor cores take 32 channels at a time: below half of that, padding eats the gain."""
 GROUP_MULTIPLE = 4
 """Channels per group, in and out, of an INT8 grouped convolution are a multiple of this."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A weighted node, as the rules see it."""
-
-    node: ir.Node
-    weights: tuple[int, ...] | None
-    """Shape of its constant weights; None where they are computed."""
-    first: bool
-    """No other weighted node computes its input."""
-    pooled: bool = False
-    """Its input is one position of a map: what was pooled, and layers and functions of that."""
-
-    @property
-    def group(self) -> int:
-        """Return the number of groups of a convolution, else 1."""
-        return integer(self.node, "group", 1)
-
-    @property
-    def multiplies_activations(self) -> bool:
-        """Return whether it is a product of two computed tensors, as in attention.
-
-        One that has Q/DQ already is none.
-        """
-        makers = [None if value is None else value.producer() for value in self.node.inputs]
-        has_own = any(is_op(node, "DequantizeLinear") for node in makers)
-        return self.weights is None and self.node.op_type == "MatMul" and not has_own
-
-    @property
-    def channels(self) -> tuple[int, int]:
-        """Return the input and output channels, all groups together."""
-        shape, group = self.weights or (), self.group
-        if self.node.op_type == "Conv":
-            return shape[1] * group, shape[0]
-        if self.node.op_type == "ConvTranspose":
-            return shape[0], shape[1] * group
-        if len(shape) < 2:
-            return shape[0] if shape else 1, 1
-        swapped = integer(self.node, "transB", 0) == 1
-        return (shape[-1], shape[-2]) if swapped else (shape[-2], shape[-1])
-
-    @property
-    def rows(self) -> int | None:
-        """Return the rows of a matrix product, None for a convolution or a dynamic number."""
-        shape = self.node.outputs[0].shape
-        if self.node.op_type not in ("Gemm", "MatMul") or shape is None:
-            return None
-        count = 1
-        for size in shape[:-1]:
-            if not isinstance(size, int) or size < 0:
-                return None
-            count *= size
-        return count
 
 
 When: TypeAlias = Literal["always", "turing", "asked"]
@@ -150,6 +95,12 @@ FLOAT_RULES = (
         lambda s: s.rows == 1,
     ),
     Rule(
+        14,
+        "scores",
+        "it gives an output's scores: its rounding goes into them as it is, for next to no time",
+        lambda s: s.scores,
+    ),
+    Rule(
         12,
         "squeeze",
         "it reads what was pooled to one position, and its rounding scales whole channels",
@@ -209,51 +160,6 @@ def float_rule(layer: Layer, *, asked: bool = False) -> Rule | None:
     return next((rule for rule in rules if rule.applies(layer)), None)
 
 
-def weighted_layers(graph: ir.Graph) -> Iterator[Layer]:
-    """Yield every weighted node of the main graph, in order."""
-    computed: set[ir.Value] = set()
-    pooled: set[ir.Value] = set()
-    for node in graph:
-        data = [value for value in node.inputs if value is not None]
-        late = any(value in computed for value in data)
-        is_layer = is_op(node, *WEIGHTED) and len(node.inputs) > 1
-        if is_layer:
-            weights = constant(node.inputs[1])
-            shape = None if weights is None else tuple(map(int, weights.shape.numpy()))
-            yield Layer(node, shape, first=not late, pooled=data[0] in pooled)
-        if late or is_layer:
-            computed.update(node.outputs)
-        moving = any(value not in pooled and constant(value) is None for value in data)
-        if _pools(node) or (is_op(node, *_OF_ONE) and not moving):
-            pooled.update(node.outputs)
-
-
-_POOLS = ("GlobalAveragePool", "GlobalMaxPool")
-_OF_ONE = (
-    "Conv",
-    "Relu",
-    "Clip",
-    "Sigmoid",
-    "HardSigmoid",
-    "HardSwish",
-    "Mul",
-    "Add",
-    "Div",
-    "Identity",
-)
-"""Ops whose result is one position where their data is."""
-
-
-def _pools(node: ir.Node) -> bool:
-    """Return whether a node pools every channel of an image's map to one position that stays."""
-    if not is_op(node, "ReduceMean"):
-        return is_op(node, *_POOLS)
-    given = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    attribute = node.attributes.get("axes")
-    found = attribute.as_ints() if attribute is not None else () if given is None else given.numpy()
-    return integer(node, "keepdims", 1) == 1 and sorted(map(int, found)) in ([2, 3], [-2, -1])
-
-
 def moves(node: ir.Node) -> bool:
     """Return whether `node` only moves values (rule 8)."""
     check = PASS_THROUGH.get(node.op_type)
@@ -285,15 +191,3 @@ def weight_axis(node: ir.Node) -> int | None:
         weights = constant(node.inputs[1])
         return 1 if weights is not None and len(weights.shape) == 2 else None
     return {"Conv": 0, "Gemm": 1 - integer(node, "transB", 0)}.get(node.op_type)
-
-
-def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """Return the tensor of an initializer or a Constant node, None for anything computed."""
-    if value is None:
-        return None
-    if value.const_value is not None:
-        return value.const_value
-    node = value.producer()
-    if node is None or node.op_type != "Constant" or "value" not in node.attributes:
-        return None
-    return node.attributes["value"].as_tensor()

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from deploykit.errors import ModelError
 from deploykit.graph.editing import is_op, unique, value_names
-from deploykit.precision.placement.rules import constant
+from deploykit.precision.placement.weighted import constant
 from deploykit.precision.quantization import given, rounding
 from deploykit.precision.quantization.arithmetic import (
     activation_scale,

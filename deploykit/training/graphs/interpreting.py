@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from deploykit import ops
 from deploykit.errors import ModelError, unknown_name
 from deploykit.graph.editing import is_op
-from deploykit.precision.placement.rules import constant
+from deploykit.precision.placement.weighted import constant
 from deploykit.training.graphs import joining, moving, pointwise, resizing, windows
 from deploykit.training.graphs.learning import learned
 from deploykit.training.graphs.node import Node

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from deploykit.errors import ModelError
 from deploykit.graph.editing import is_op, set_constant
-from deploykit.precision.placement.rules import WEIGHTED, constant
+from deploykit.precision.placement.weighted import WEIGHTED, constant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
