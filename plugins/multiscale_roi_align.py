@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from deploykit.ops import levels
 from deploykit.ops.atlas import pool
 from deploykit.ops.plugin import (
     POOLED,
@@ -221,30 +222,19 @@ def runtime_body(op: Tape, call: Call) -> Sequence[ir.Value]:
     if attributes["aligned"] and attributes["sampling_ratio"] == 0:
         valid = op.And(valid, _upright(op, flat))
     level = _level_body(op, flat, len(features), attributes)
-    scale = op.Gather(np.array(attributes["spatial_scales"], np.float32), level)
+    scales = attributes["spatial_scales"]
+    scale = op.Gather(np.array(scales, np.float32), level)
     order = _neighbours(op, op.Where(op.Unsqueeze(valid, [1]), flat, 0.0), image, scale)
-    pooled, places = [], []
-    for index, maps in enumerate(features):
-        of_level = op.Gather(op.And(valid, op.Equal(level, index)), order)
-        chosen = op.Gather(order, op.Squeeze(op.NonZero(of_level), [0]))
-        places.append(chosen)
-        pooled.append(
-            _roi_align(
-                op,
-                op.Cast(maps, to=FLOAT) if maps.dtype is not ir.DataType.FLOAT else maps,
-                (op.Gather(flat, chosen), op.Gather(image, chosen)),
-                {**attributes, "scale": attributes["spatial_scales"][index]},
-            )
-        )
-    size = (1, call.dims(2)[0], attributes["output_height"], attributes["output_width"])
-    found = op.Concat(*pooled, np.zeros(size, np.float32), axis=0)
-    last = op.Sub(op.Shape(found, start=0, end=1), 1)
-    order = op.Concat(*places, axis=0)
-    where = op.ScatterElements(
-        op.Expand(last, op.Shape(flat, start=0, end=1)), order, op.Range(0, op.Squeeze(last), 1)
-    )
-    result = op.Gather(found, where)
     half = features[0].dtype is not ir.DataType.FLOAT
+
+    def read(index: int, chosen: ir.Value) -> ir.Value:
+        maps = op.Cast(features[index], to=FLOAT) if half else features[index]
+        rois = op.Gather(flat, chosen), op.Gather(image, chosen)
+        return _roi_align(op, maps, rois, {**attributes, "scale": scales[index]})
+
+    wanted = [op.And(valid, op.Equal(level, index)) for index in range(len(features))]
+    size = call.dims(2)[0], attributes["output_height"], attributes["output_width"]
+    result = levels.pooled(op, order, wanted, read, size)
     return [op.Cast(result, to=ir.DataType.FLOAT16.value) if half else result]
 
 

@@ -22,6 +22,9 @@ RANK, CHANNELS = 4, (1, 3)
 IMAGE_SIZES = "image_sizes"
 """Name of an input of float32[batch, 2]: height and width, in input pixels, of the image that lies
 at the top left of each canvas. Boxes end there, as they do in the detectors' own pipelines."""
+IMAGE_WINDOWS = "image_windows"
+"""Name of an input of float32[batch, 4]: x1, y1, x2, y2, in input pixels, of the image that lies
+anywhere in each canvas. Boxes end there."""
 
 
 def feeds(
@@ -39,6 +42,8 @@ def feeds(
     if any(spec.name == IMAGE_SIZES for spec in inputs):
         canvas = (int(images.shape[2]), int(images.shape[3]))
         found[IMAGE_SIZES] = sizes(geometries[i].sides or canvas for i in turn)
+    if any(spec.name == IMAGE_WINDOWS for spec in inputs):
+        found[IMAGE_WINDOWS] = np.array([geometries[i].window for i in turn], np.float32)
     return found
 
 
@@ -108,7 +113,7 @@ def sizes(each: Iterable[Size]) -> Floats:
 def takes_images(inputs: Sequence[TensorSpec]) -> bool:
     """Return whether all inputs are made from images: they come first, then maybe their sizes."""
     others = {spec.name for spec in inputs[1:]}
-    return bool(inputs) and _is_image(inputs[0]) and others <= {IMAGE_SIZES}
+    return bool(inputs) and _is_image(inputs[0]) and others <= {IMAGE_SIZES, IMAGE_WINDOWS}
 
 
 def _is_image(spec: TensorSpec) -> bool:
@@ -120,7 +125,10 @@ def completed(inputs: Sequence[TensorSpec], given: Mapping[str, Any]) -> Mapping
     """Return `given`, with images as large as their canvases where a model asks and nobody says."""
     wanted = {spec.name for spec in inputs} - given.keys()
     images = given.get(inputs[0].name) if inputs else None
-    if wanted != {IMAGE_SIZES} or images is None or len(images.shape) != 4:
+    known = wanted <= {IMAGE_SIZES, IMAGE_WINDOWS}
+    if not wanted or not known or images is None or len(images.shape) != 4:
         return given
-    canvas = (int(images.shape[2]), int(images.shape[3]))
-    return {**given, IMAGE_SIZES: sizes([canvas] * int(images.shape[0]))}
+    count, canvas = int(images.shape[0]), (int(images.shape[2]), int(images.shape[3]))
+    window = np.array([[0, 0, *canvas[::-1]]] * count, np.float32).reshape(-1, 4)
+    made = {IMAGE_SIZES: sizes([canvas] * count), IMAGE_WINDOWS: window}
+    return {**given, **{name: made[name] for name in wanted}}

@@ -68,6 +68,13 @@ class Geometry:
     canvas: Size | None = field(default=None, compare=False)
     """Height and width of the input."""
 
+    @property
+    def window(self) -> tuple[float, float, float, float]:
+        """Return x1, y1, x2, y2 of the scaled image, in input pixels."""
+        right = self.offset_x + round(self.width * self.scale_x)
+        lower = self.offset_y + round(self.height * self.scale_y)
+        return self.offset_x, self.offset_y, right, lower
+
     def to_image(self, boxes: Floats) -> Floats:
         """Return xyxy boxes (float32[N, 4]) in original pixels, clipped to the image."""
         limit = np.array([self.width, self.height] * 2, np.float32)

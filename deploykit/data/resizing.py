@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     Pixels: TypeAlias = "NDArray[np.uint8]"
     Floats: TypeAlias = "NDArray[np.float32]"
 
-Resampler: TypeAlias = Literal["pillow", "torch", "cv2-linear", "cv2-area", "cv2-float"]
+Resampler: TypeAlias = Literal["pillow", "torch", "cv2-linear", "cv2-area", "cv2-float", "skimage"]
 """pillow: antialiased, rounded. torch: its `interpolate` of a float tensor, without antialiasing.
 cv2-linear: INTER_LINEAR of bytes, without antialiasing, rounded. cv2-area: INTER_AREA where the
-image shrinks, else cv2-linear. cv2-float: INTER_LINEAR of floats by a factor (`fx`, `fy`)."""
+image shrinks, else cv2-linear. cv2-float: INTER_LINEAR of floats by a factor (`fx`, `fy`). skimage:
+its `resize` with zeros beside the image, without antialiasing, cut to whole levels."""
 Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
 
 _LUMINANCE = (0.299, 0.587, 0.114)
@@ -54,6 +55,9 @@ def resized(
             )
         case "torch":
             return _sampled(_sampled(image.astype(np.float32), height, 0), width, 1)
+        case "skimage":
+            high = _sampled(image.astype(np.float64), height, 0, beside=True)
+            return _sampled(high, width, 1, beside=True).round(9).astype(np.uint8)
         case "cv2-linear" | "cv2-area" | "cv2-float":
             found: Pixels | Floats = _by_cv2(image, sides, resampler, ratio)
             return found
@@ -83,13 +87,19 @@ def linear(plane: NDArray[Any], sides: tuple[int, int]) -> Floats:
     return np.asarray(found, np.float32)
 
 
-def _sampled(image: Floats, size: int, axis: int) -> Floats:
-    """Return `image` with `size` samples along an axis, each between its two nearest pixels."""
-    length = image.shape[axis]
-    place = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(length / size)
-    place = np.clip(place - np.float32(0.5), 0, length - 1)
+def _sampled(image: NDArray[Any], size: int, axis: int, *, beside: bool = False) -> NDArray[Any]:
+    """Return `image` with `size` samples along an axis, each between its two nearest pixels.
+
+    beside: whether what lies beyond the image is zero, not its last pixel. Floats stay of one type.
+    """
+    real, length = image.dtype.type, image.shape[axis]
+    place = (np.arange(size, dtype=real) + real(0.5)) * real(length / size) - real(0.5)
+    if beside:
+        image = np.pad(image, [(1, 1) if i == axis else (0, 0) for i in range(image.ndim)])
+        place, length = place + 1, length + 2
+    place = np.clip(place, 0, length - 1)
     low = place.astype(np.int64)
     part = (place - low).reshape([-1 if i == axis else 1 for i in range(image.ndim)])
     near, far = image.take(low, axis), image.take(np.minimum(low + 1, length - 1), axis)
-    mixed: Floats = near + (far - near) * part
+    mixed: NDArray[Any] = near + (far - near) * part
     return mixed

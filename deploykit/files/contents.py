@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 HEAD = 512
 """Bytes that are enough to recognise every kind below."""
 ZIP = b"PK\x03\x04"
+HDF5 = b"\x89HDF\r\n\x1a\n"
 _NAME_SIZE, _NAME_PLACE = 26, 30
 """Where a zip archive says how long the name of its first member is, and the name."""
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -48,7 +49,7 @@ _KINDS = (
     (b"\x28\xb5\x2f\xfd", "a zstandard archive", "unpack it first: unzstd FILE"),
     (b"7z\xbc\xaf", "a 7-Zip archive", "unpack it first"),
     (b"Rar!", "a RAR archive", "unpack it first"),
-    (b"\x89hdf", "an HDF5 file", ""),
+    (b"\x89hdf", "an HDF5 file, such as Keras' weights", ""),
     (b"\x89png", "a PNG image", ""),
     (b"\xff\xd8\xff", "a JPEG image", ""),
 )
@@ -63,7 +64,7 @@ def kind(first: bytes) -> Kind:
         return "engine"
     safetensors = first[6:9] == b"\0\0{"  # a length of 8 bytes, then JSON
     tar = first[257:262] == b"ustar"
-    if first.startswith((ZIP, *_PICKLES, *_OLD_PICKLES)) or safetensors or tar:
+    if first.startswith((ZIP, HDF5, *_PICKLES, *_OLD_PICKLES)) or safetensors or tar:
         return "checkpoint"
     return "onnx"
 

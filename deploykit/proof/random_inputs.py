@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from deploykit.data import feeding
-from deploykit.data.feeding import IMAGE_SIZES
+from deploykit.data.feeding import IMAGE_SIZES, IMAGE_WINDOWS
 from deploykit.data.preprocess import PROPOSALS
 from deploykit.errors import ModelError
 
@@ -43,7 +43,8 @@ def feeds(
 
     With `preprocess`, an input of images holds pixels of 0 to 255 prepared as it says. The input
     `PROPOSALS` gets boxes in the image, some of them without area, as padding; `IMAGE_SIZES` the
-    sizes of images that end within the input, every other one with it.
+    sizes of images that end within the input, every other one with it, `IMAGE_WINDOWS` such images
+    anywhere.
     The same seed gives the same values on every machine. Raises: ModelError as `images`.
     """
     size = next((feeding.image_size(spec) for spec in inputs if len(spec.shape) == 4), ())
@@ -62,7 +63,20 @@ def _maker(spec: TensorSpec, size: Sequence[int | str]) -> Callable[[TensorSpec,
         return functools.partial(_boxes, size=size)
     if size and spec.name == IMAGE_SIZES and spec.shape[1:] == (2,):
         return functools.partial(_sizes, size=size)
+    if size and spec.name == IMAGE_WINDOWS and spec.shape[1:] == (4,):
+        return functools.partial(_windows, size=size)
     return images
+
+
+def _windows(spec: TensorSpec, seed: int, count: int, *, size: Sequence[int | str]) -> Array:
+    """Return float32[count, 4]: x1, y1, x2, y2 in `size` (H, W), in each second row a part."""
+    whole = np.array([size[1], size[0]], np.float32)
+    shares = np.random.default_rng(seed).uniform(0, 0.25, _shape(spec, count)).astype(np.float32)
+    shares[::2] = 0
+    windows: Array = np.rint(
+        np.concatenate([shares[:, :2], 1 - shares[:, 2:]], 1) * np.tile(whole, 2)
+    )
+    return windows
 
 
 def _sizes(spec: TensorSpec, seed: int, count: int, *, size: Sequence[int | str]) -> Array:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import CheckpointError
 from deploykit.files import contents
-from deploykit.networks.checkpoint import _pickles, _safetensors, _tars
+from deploykit.networks.checkpoint import _hdf5, _pickles, _safetensors, _tars
 from deploykit.networks.checkpoint._archive import Archive
 from deploykit.networks.checkpoint._records import CodeError, FormatError
 from deploykit.networks.checkpoint._streams import Stream
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-WHAT = "a checkpoint (what torch.save or safetensors wrote, or a pickle of arrays)"
+WHAT = "a checkpoint (what torch.save, safetensors or Keras wrote, or a pickle of arrays)"
 _PICKLE = b"\x80"
 _BROKEN = (
     *(IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError),
@@ -52,7 +52,7 @@ def _explained(path: Path, first: bytes) -> Iterator[None]:
     except CodeError as error:
         raise _refused(path, error.name) from error
     except (FormatError, *_BROKEN) as error:
-        known = first.startswith((_PICKLE, contents.ZIP)) or _tars.is_tar(first)
+        known = first.startswith((_PICKLE, contents.ZIP, _hdf5.MAGIC)) or _tars.is_tar(first)
         if not known and not _safetensors.is_safetensors(first):
             raise contents.foreign(path, first, CheckpointError, WHAT) from error
         raise _unreadable(path, str(error)) from error
@@ -74,6 +74,8 @@ def _read(path: Path, first: bytes, stack: contextlib.ExitStack) -> Any:  # noqa
         return _tars.read(view)
     if _safetensors.is_safetensors(first):
         return _safetensors.read(view)
+    if first.startswith(_hdf5.MAGIC):
+        return _hdf5.read(view)
     if not first.startswith(_PICKLE) and contents.recognise(first)[1]:
         raise contents.foreign(path, first, CheckpointError, WHAT)
     return Stream(view, content).read()  # type: ignore[arg-type]  # it reads as a file does

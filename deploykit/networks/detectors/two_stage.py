@@ -237,7 +237,7 @@ class TwoStage(nn.Module):
         heads, (_, scores, classes, _) = self.roi_heads, found
         logits = heads.mask_predictor(heads.mask_head(pooled))
         labels = objects.packed(classes.flatten())
-        masks = _masks(logits, labels, heads.mask_predictor.conv5_mask)
+        masks = object_masks(logits, labels, heads.mask_predictor.conv5_mask)
         made = [objects.unpacked(masks)]
         if hasattr(heads, "maskiou"):
             worth = objects.unpacked(heads.maskiou(pooled, masks, labels))
@@ -278,7 +278,7 @@ def _by_cell(answers: Tensor, width: int) -> Tensor:
     return split.permute(0, 3, 4, 1, 2).flatten(1, 3)
 
 
-def _masks(logits: Tensor, classes: Tensor, upsampling: nn.Module) -> Tensor:
+def object_masks(logits: Tensor, classes: Tensor, upsampling: nn.Module) -> Tensor:
     """Return float32[n, S, S], 0 to 1: each object's mask of its class.
 
     logits: [n, 1 + classes, S, S], background first, or its phases. classes: int32[n], -1 in the
