@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from deploykit.data.preprocess import PROPOSALS
+from deploykit.errors import DataError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -33,7 +36,7 @@ def feeds(
     """Return input name -> values for images float32[B, C, H, W] that lie in their canvases so.
 
     inputs: of the model, that of the images first. A fixed batch is filled up by repeating the
-    images in turn.
+    images in turn. Raises: DataError where it takes proposals, and there are none.
     """
     first, fixed = inputs[0], batch(inputs[0])
     few = isinstance(fixed, int) and len(images) < fixed
@@ -44,6 +47,26 @@ def feeds(
         found[IMAGE_SIZES] = sizes(geometries[i].sides or canvas for i in turn)
     if any(spec.name == IMAGE_WINDOWS for spec in inputs):
         found[IMAGE_WINDOWS] = np.array([geometries[i].window for i in turn], np.float32)
+    found |= {s.name: _regions(s, geometries, turn) for s in inputs if s.name == PROPOSALS}
+    return found
+
+
+def _regions(spec: TensorSpec, geometries: Sequence[Geometry], turn: Iterable[int]) -> Floats:
+    """Return regions as the input PROPOSALS takes them, the first so many of each image's."""
+    each, rows = [], spec.shape[1]
+    assert isinstance(rows, int)  # as `takes_images` says
+    for i in turn:
+        place = geometries[i]
+        if place.regions is None:
+            raise DataError(
+                f"the model takes {spec}, and the images come without regions",
+                expected="a data set with proposals",
+                fix="put `proposals:` before the data set: --source proposals:coco:DIR",
+            )
+        scale = np.array([place.scale_x, place.scale_y] * 2, np.float32)
+        moved = place.regions[:rows] * scale + np.array([place.offset_x, place.offset_y] * 2)
+        each.append(np.pad(moved.astype(np.float32), ((0, rows - len(moved)), (0, 0))))
+    found: Floats = np.array(each, np.float32).reshape(-1, rows, 4)
     return found
 
 
@@ -111,9 +134,15 @@ def sizes(each: Iterable[Size]) -> Floats:
 
 
 def takes_images(inputs: Sequence[TensorSpec]) -> bool:
-    """Return whether all inputs are made from images: they come first, then maybe their sizes."""
-    others = {spec.name for spec in inputs[1:]}
-    return bool(inputs) and _is_image(inputs[0]) and others <= {IMAGE_SIZES, IMAGE_WINDOWS}
+    """Return whether all inputs are made from a data set: images first, then what is beside."""
+    others = [spec for spec in inputs[1:] if spec.name not in (IMAGE_SIZES, IMAGE_WINDOWS)]
+    return bool(inputs) and _is_image(inputs[0]) and all(map(_holds_regions, others))
+
+
+def _holds_regions(spec: TensorSpec) -> bool:
+    """Return whether an input is that of proposals, with a number of rows."""
+    rows = spec.shape[1] if len(spec.shape) == 3 else None
+    return spec.name == PROPOSALS and isinstance(rows, int) and spec.shape[2] == 4
 
 
 def _is_image(spec: TensorSpec) -> bool:

@@ -67,6 +67,8 @@ class Geometry:
     input; None: elsewhere, or as large as the input."""
     canvas: Size | None = field(default=None, compare=False)
     """Height and width of the input."""
+    regions: Floats | None = field(default=None, compare=False)
+    """Where objects may be, float32[n, 4] in the image's own pixels; None: nobody has looked."""
 
     @property
     def window(self) -> tuple[float, float, float, float]:

@@ -191,6 +191,8 @@ def _prepare(sample: Sample, preprocess: Preprocess) -> _Prepared | DataError:
         image, geometry = preprocess(pixels)
     except DataError as error:
         return DataError(f"{sample.name}: {error.found}", expected=error.expected, fix=error.fix)
+    if sample.proposals is not None:
+        geometry = replace(geometry, regions=sample.proposals(pixels))
     hasher = hashlib.sha256(repr(pixels.shape).encode())
     hasher.update(np.ascontiguousarray(pixels).data)
     return _Prepared(sample.name, image, geometry, hasher.hexdigest())

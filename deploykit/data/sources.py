@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from deploykit.data.preprocess import Pixels
+    from deploykit.data.preprocess import Floats, Pixels
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class Sample:
     """Returns what is known about it, in the form that the task takes, such as the COCO
     annotations of this image, the id of a category or a map of ids; read only when asked for.
     None: nothing is known."""
+    proposals: Callable[[Pixels], Floats] | None = None
+    """Returns regions of the image where objects may be, float32[n, 4], x1, y1, x2, y2 in its
+    pixels, for models that take such; None: there are none."""
 
 
 class Benchmark(Protocol):
