@@ -22,8 +22,14 @@ def digest(state: Mapping[str, Tensor]) -> tuple[int, str]:
 
 def facts(network: nn.Module, images: Tensor) -> tuple[int, int, int, str]:
     """Return parameters, multiply-adds, entries and 16 digits of the digest of a meta network."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(images)
+    spent = multiply_adds(network, images)
     parameters = sum(p.numel() for p in network.parameters())
     entries, whole = digest(network.state_dict())
-    return parameters, counter.get_total_flops() // 2, entries, whole[:16]
+    return parameters, spent, entries, whole[:16]
+
+
+def multiply_adds(network: nn.Module, *inputs: Tensor) -> int:
+    """Return how many multiply-adds a network spends on its inputs."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(*inputs)
+    return int(counter.get_total_flops()) // 2

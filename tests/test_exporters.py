@@ -81,7 +81,16 @@ OFFICIAL = {
     ("repvgg", "b1g4"): Official(36125416, 39966056, 7306870784, 453, "46666072001e423e"),
 }
 VARIANTS = [(name, variant) for name in SHIPPED for variant in SHIPPED[name].variants]
-ONE_FORM = {"hrnet": 2, "hrnet_seg": 4, "swin": 1, "detr": 1, "mpvit": 1, "keras_mask_rcnn": 1}
+ONE_FORM = {
+    "hrnet": 2,
+    "hrnet_seg": 4,
+    "swin": 1,
+    "detr": 1,
+    "mpvit": 1,
+    "keras_mask_rcnn": 1,
+    "point_rend": 1,
+    "point_rend_seg": 1,
+}
 """Families whose variants differ in numbers alone -> how many of them stand for all."""
 ONE_CLASS = {"instance_fcn": 1}
 """Families that tell no classes apart."""

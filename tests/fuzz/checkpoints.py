@@ -386,7 +386,29 @@ def honest() -> dict[str, bytes]:
         "arrays, protocol 0": pickle.dumps({"model": arrays}, 0),
         "plain pickle of tensors": pickle.dumps(state),
         "tar": tarred(b"\x80\x02}" + bombs.text("w") + bombs.text("8") + b"Qs."),
+        **{f"names of {family}": _saved(_named(names)) for family, names in _LAYOUTS.items()},
     }
+
+
+_LAYOUTS = {
+    "MPViT": (
+        *("stem.0.conv", "patch_embed_stages.0.patch_embeds.0.patch_conv.pwconv", "cls_head.cls"),
+        "mhca_stages.0.mhca_blks.0.cpe.proj",
+        "mhca_stages.0.mhca_blks.0.MHCA_layers.0.factoratt_crpe.crpe.conv_list.0",
+    ),
+    "PointRend": (
+        *("proposal_generator.rpn_head.conv", "proposal_generator.rpn_head.objectness_logits"),
+        *("roi_heads.box_predictor.cls_score", "backbone.bottom_up.res2.0.conv2"),
+        *("roi_heads.mask_coarse_head.coarse_mask_fc1", "roi_heads.mask_point_head.predictor"),
+    ),
+}
+"""Family -> layers by which its checkpoints are known."""
+
+
+def _named(layers: tuple[str, ...]) -> dict[str, Any]:
+    import torch
+
+    return {f"{layer}.weight": torch.zeros(2, 3, 1, 1) for layer in layers}
 
 
 def _saved(value: object, **options: bool) -> bytes:

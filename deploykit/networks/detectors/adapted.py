@@ -15,6 +15,8 @@ from deploykit.recipes.identity import Choice, frozen
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from torch import nn
+
     from deploykit.networks.detectors.grids import Array
     from deploykit.networks.detectors.two_stage import TwoStage
     from deploykit.networks.detectors.two_stage_models import Sizes
@@ -43,16 +45,21 @@ def stored_anchors(state: StateDict, wanted: Sizes) -> dict[str, Plain]:
 
 
 def choices(
-    mean: tuple[float, ...], std: tuple[float, ...], stored: Mapping[str, Plain], *, grouped: bool
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    stored: Mapping[str, Plain],
+    *,
+    grouped: bool,
+    channels: str = "BGR",
 ) -> dict[str, Choice]:
     """Return the settings of the images, of the strides in a body, and of anchors that are stored.
 
-    grouped: whether its convolutions are, as those of a ResNeXt.
+    grouped: whether its convolutions are, as those of a ResNeXt. channels: their order in images.
     """
     found = {
         "mean": Choice(mean, "mean", identity.three),
         "std": Choice(std, "deviation", identity.three),
-        "channels": Choice("BGR", "channels", _order),
+        "channels": Choice(channels, "channels", _order),
         "stride_in_1x1": Choice(not grouped, "strides in the 1x1 convolutions", identity.truth),
     }
     anchors = stored.get("anchors")
@@ -84,7 +91,7 @@ def set_anchors(made: TwoStage, found: Sequence[Array]) -> None:
     made.steps = tuple(FIRST_STRIDE * 2**level for level in range(len(found)))
 
 
-def keep(made: TwoStage, names: Iterable[str], state: StateDict) -> None:
+def keep(made: nn.Module, names: Iterable[str], state: StateDict) -> None:
     """Let a network have entries of its state dict that are no weights."""
     for name in names:
         made.register_buffer(name, torch.zeros_like(state.get(name, torch.empty(0))))

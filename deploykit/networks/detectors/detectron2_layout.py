@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deploykit.networks import mpvit_names
 from deploykit.networks.detectors import adapted, two_stage
 from deploykit.recipes.identity import Choice, frozen
 
@@ -38,6 +39,7 @@ _NAMES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
         re.compile(r"^backbone\.bottom_up\.res(\d)\."),
         lambda m: f"backbone.body.layer{int(m[1]) - 1}.",
     ),
+    (re.compile(r"^backbone\.bottom_up\.backbone\."), "backbone.body."),  # of MPViT
     (re.compile(rf"\.conv(\d)\.norm\.{_NORM}"), r".bn\1.\2"),
     (re.compile(r"\.shortcut\.norm\."), ".downsample.1."),
     (re.compile(r"\.shortcut\."), ".downsample.0."),
@@ -54,6 +56,8 @@ _NAMES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
     (re.compile(r"\.mask_head\.mask_fcn(\d)\."), lambda m: f".mask_head.{int(m[1]) - 1}.0."),
     (re.compile(r"\.mask_head\.deconv\."), ".mask_predictor.conv5_mask."),
     (re.compile(r"\.mask_head\.predictor\."), ".mask_predictor.mask_fcn_logits."),
+    (re.compile(r"\.mask_(coarse|point)_head\."), r".mask_head.\1_head."),
+    (re.compile(r"\.coarse_head\.coarse_mask_fc(\d)\."), r".coarse_head.fc\1."),
     (
         re.compile(r"\.keypoint_head\.conv_fcn(\d)\."),
         lambda m: f".keypoint_head.{2 * int(m[1]) - 2}.",
@@ -74,7 +78,7 @@ def is_own(state: StateDict) -> bool:
 
 def adapt(state: StateDict) -> dict[str, Tensor]:
     """Return a state dict of detectron2 under torchvision's names, with `MARK`."""
-    renamed = {_renamed(key): value for key, value in state.items()}
+    renamed = mpvit_names.shared({_renamed(key): value for key, value in state.items()})
     return {key: _reordered(key, value) for key, value in renamed.items()} | {MARK: torch.empty(0)}
 
 
@@ -113,11 +117,15 @@ def stored(state: StateDict, wanted: Sizes) -> dict[str, Plain]:
 
 
 _MEANS = {"BGR": MEAN_BGR, "RGB": MEAN_BGR[::-1]}
+_IMAGENET = (MEAN_BGR[::-1], (58.395, 57.12, 57.375))
+"""Mean and deviation where images are RGB."""
 _X101_STD = (57.375, 57.12, 58.395)
 
 
 def choices(variant: str, stored: Mapping[str, Plain]) -> dict[str, Choice]:
     """Return the settings that its own names do not share with torchvision's."""
+    if "mpvit" in variant:
+        return adapted.choices(_IMAGENET[0], _IMAGENET[1], stored, grouped=True, channels="RGB")
     grouped = "resnext" in variant
     std = _X101_STD if grouped else (1.0, 1.0, 1.0)
     return adapted.choices(MEAN_BGR, std, stored, grouped=grouped)

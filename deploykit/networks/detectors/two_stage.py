@@ -224,6 +224,10 @@ class TwoStage(nn.Module):
         if heads.mask_roi_pool is not None:
             pooled = objects.packed(self._pool(heads.mask_roi_pool, maps, objects, size))
             found = (*found, *self._masked(pooled, objects, found))
+        elif heads.mask_head is not None:  # one that reads the pyramid's finest map itself
+            finest = next(iter(maps.values()))
+            masks = heads.mask_head(finest, size[0] / int(finest.shape[2]), objects, found[2])
+            found = (*found, objects.unpacked(masks))
         if heads.keypoint_roi_pool is not None:
             x = objects.packed(self._pool(heads.keypoint_roi_pool, maps, objects, size))
             heatmaps = heads.keypoint_predictor(heads.keypoint_head(x))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deploykit.data.preprocess import Preprocess
 from deploykit.data.presets import MEAN, STD
@@ -32,12 +32,13 @@ def preprocess(variant: str) -> Preprocess:
     layout = layouts.of_variant(variant)
     if layout is None:
         return dense_family.PREPROCESS
+    settings = layout.choices(variant, {})
+    own: Any = {name: settings[name].assumed for name in ("mean", "std", "channels")}
     prepared = Preprocess(
         dense_family.CANVAS,
         resize="corner",
-        channels="BGR",
         scale=1.0,
-        mean=layout.MEAN_BGR,
+        **own,
         pad_value=None,
         rounding="half-up" if layout is detectron2_layout else "short",
     )
@@ -69,6 +70,12 @@ KEEP_FLOAT = (
     KeepFloat(
         r"^roi_heads\.maskiou\.predictor\b",
         "its outputs are the scores of the masks themselves, and their cost is small",
+    ),
+    KeepFloat(
+        r"^roi_heads\.mask_head\.(places|doubt)\b",
+        "places of points in cells of the map, and the ranking of points: above 512 cells "
+        "neighbouring FP16 numbers are half a cell apart",
+        Precision.FP32,
     ),
     KeepFloat(
         r"^(propose|select)\b",

@@ -118,12 +118,14 @@ def _renamed(key: str) -> str:
 _PREDICTORS: Mapping[str, str] = {
     "masks": "roi_heads.mask_predictor.",
     "mask_scores": "roi_heads.maskiou.",
+    "mask_points": "roi_heads.mask_head.coarse_head.",
     "keypoints": "roi_heads.keypoint_predictor.",
 }
 _HAS: Mapping[Head, set[str]] = {
     "boxes": set(),
     "masks": {"masks"},
     "mask_scores": {"masks", "mask_scores"},
+    "mask_points": {"mask_points"},
     "keypoints": {"keypoints"},
 }
 """Head -> those of `_PREDICTORS` that its networks have."""
@@ -153,7 +155,7 @@ def identify(state: StateDict, facts: Facts, head: Head) -> Found | None:
         usual = choices(model(variant, wanted, head), knobs)
     base = usual | ({} if layout is None else layout.choices(variant, stored))
     settings = resolve(base, facts, stored)
-    if layout is detectron2_layout and head == "masks":
+    if head == "mask_points" or (layout is detectron2_layout and head == "masks"):
         settings[masks.SETTING] = Setting("exact", "weights")
     if "anchors" not in stored:
         dense_family.check_levels(len(wanted.stages) - len(STAGES), settings)

@@ -12,8 +12,11 @@ from torchvision.models.detection import backbone_utils
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RPNHead
 
+from deploykit.networks import mpvit, mpvit_names
 from deploykit.networks.detectors import light
 from deploykit.networks.detectors.mask_scoring import MaskIou
+from deploykit.networks.detectors.mpvit_pyramid import Pyramid
+from deploykit.networks.detectors.point_rend import PointRend
 from deploykit.networks.detectors.settings import anchored
 from deploykit.networks.states import COLOURS, check_colours, children, inputs, outputs
 
@@ -21,8 +24,9 @@ if TYPE_CHECKING:
     from deploykit.networks.detectors.settings import Levels
     from deploykit.recipes.recipe import StateDict
 
-Head: TypeAlias = Literal["boxes", "masks", "mask_scores", "keypoints"]
-"""What the network finds: boxes alone, or masks, masks with scores of their own, or keypoints."""
+Head: TypeAlias = Literal["boxes", "masks", "mask_scores", "mask_points", "keypoints"]
+"""What the network finds: boxes alone, masks, masks with scores of their own or of doubtful points
+computed anew, or keypoints."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,13 @@ BENCHMARK = {
     f"maskrcnn_benchmark_{body}_fpn": body for body in ("resnet50", "resnet101", "resnext101_32x8d")
 }
 _BODY = {**DETECTRON2, **BENCHMARK}
-COMMON = (*(f"{body}_fpn" for body in BODIES if body != LIGHT), EPS0, *_BODY)
+MPVIT = {f"detectron2_mpvit_{size}_fpn": size for size in mpvit.VARIANTS}
+COMMON = (*(f"{body}_fpn" for body in BODIES if body != LIGHT), EPS0, *_BODY, *MPVIT)
 _MODELS = {
     "boxes": zoo.FasterRCNN,
     "masks": zoo.MaskRCNN,
     "mask_scores": zoo.MaskRCNN,
+    "mask_points": zoo.MaskRCNN,
     "keypoints": zoo.KeypointRCNN,
 }
 OWN = {
@@ -100,7 +106,9 @@ def sizes(state: StateDict, classes: int) -> Sizes:
     Raises: CheckpointError where images would not fit the first convolution.
     """
     found = Sizes(classes)
-    first = inputs(state, "backbone.body.conv1.weight", "backbone.body.0.0.weight")
+    first = inputs(
+        state, *(f"backbone.body.{key}.weight" for key in ("conv1", "0.0", "stem.0.conv"))
+    )
     check_colours(COLOURS if first is None else first)
     points = state.get("roi_heads.keypoint_predictor.kps_score_lowres.weight")
     return Sizes(
@@ -124,12 +132,13 @@ def stages(state: StateDict) -> tuple[int, ...]:
 
 
 def body(state: StateDict) -> str | None:
-    """Return the name of the ResNet in a state dict, None where it is none of `BODIES`."""
+    """Return the name of the body in a state dict, None where it is none of ours."""
     prefix = "backbone.body.layer"
     blocks = {tuple(k.removeprefix(prefix).split(".")[:2]) for k in state if k.startswith(prefix)}
     inner = state.get(f"{prefix}1.0.conv2.weight")
     if inner is None:
-        return None
+        size = mpvit_names.variant(state, "backbone.body.")
+        return None if size is None else f"mpvit_{size}"
     found = Body(
         tuple(sum(block[0] == str(stage) for block in blocks) for stage in STAGES),
         (int(inner.shape[0]), int(inner.shape[1])),
@@ -151,6 +160,9 @@ def model(variant: str, wanted: Sizes, head: Head) -> Any:  # noqa: ANN401 - tor
         made = _MODELS[head](_pyramid(variant, wanted), classes, **_levels(wanted), **more)
     if head == "mask_scores":
         made.roi_heads.maskiou = MaskIou(made.backbone.out_channels, classes)
+    if head == "mask_points":
+        made.roi_heads.mask_roi_pool = made.roi_heads.mask_predictor = None
+        made.roi_heads.mask_head = PointRend(made.backbone.out_channels, wanted.classes)
     if variant == EPS0:
         for module in made.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -159,6 +171,8 @@ def model(variant: str, wanted: Sizes, head: Head) -> Any:  # noqa: ANN401 - tor
 
 
 def _pyramid(variant: str, wanted: Sizes) -> nn.Module:
+    if variant in MPVIT:
+        return Pyramid(MPVIT[variant])
     found: nn.Module = backbone_utils.resnet_fpn_backbone(
         backbone_name=_BODY.get(variant, re.sub("_fpn.*", "", variant)),
         weights=None,
