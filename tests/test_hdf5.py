@@ -7,9 +7,9 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any
 
-import hdf5_files
 import numpy as np
 import pytest
+from fuzz import hdf5_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

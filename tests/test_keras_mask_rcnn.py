@@ -6,13 +6,13 @@ import math
 import string
 from typing import TYPE_CHECKING, Any
 
-import hdf5_files
 import numpy as np
 import onnx
 import published
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
+from fuzz import hdf5_files
 
 import deploykit
 from deploykit import backends

@@ -11,6 +11,7 @@ import zipfile
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from . import hdf5_files
 from . import pickle_bombs as bombs
 from .case import Case
 
@@ -53,6 +54,7 @@ def checkpoints(
                 yield f"{container}: {name}", wrap(body)
     yield from _zips()
     yield from _safetensors()
+    yield from _hdf5()
     yield from _tars()
     yield from _streams()
     rng = random.Random(seed)
@@ -263,6 +265,26 @@ def _changed_entry(content: bytes, at: int, value: int) -> bytes:
     return bytes(changed)
 
 
+def _hdf5() -> Iterator[tuple[str, bytes]]:
+    from numpy import ones, zeros
+
+    deep = hdf5_files.Writer()
+    at = deep.array(zeros(3, "float32"))
+    for _ in range(60):
+        at = deep.group({"a": at, "b": at})
+    yield "hdf5: 2^60 paths", deep.finish(at)
+    many = hdf5_files.Writer()
+    one = many.array(ones(1 << 18, "float32"))
+    yield "hdf5: 900 names of 1 MB", many.finish(many.group({f"w{i}": one for i in range(900)}))
+    whole = hdf5_files.content({"conv1/conv1/kernel:0": ones((3, 3, 3, 8), "float32")})
+    for mark in (b"TREE", b"HEAP", b"SNOD"):
+        changed = bytearray(whole)
+        start = changed.index(mark)
+        changed[start + 4 : start + 32] = b"\xff" * 28
+        yield f"hdf5: a {mark.decode()} of ones", bytes(changed)
+    yield "hdf5: a signature alone", whole[:8]
+
+
 def _safetensors() -> Iterator[tuple[str, bytes]]:
     def file(header: object, numbers: bytes = _FLOATS, length: int | None = None) -> bytes:
         text = header if isinstance(header, bytes) else json.dumps(header).encode()
@@ -385,6 +407,7 @@ def honest() -> dict[str, bytes]:
         "arrays, protocol 5": pickle.dumps({"model": arrays}, 5),
         "arrays, protocol 0": pickle.dumps({"model": arrays}, 0),
         "plain pickle of tensors": pickle.dumps(state),
+        "Keras file": hdf5_files.content({f"{k}/{k}/kernel:0": v for k, v in arrays.items()}),
         "tar": tarred(b"\x80\x02}" + bombs.text("w") + bombs.text("8") + b"Qs."),
         **{f"names of {family}": _saved(_named(names)) for family, names in _LAYOUTS.items()},
     }
