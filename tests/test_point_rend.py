@@ -180,8 +180,9 @@ def test_both_forms_of_its_files_are_known_and_to_no_other_recipe(*, old: bool) 
         assert RECIPES.load(other).identify(adapted, Facts()) is None
 
 
+@pytest.fixture(scope="module")
 def little() -> dict[str, Tensor]:
-    """Return the weights of the light network."""
+    """The weights of the light network."""
     torch.manual_seed(0)
     return dict(RECIPE.network("light", CLASSES).state_dict())
 
@@ -206,9 +207,9 @@ FC2 = "roi_heads.mask_head.point_head.fc2.weight"
     ],
 )
 def test_harmed_weights_are_refused_with_one_message(
-    harm: Callable[[Any], Any], said: str, tmp_path: Path
+    harm: Callable[[Any], Any], said: str, little: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    torch.save(harm(little()), tmp_path / "harmed.pth")
+    torch.save(harm(little), tmp_path / "harmed.pth")
     with pytest.raises(CheckpointError, match=said):
         loading.load_network(tmp_path / "harmed.pth", loading.NetworkOptions())
 
@@ -224,7 +225,7 @@ def test_the_graph_finds_what_the_network_finds_and_has_no_branches(tmp_path: Pa
     rendering.roi_heads.mask_head.point_head.predictor.weight.data.normal_(0, 0.3)
     weights = tmp_path / "points.pth"
     torch.save(TwoStage(rendering).state_dict(), weights)
-    few = {"detections": "4", "proposals": "30", "candidates": "60"}
+    few = {"detections": "2", "proposals": "30", "candidates": "60"}
     options = deploykit.ExportOptions(input_size=(128, 160), settings=few)
     deploykit.export(weights, tmp_path / "points.onnx", options)
     network = loading.load_network(weights, loading.NetworkOptions(settings=few)).module

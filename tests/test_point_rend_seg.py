@@ -160,8 +160,9 @@ def test_its_files_are_known_and_what_they_say_of_images_is_kept(body: str) -> N
     assert RECIPES.load("point_rend").identify(RECIPE.adapt(state), Facts()) is None
 
 
+@pytest.fixture(scope="module")
 def little() -> dict[str, Tensor]:
-    """Return the weights of a small network."""
+    """The weights of a small network."""
     torch.manual_seed(0)
     return dict(skewed(RECIPE.network("resnet18_fpn", CLASSES)).state_dict())
 
@@ -178,16 +179,18 @@ def little() -> dict[str, Tensor]:
     ],
 )
 def test_harmed_weights_are_refused_with_one_message(
-    harm: Callable[[Any], Any], said: str, tmp_path: Path
+    harm: Callable[[Any], Any], said: str, little: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    torch.save(harm(little()), tmp_path / "harmed.pth")
+    torch.save(harm(little), tmp_path / "harmed.pth")
     with pytest.raises(CheckpointError, match=said):
         loading.load_network(tmp_path / "harmed.pth", loading.NetworkOptions())
 
 
 @pytest.mark.usefixtures("few")
-def test_a_segmenter_is_exported_as_a_graph_without_branches(tmp_path: Path) -> None:
-    torch.save({"model": little()}, tmp_path / "points.pth")
+def test_a_segmenter_is_exported_as_a_graph_without_branches(
+    little: dict[str, Tensor], tmp_path: Path
+) -> None:
+    torch.save({"model": little}, tmp_path / "points.pth")
     options = deploykit.ExportOptions(input_size=(32, 64))
     deploykit.export(tmp_path / "points.pth", tmp_path / "points.onnx", options)
     graph = onnx.load(tmp_path / "points.onnx").graph
