@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 
 import deploykit
 from deploykit.data import feeding, samples, sources
@@ -346,10 +347,11 @@ def _peer(given: Cell, venv: Path | None) -> tuple[Any, list[str]]:
         batches = samples.batches(data, model.contract().preprocess, 1)
         np.save(images, np.concatenate([batch.images for batch in batches]))
     method = PEERS[given.method]
-    job = ROOT / "benchmarks" / "foreign_job.py"
-    words = (venv / "bin" / "python", job, given.model, images, method)
+    job, plain = ROOT / "benchmarks" / "foreign_job.py", given.model.with_suffix(".plain.onnx")
+    onnx.save(onnx.inliner.inline_local_functions(onnx.load(given.model)), plain)
+    words = (venv / "bin" / "python", job, plain, images, method)
     subprocess.run([*map(str, words)], check=True)
-    made = given.model.with_suffix(f".{method}.onnx")
+    made = plain.with_suffix(f".{method}.onnx")
     return open_model(made, threads=given.threads, like=model.card).session.run, []
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from deploykit import ops
+from deploykit.backends import overloads
 from deploykit.errors import ModelError, OptionError
 from deploykit.files import extensions
 from deploykit.ops import registry
@@ -174,6 +175,23 @@ def test_equal_calls_share_one_function_and_others_have_an_overload(traced: ir.M
     ops.detach(traced)
     assert not traced.functions
     assert {node.overload for node, _ in ops.calls(traced)} == {""}
+
+
+def test_a_runtime_that_takes_functions_of_one_name_for_each_other_gets_none(
+    traced: ir.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ops.attach(traced)
+    data = ir.to_proto(traced).SerializeToString()
+    images = np.random.default_rng(0).random((2, 3, 8, 8), np.float32)
+    expected = run(traced, images)
+    assert overloads.runnable(data, traced) is data
+    monkeypatch.setattr(onnxruntime, "__version__", "1.26.0")
+    plain = onnx.ModelProto.FromString(overloads.runnable(data, traced))
+    assert not plain.functions
+    for found, wanted in zip(run(ir.from_proto(plain), images), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    ops.detach(traced)
+    assert overloads.runnable(data, traced) is data
 
 
 def test_inlining_leaves_no_trace_of_the_ops_and_keeps_the_outputs_names(traced: ir.Model) -> None:

@@ -3,8 +3,7 @@
 Q/DQ graphs run as they are written: quantize, dequantize, then float arithmetic, which is what
 an INT8 engine computes up to rounding. ONNX Runtime's own INT8 kernels are left out on purpose
 (`session.disable_quant_qdq`). They want Q/DQ around every output as well, which TensorRT's
-placement does not have; without it they quantize biases and unfold weights in every run; and
-they take no FP16 scales: a graph whose float part is FP16 would not even load.
+placement does not have, quantize biases and unfold weights without, and take no FP16 scales.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 
-from deploykit.backends import _feeds, _layers, contract, sizes, watching
+from deploykit.backends import _feeds, _layers, contract, overloads, sizes, watching
 from deploykit.backends._naming import name_of
 from deploykit.backends.contract import Availability, Built
 from deploykit.errors import BackendError, ModelError, OptionError
@@ -174,7 +173,8 @@ def _session(model: Opened, options: ort.SessionOptions) -> ort.InferenceSession
     if folder is not None:
         options.add_session_config_entry(WEIGHTS_BESIDE, str(folder.resolve()))
     try:
-        return ort.InferenceSession(model.data, options, providers=["CPUExecutionProvider"])
+        data = overloads.runnable(model.data, model.graph)
+        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except _FAILURES as error:
         raise ModelError(
             f"ONNX Runtime cannot load {model.path}: {error}",

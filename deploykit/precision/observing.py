@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import numpy as np
 import onnxruntime as ort
 
-from deploykit.backends import onnxruntime
+from deploykit.backends import onnxruntime, overloads
 from deploykit.data import feeding
 from deploykit.data.arrays import Fed
 from deploykit.errors import ModelError, unknown_name
@@ -278,6 +278,7 @@ def open_session(model: Opened, tensors: Sequence[str]) -> ort.InferenceSession:
     folder = onnxfile.data_folder(model.graph) or model.path.parent
     options.add_session_config_entry(onnxruntime.WEIGHTS_BESIDE, str(folder.resolve()))
     data = onnxfile.with_outputs(model.data, _inner(model, tensors))
+    data = overloads.runnable(data, model.graph)
     try:
         session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the errors of the runtime have no common class
