@@ -92,15 +92,19 @@ class Points(nn.Module):
 
 
 def _inner(layers: Iterable[nn.Module], fine: Tensor, coarse: Tensor) -> Tensor:
-    """Return what the predictor reads."""
-    x = fine
+    """Return what the predictor reads, float32[n, P, C + classes].
+
+    The layers get all points as the rows of one matrix: with it, runtimes multiply, add the bias
+    and take the ReLU in one step.
+    """
+    x, here = fine.flatten(0, 1), coarse.flatten(0, 1)
     for layer in layers:
-        x = row(layer, torch.cat([x, coarse], -1)).relu()
-    return torch.cat([x, coarse], -1)
+        x = row(layer, torch.cat([x, here], 1)).relu()
+    return torch.cat([x, here], 1).reshape(-1, fine.shape[1], x.shape[1] + here.shape[1])
 
 
 def row(layer: nn.Module, rows: Tensor) -> Tensor:
-    """Return float32[n, P, out] of rows float32[n, P, in]."""
+    """Return float32[..., out] of rows float32[..., in]."""
     if isinstance(layer, nn.Conv1d):
         return F.linear(rows, layer.weight.squeeze(-1), layer.bias)
     return cast("Tensor", layer(rows))

@@ -106,9 +106,11 @@ class Points(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits float32[B, P, classes] of float32[B, P, C + classes]."""
         *layers, last = self.children()
+        rows = x.flatten(0, 1)  # see the other head
         for layer in layers:
-            x = row(layer, x).relu()
-        return row(last, x)
+            rows = row(layer, rows).relu()
+        found = row(last, rows)
+        return found.reshape(-1, x.shape[1], found.shape[1])
 
     def folded(self) -> nn.Module:
         """Return the same with linear layers."""
