@@ -91,7 +91,7 @@ def export(
       evaluation-640   the same, the image 2 to 12 pixels smaller (eval.py --reproduce_640_eval)
       evaluation-rect  up to 672x672, half a stride beside the image (eval.py by its default)
       inference        letterbox, resized linearly (infer.py, and deployed engines)
-    protocols of swin and mpvit (timm alone), beside the official one:
+    protocols of swin, and protocols of mpvit (timm alone), beside the official one:
       timm             the centre of 90 % of the short side (all of it for some at 384)
       torchvision      the centre of an image whose short side is 232 (or as published)
 
