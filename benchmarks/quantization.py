@@ -178,7 +178,7 @@ def cell(given: Cell, venv: Path | None) -> None:
         return
     found = judged(run, given)
     keys = {"net": given.net, "method": given.method, "bits": given.bits, "images": given.images}
-    line = {**keys, **found, "notes": notes}
+    line = {**keys, **found, "notes": [note.replace(f"{given.folder}/", "") for note in notes]}
     with RECORDS.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, sort_keys=True) + "\n")
     print(
@@ -285,7 +285,7 @@ def _plan(given: Cell, _: Path | None) -> tuple[Any, list[str]]:
     if given.bits != 8:
         return _coarse_plan(given)
     layers, chosen = (given.folder / f"{given.net}.{x}.json" for x in ("layers", "plan"))
-    how = given.how(table=given.ranges)
+    how = given.how(table=given.ranges, repair=("none",))  # what a plan brings alone
     if not layers.exists():
         wanted = deploykit.SensitivityOptions(calibrated=how, metrics=("gradient", "output"))
         deploykit.sensitivity(given.model, layers, wanted)
