@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import HealthCheck, settings
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
     from torch import nn
+
+settings.register_profile(
+    "shared machine",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("shared machine")  # how long an example takes says nothing of the code
 
 SIDE = 64
 """Height and width of the exported test model's input, in pixels."""

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx.reference import ReferenceEvaluator
@@ -550,9 +550,7 @@ BLOCKS = {
 
 
 @given(st.data())
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=15)
 def test_any_network_of_known_blocks_is_quantised_runs_and_lints_clean(
     graph: Graph, tmp_path: Path, data: st.DataObject
 ) -> None:
@@ -635,11 +633,7 @@ def test_a_scaled_tensor_stays_float_where_a_float_layer_reads_it(
 
 
 @given(st.data())
-@settings(
-    max_examples=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=25)
 def test_whatever_is_left_in_float_reads_float_and_the_rest_is_int8(
     graph: Graph, tmp_path: Path, data: st.DataObject
 ) -> None:

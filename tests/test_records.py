@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.errors import InputError, OutputError
@@ -45,7 +45,7 @@ def test_records_of_every_kind_survive_a_file(tmp_path: Path) -> None:
     assert path.read_bytes().count(b"\n") == 3
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20)
 @given(
     TEXT,
     st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=5),
