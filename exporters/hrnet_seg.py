@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 from deploykit.data.preprocess import Preprocess
 from deploykit.data.presets import MEAN, STD
-from deploykit.networks.class_names import numbered
+from deploykit.networks.class_names import cityscapes
 from deploykit.networks.hrnet import backbone, heads
 from deploykit.networks.states import COLOURS, check_colours, inputs, outputs
 from deploykit.recipes.identity import Choice, Found, assumptions, resolve, stated, truth
 from deploykit.recipes.recipe import KeepFloat, Recipe, Variant
-from deploykit.tasks.cityscapes import labels
 from deploykit.tasks.outputs import Output
 from deploykit.tasks.semantic import ALIGNED
 from deploykit.values import Precision
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 OCR = "_ocr"
 """How the name of a variant with the head of object contexts ends."""
 SIZES = ("w18_small", "w18_small_v2", "w18", "w32", "w48")
-CITYSCAPES = tuple(labels.CLASSES.values())
 _WRAPPED, _LOSS = "model.", "loss."
 """What names begin with in a checkpoint of the training script, which stores its loss beside."""
 
@@ -72,11 +70,6 @@ def identify(state: StateDict, facts: Facts) -> Found | None:
     )
 
 
-def class_names(count: int) -> tuple[str, ...]:
-    """Return the names of Cityscapes' classes where there are as many, else numbers."""
-    return CITYSCAPES if count == len(CITYSCAPES) else numbered(count)
-
-
 KEEP_FLOAT = (
     KeepFloat(
         r"^(last_layer\.3|cls_head)\b",
@@ -112,5 +105,5 @@ recipe = Recipe(
     identify=identify,
     outputs=(Output("out", "logits"),),
     adapt=adapt,
-    class_names=class_names,
+    class_names=cityscapes,
 )

@@ -10,13 +10,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from deploykit.data.preprocess import Preprocess
-from deploykit.networks.class_names import numbered
+from deploykit.networks.class_names import cityscapes
 from deploykit.networks.detectors import adapted, dense_family, detectron2_layout, two_stage_models
 from deploykit.networks.detectors.point_rend_semantic import Segmenter
 from deploykit.networks.states import COLOURS, check_colours, inputs, outputs
 from deploykit.recipes.identity import Facts, Found, assumptions, resolve, stated
 from deploykit.recipes.recipe import KeepFloat, Recipe, Variant
-from deploykit.tasks.cityscapes import labels
 from deploykit.tasks.outputs import Output
 from deploykit.values import Precision
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 PYRAMID = "_fpn"
 """How the name of a variant ends: a ResNet stands before."""
-CITYSCAPES = tuple(labels.CLASSES.values())
 
 
 def network(variant: str, classes: int, settings: Settings) -> Segmenter:
@@ -81,11 +79,6 @@ def identify(state: StateDict, facts: Facts) -> Found | None:
     )
 
 
-def class_names(count: int) -> tuple[str, ...]:
-    """Return the names of Cityscapes' classes where there are as many, else numbers."""
-    return CITYSCAPES if count == len(CITYSCAPES) else numbered(count)
-
-
 KEEP_FLOAT = (
     KeepFloat(
         r"^sem_seg_head\.(coarse_sem_seg_head|point_head)\.predictor\b",
@@ -126,5 +119,5 @@ recipe = Recipe(
     identify=identify,
     outputs=(Output("out", "logits"),),
     adapt=adapt,
-    class_names=class_names,
+    class_names=cityscapes,
 )

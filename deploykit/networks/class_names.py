@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploykit.errors import OptionError
+from deploykit.tasks.cityscapes import labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +44,12 @@ def chosen(
         if recipe.class_names(count) != numbered(count)
         else "; --class-names gives them"
     )
+
+
+def cityscapes(count: int) -> tuple[str, ...]:
+    """Return the names of Cityscapes' classes where there are as many, else numbers."""
+    names = tuple(labels.CLASSES.values())
+    return names if count == len(names) else numbered(count)
 
 
 def numbered(count: int) -> tuple[str, ...]:
