@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import sys
 import threading
 import time
 import weakref
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.data import samples
+from deploykit.data.ahead import in_order
 from deploykit.data.preprocess import Preprocess
 from deploykit.data.sources import Dataset, Sample
 from deploykit.errors import DataError, OptionError
@@ -181,12 +183,45 @@ def test_few_images_are_decoded_ahead_and_used_ones_are_dropped() -> None:
 
 
 def test_a_stream_that_is_dropped_half_way_leaves_no_threads() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     stream = samples.batches(dataset(100), Preprocess(SIZE), 2)
     next(stream)
-    assert threading.active_count() > before
+    started = set(threading.enumerate()) - before
+    assert started
     stream.close()  # type: ignore[attr-defined]  # it is a generator
-    assert threading.active_count() == before
+    for thread in started:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in started)
+
+
+def test_a_thread_of_the_stream_may_be_what_lets_go_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    dropped, done = threading.Event(), threading.Event()
+    streams: list[Iterator[int]] = []
+
+    def work(number: int) -> int:
+        if number:
+            dropped.wait(10)
+            streams.clear()
+            done.set()
+        return number
+
+    streams.append(in_order(work, range(100), name="test", most=2, each=2))
+    assert next(streams[0]) == 0
+    dropped.set()
+    assert done.wait(10)
+    assert not said
+
+
+def test_results_come_in_the_order_of_the_items_whoever_ends_first() -> None:
+    def late(number: int) -> int:
+        time.sleep((5 - number) / 200)
+        return number
+
+    assert list(in_order(late, range(6), name="test", most=4)) == list(range(6))
 
 
 def test_the_fingerprint_changes_with_names_contents_and_order() -> None:

@@ -380,14 +380,6 @@ def test_the_command_prints_the_worst_layers(
             assert "rank correlation with output: snr" in text
 
 
-def test_the_loop_over_images_needs_no_order_of_the_workers() -> None:
-    def late(number: int) -> int:
-        time.sleep((5 - number) / 200)
-        return number
-
-    assert list(local.in_order(late, range(6))) == list(range(6))
-
-
 def test_a_model_of_an_older_opset_is_measured_too(checkpoint: Path, tmp_path: Path) -> None:
     old = deploykit.ExportOptions(input_size=(64, 64), opset=17)
     deploykit.export(checkpoint, tmp_path / "old.onnx", old)

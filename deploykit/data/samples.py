@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from deploykit.data.ahead import in_order
 from deploykit.errors import DataError, OptionError
 from deploykit.values import digest, silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from concurrent.futures import Future
     from typing import TypeAlias
 
     from deploykit.data.preprocess import Floats, Geometry, Preprocess
@@ -163,23 +160,11 @@ def _stacked(prepared: Sequence[_Prepared]) -> Batch:
 
 def _results(samples: Sequence[Sample], preprocess: Preprocess) -> Iterator[_Result]:
     """Yield each sample's name with what became of it, in order, decoding a few ahead."""
-    threads = min(_MOST_THREADS, os.cpu_count() or 1, len(samples))
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
-    pending: deque[tuple[str, Future[_Prepared | DataError]]] = deque()
-    try:
-        for sample in samples:
-            pending.append((sample.name, pool.submit(_prepare, sample, preprocess)))
-            if len(pending) >= threads * _AHEAD:
-                yield _finished(pending)
-        while pending:
-            yield _finished(pending)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
+    def result(sample: Sample) -> _Result:
+        return sample.name, _prepare(sample, preprocess)
 
-def _finished(pending: deque[tuple[str, Future[_Prepared | DataError]]]) -> _Result:
-    name, future = pending.popleft()
-    return name, future.result()
+    return in_order(result, samples, name="images", most=_MOST_THREADS, each=_AHEAD)
 
 
 def _prepare(sample: Sample, preprocess: Preprocess) -> _Prepared | DataError:

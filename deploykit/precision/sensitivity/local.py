@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -21,10 +18,6 @@ if TYPE_CHECKING:
 
     Sums: TypeAlias = "dict[str, Energies]"
     Run: TypeAlias = "Callable[[Arrays], Mapping[str, NDArray[np.generic]]]"
-
-T = TypeVar("T")
-R = TypeVar("R")
-_WORKERS = 4
 
 
 class Energies(NamedTuple):
@@ -70,19 +63,6 @@ def added(total: Sums, more: Sums) -> Sums:
         name: Energies(total[name].channels + each.channels, total[name].values + each.values)
         for name, each in more.items()
     }
-
-
-def in_order(work: Callable[[T], R], batches: Iterable[T]) -> Iterator[R]:
-    """Yield what `work` gives for each batch in their order, a few computed at a time."""
-    workers = min(_WORKERS, os.cpu_count() or 1)
-    running: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="sensitivity") as pool:
-        for batch in batches:
-            if len(running) == workers:
-                yield running.popleft().result()
-            running.append(pool.submit(work, batch))
-        while running:
-            yield running.popleft().result()
 
 
 def scores(total: Sums) -> dict[str, Local]:

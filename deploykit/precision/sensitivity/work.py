@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from deploykit.backends import onnxruntime
-from deploykit.data import arrays, feeding, samples, sources
+from deploykit.data import ahead, arrays, feeding, samples, sources
 from deploykit.files import onnxfile
 from deploykit.graph import canvases
 from deploykit.precision.sensitivity import local
@@ -145,7 +145,9 @@ class Worker:
 
     def _local(self, number: int) -> Sums:
         total: Sums = {}
-        for part in local.in_order(self._energies, self.chunk(number)):
+        for part in ahead.in_order(
+            self._energies, self.chunk(number), name="sensitivity", most=_THREADS
+        ):
             total = local.added(total, part)
         return total
 
@@ -196,7 +198,7 @@ class Worker:
             expected, others = variants[self.size(given[0])].run(given[1])
             return given[0], expected, dict(others)
 
-        return local.in_order(one, batches)
+        return ahead.in_order(one, batches, name="sensitivity", most=_THREADS)
 
     def _judged(
         self, variants: Mapping[Size, Variants], found: Mapping[str, dict[str, float]]
@@ -263,6 +265,7 @@ class Worker:
 
 _PIXELS = 1 << 17
 """Of the images of a batch: what runs side by side is then small."""
+_THREADS = 4
 
 
 def _cut(data: Dataset, images: int | None, chosen: tuple[int, int] | None) -> Dataset:
