@@ -17,7 +17,8 @@ QARepVGG. Fewer than 8 bits (steps as coarse as those of so many bits, computed 
 amplifier that no engine can run.
 
 Methods: `naive` is minmax with one step for all weights of a layer (computed in float), `minmax`
-and `mse` are calibration alone, `default` is `quantize` as it comes with `--repair auto`; with
+and `mse` are calibration alone, `equalise`, `observer`, `bias` and `round` are `mse` with that repair
+alone, `default` is `quantize` as it comes with `--repair auto`; with
 fewer bits it is the observer of four that scores best on 300 other images. `plan` leaves the layers
 in float that `plan --max-drop 0.005` chooses for a T4 at batch 32, `qat` and `qat_cwd` train from
 `default`'s ranges without and with channel-wise distillation of the neck; `ort` and `modelopt` are
@@ -36,6 +37,7 @@ import statistics
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,9 +85,11 @@ NETS = {
 SKEWED = {"x100": (100.0, "ERBlock_4"), "x30": (30.0, "")}
 """Factor, and what the names of the layers hold."""
 PEERS = {"ort": "ort-MinMax", "modelopt": "modelopt-max"}
+REPAIRS = ("equalise", "observer", "bias", "round")
 METHODS = (
     *("float", "naive", "minmax", "mse", "default", "plan", "ort", "modelopt"),
     *("modelopt_qat", "qat", "qat_cwd"),
+    *REPAIRS,
 )
 OBSERVERS = ("minmax", "percentile", "mse", "entropy")
 BATCH = 8
@@ -218,6 +222,11 @@ def _ptq(given: Cell, observer: str, repair: str, **more: Any) -> tuple[Any, lis
         given.model, given.made, given.how(observer=observer, repair=(repair,), **more)
     )
     return open_model(given.made, threads=given.threads).session.run, list(made.notes)
+
+
+def _repaired(repair: str, given: Cell, _: Path | None) -> tuple[Any, list[str]]:
+    """Return the net with one repair alone, which 8 bits have."""
+    return _ptq(given, "mse", repair)
 
 
 def _coarse_best(given: Cell) -> tuple[Any, list[str]]:
@@ -411,6 +420,7 @@ MADE: Mapping[str, Callable[[Cell, Path | None], tuple[Any, list[str]]]] = {
     "modelopt": _peer,
     "qat": lambda given, _: _qat(given, features=False),
     "qat_cwd": lambda given, _: _qat(given, features=True),
+    **{repair: partial(_repaired, repair) for repair in REPAIRS},
 }
 
 
