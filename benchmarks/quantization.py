@@ -17,13 +17,13 @@ QARepVGG. Fewer than 8 bits (steps as coarse as those of so many bits, computed 
 amplifier that no engine can run.
 
 Methods: `naive` is minmax with one step for all weights of a layer (computed in float), `minmax`
-and `mse` are calibration alone, `equalise`, `observer`, `bias` and `round` are `mse` with that repair
-alone, `default` is `quantize` as it comes with `--repair auto`; with
-fewer bits it is the observer of four that scores best on 300 other images. `plan` leaves the layers
-in float that `plan --max-drop 0.005` chooses for a T4 at batch 32, `qat` and `qat_cwd` train from
-`default`'s ranges without and with channel-wise distillation of the neck; `ort` and `modelopt` are
-quantize_static (MinMax, per channel, float biases) and modelopt.onnx (max) on the same images,
-`modelopt_qat` is `modelopt_qat.py`, whose scales `quantize --amax` takes.
+and `mse` are calibration alone, `equalise`, `observer`, `bias` and `round` are `mse` with that
+repair alone, `default` is `quantize` as it comes with `--repair auto`; with fewer bits it is the
+observer of four that scores best on 300 other images. `plan` leaves the layers in float that `plan
+--max-drop 0.005` chooses for a T4 at batch 32, `qat` and `qat_cwd` train from `default`'s ranges
+without and with channel-wise distillation of the neck; `ort` and `modelopt` are quantize_static
+(MinMax, per channel, float biases) and modelopt.onnx (max) on the same images, `modelopt_qat` is
+`modelopt_qat.py`, whose scales `quantize --amax` takes.
 """
 
 from __future__ import annotations
