@@ -185,6 +185,8 @@ def test_a_runtime_that_takes_functions_of_one_name_for_each_other_gets_none(
     images = np.random.default_rng(0).random((2, 3, 8, 8), np.float32)
     expected = run(traced, images)
     assert overloads.runnable(data, traced) is data
+    (note,) = overloads.notes(traced)
+    assert note.startswith("DKToy of several settings: ONNX Runtime before 1.27")
     monkeypatch.setattr(onnxruntime, "__version__", "1.26.0")
     plain = onnx.ModelProto.FromString(overloads.runnable(data, traced))
     assert not plain.functions
@@ -192,6 +194,7 @@ def test_a_runtime_that_takes_functions_of_one_name_for_each_other_gets_none(
         np.testing.assert_array_equal(found, wanted)
     ops.detach(traced)
     assert overloads.runnable(data, traced) is data
+    assert not overloads.notes(traced)
 
 
 def test_inlining_leaves_no_trace_of_the_ops_and_keeps_the_outputs_names(traced: ir.Model) -> None:

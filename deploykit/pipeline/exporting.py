@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit import ops
+from deploykit.backends import overloads
 from deploykit.errors import OptionError
 from deploykit.graph import canvases, fusion
 from deploykit.networks import loading, reparam, tracing
@@ -83,6 +84,7 @@ def export(
         f"{card.recipe} {card.variant}, opset {options.opset}",
         *trained.notes,
         f"agrees with PyTorch within {worst:.1e} of each output's range",
+        *overloads.notes(model),
     )
     return described(artifact, candidate, notes, record)
 
