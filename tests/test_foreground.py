@@ -114,7 +114,7 @@ def test_the_user_may_say_what_the_number_is(tmp_path: Path) -> None:
     path = segmenter(tmp_path / "m.onnx", ends="")
     for kind, middle in (("logit", 0), ("probability", 0.5)):
         about = Description(task=TASK, preprocess="unit", resize="stretch", decode=kind)
-        model = pipeline.load(path, pipeline.predicting.PredictOptions(about=about))
+        model = pipeline.load(path, pipeline.PredictOptions(about=about))
         image, _ = model.model.contract().preprocess(picture(0))
         (raw,) = model.model.session.run({"images": image[None]}).values()
         (scores,) = Foreground(kind)({"y": raw})

@@ -15,7 +15,7 @@ from PIL import Image
 from deploykit import pipeline
 from deploykit.data.preprocess import Geometry, Preprocess
 from deploykit.errors import ModelError, OptionError, ProofError
-from deploykit.pipeline.predicting import PredictOptions
+from deploykit.pipeline.predictor import PredictOptions
 from deploykit.recipes import opened
 from deploykit.recipes.describing import Description
 from deploykit.tasks import heads

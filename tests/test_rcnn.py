@@ -13,13 +13,14 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import deploykit
 from deploykit import backends
 from deploykit.data import sources
 from deploykit.data.preprocess import PROPOSALS
-from deploykit.errors import CheckpointError
+from deploykit.errors import CheckpointError, DataError
 from deploykit.networks import loading
 from deploykit.networks.detectors import dense_family
 from deploykit.networks.detectors.rcnn import TRUNKS, Limits, LocalNorm, Rcnn, Trunk, Warp
@@ -274,6 +275,23 @@ def test_it_is_calibrated_on_images_with_proposals_and_nearly_whole_in_int8(
     spec = f"proposals:file={tmp_path / 'boxes.json'},shapes:count=4,size=96"
     deploykit.quantize(exported, tmp_path / "int8.onnx", deploykit.QuantizeOptions(spec))
     assert deploykit.inspect(tmp_path / "int8.onnx").shares["int8"] > 0.9
+
+
+def test_it_is_a_function_of_an_image_and_its_regions(exported: Path, tmp_path: Path) -> None:
+    pixels, boxes = image_of(3).transpose(1, 2, 0).astype(np.uint8), BOXES.clip(0, 95)
+    model = deploykit.load(exported)
+    alone = model(pixels, boxes)
+    np.testing.assert_array_equal(model(pixels, lambda _: boxes).boxes, alone.boxes)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    (tmp_path / "boxes.json").write_text(json.dumps({"photo.png": boxes.tolist()}))
+    given = f"proposals:file={tmp_path / 'boxes.json'},folder:{tmp_path}"
+    (told,) = deploykit.predict(exported, [given], tmp_path / "found")
+    assert told.said == model.said(alone)
+    with pytest.raises(DataError, match="without regions"):
+        model(pixels)
+    for wrong in (boxes[:, :3], boxes.astype(str), np.full((2, 4), np.nan)):
+        with pytest.raises(DataError, match="the proposals are"):
+            model(pixels, wrong)
 
 
 def test_what_the_weights_do_not_say_is_stated() -> None:

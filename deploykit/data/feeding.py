@@ -61,7 +61,7 @@ def _regions(spec: TensorSpec, geometries: Sequence[Geometry], turn: Iterable[in
             raise DataError(
                 f"the model takes {spec}, and the images come without regions",
                 expected="a data set with proposals",
-                fix="put `proposals:` before the data set: --source proposals:coco:DIR",
+                fix="put `proposals:` before it, as in proposals:coco:DIR or proposals:folder:DIR",
             )
         scale = np.array([place.scale_x, place.scale_y] * 2, np.float32)
         moved = place.regions[:rows] * scale + np.array([place.offset_x, place.offset_y] * 2)

@@ -17,13 +17,8 @@ if TYPE_CHECKING:
     from deploykit.pipeline.made import Made
     from deploykit.pipeline.opening import Model, open_model
     from deploykit.pipeline.planning import PlanOptions, plan
-    from deploykit.pipeline.predicting import (
-        Prediction,
-        PredictOptions,
-        Predictor,
-        load,
-        predict,
-    )
+    from deploykit.pipeline.predicting import Prediction, predict
+    from deploykit.pipeline.predictor import PredictOptions, Predictor, load
     from deploykit.pipeline.quantizing import QuantizeOptions, quantize
     from deploykit.pipeline.retraining import QatOptions, qat
     from deploykit.pipeline.sensing import SensitivityOptions, sensitivity
@@ -70,9 +65,9 @@ _HOME = {
     "Made": "made",
     "Model": "opening",
     "PlanOptions": "planning",
-    "PredictOptions": "predicting",
+    "PredictOptions": "predictor",
     "Prediction": "predicting",
-    "Predictor": "predicting",
+    "Predictor": "predictor",
     "QatOptions": "retraining",
     "QuantizeOptions": "quantizing",
     "SensitivityOptions": "sensing",
@@ -85,7 +80,7 @@ _HOME = {
     "export": "exporting",
     "fuse": "fusing",
     "inspect": "inspecting",
-    "load": "predicting",
+    "load": "predictor",
     "open_model": "opening",
     "plan": "planning",
     "predict": "predicting",

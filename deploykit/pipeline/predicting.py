@@ -1,26 +1,23 @@
-"""The verb predict, and a model as a function: from an image to what is in it."""
+"""The verb predict: what models find in images, as pictures and as JSON."""
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 
 from deploykit import tasks
-from deploykit.data import images, samples, sources
+from deploykit.data import images, sources
 from deploykit.data.sources import SOURCES, Dataset, Sample
 from deploykit.errors import DataError
 from deploykit.files import artifacts, paths
 from deploykit.pipeline import handing_in, teaching
 from deploykit.pipeline.made import path_or_none
-from deploykit.pipeline.opening import open_model
-from deploykit.recipes.describing import NOTHING
+from deploykit.pipeline.predictor import PredictOptions, Predictor, load
 from deploykit.tasks import sheets
 from deploykit.tasks.task import Result
 from deploykit.values import SCHEMA_VERSION, silent
@@ -30,86 +27,10 @@ if TYPE_CHECKING:
 
     from deploykit.data.preprocess import Pixels
     from deploykit.pipeline.made import StrPath
-    from deploykit.pipeline.opening import Model
-    from deploykit.recipes.describing import Description
     from deploykit.tasks import AnyTask
     from deploykit.values import Json, Progress
 
     _Write = Callable[[object, tuple[int, int], Sequence[str]], None]
-
-
-@dataclass(frozen=True)
-class Predictor:
-    """A model as a function of an image."""
-
-    model: Model
-    task: AnyTask
-
-    def __repr__(self) -> str:
-        """Return what runs where, in one line."""
-        card = self.model.contract()
-        height, width = card.preprocess.size
-        what = f"{card.task}, {len(card.class_names)} classes, {height}x{width}"
-        return f"<Predictor {self.model.path.name}, {what}, {self.model.backend}>"
-
-    def __call__(self, image: Pixels | Image.Image | StrPath) -> Any:  # noqa: ANN401 - each task finds its own
-        """Return what the model finds in one image, in its own pixels, as the task has it.
-
-        image: uint8[H, W, 3], RGB; a picture of Pillow's; or a file. Raises: DataError for anything
-        else; what the model and its task raise.
-        """
-        alone = Dataset("one image", [Sample("the image", partial(_pixels, image))])
-        (batch,) = samples.batches(alone, self.model.contract().preprocess, 1)
-        (found,) = self.task.decode(self.model.forward(batch), batch.geometries)
-        return found
-
-    def draw(self, image: Pixels | Image.Image | StrPath, found: Any) -> Pixels:  # noqa: ANN401 - as above
-        """Return a picture, uint8[h, w, 3], of an image and what was found in it."""
-        return self.task.draw(_pixels(image), found, self.class_names)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Return the names of the model's classes."""
-        return self.model.contract().class_names
-
-    def said(self, found: Any) -> str:  # noqa: ANN401 - as above
-        """Return in a few words what was found."""
-        return found.said(self.class_names) if isinstance(found, Result) else str(found)
-
-    def to_json(self, found: Any, size: tuple[int, int]) -> Json:  # noqa: ANN401 - as above
-        """Return what was found as plain JSON values; size: H and W of the image."""
-        if isinstance(found, Result):
-            return found.to_json(self.class_names, size)
-        return {"value": np.asarray(found).tolist()}
-
-
-def _pixels(image: Pixels | Image.Image | StrPath) -> Pixels:
-    if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
-    if isinstance(image, (str, os.PathLike)):
-        return images.decode(Path(image))
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        found = f"{image.dtype} array" if isinstance(image, np.ndarray) else type(image).__name__
-        raise DataError(
-            f"the image is a {found}",
-            expected="a uint8[H, W, 3] array of 0 to 255, RGB; a picture of Pillow's; or a path",
-        )
-    return image
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """How models are run, and what another one is compared with."""
-
-    against: StrPath | None = None
-    """Another model of the same task, drawn beside, with what differs."""
-    recipe: str | None = None
-    backend: str | None = None
-    threads: int = 0
-    about: Description = NOTHING
-    """What the files do not say themselves."""
-    predictions: StrPath | None = None
-    """Folder for what the model finds, in the files that the makers of a data set take."""
 
 
 @dataclass(frozen=True)
@@ -124,27 +45,6 @@ class Prediction:
     """The same as JSON."""
     differs: bool | None = None
     """Whether the other model finds something else; None: there is none, or it cannot be said."""
-
-
-def load(
-    path: StrPath, options: PredictOptions | None = None, *, task: str | AnyTask | None = None
-) -> Predictor:
-    """Return the model in a checkpoint, an ONNX file or an engine as a function of an image.
-
-    task: The model's, by name or as a value of your own; None: the one that its file names.
-
-    Raises: InputError, BackendError.
-    """
-    wanted = options or PredictOptions()
-    model = open_model(
-        path,
-        backend=wanted.backend,
-        recipe=wanted.recipe,
-        threads=wanted.threads,
-        about=wanted.about,
-    )
-    model.check_images()
-    return Predictor(model, model.task(task))
 
 
 def predict(  # noqa: PLR0913 - two models' worth of nouns and the verbs' common switches
@@ -224,7 +124,7 @@ def _predicted(
 ) -> Prediction:
     """Return what models find in one image, after it was written."""
     pixels = sample.read()
-    found = [model(pixels) for model in models]
+    found = [model(pixels, sample.proposals) for model in models]
     apart = _apart(found)
     picture = sheets.sheet(_cells(models, pixels, found, apart))
     size = (pixels.shape[0], pixels.shape[1])
