@@ -77,7 +77,7 @@ def reference(
     """
     import torch  # noqa: PLC0415 - quantize, bench and inspect read this file without torch
 
-    pooled = fake(boxes, count, features, **attributes).zero_()
+    pooled = levels.fake(boxes, count, features, **attributes).zero_()
     rows, flat = boxes.shape[1], boxes.reshape(-1, 4)
     valid = (torch.arange(rows) < count[:, None]).flatten() & flat.isfinite().all(-1)
     level = _level(flat, len(features), attributes)
@@ -88,17 +88,6 @@ def reference(
             image = torch.div(part, rows, rounding_mode="floor")
             pooled[part] = _crops(maps, image, flat[part], pooled.shape[2:]).to(pooled.dtype)
     return pooled
-
-
-def fake(
-    boxes: Tensor,
-    count: Tensor,  # noqa: ARG001 - the op's signature
-    features: list[Tensor],
-    **attributes: Any,  # noqa: ANN401 - those of the plugin, complete
-) -> Tensor:
-    """Return a tensor of the right shape and type."""
-    size = attributes["output_height"], attributes["output_width"]
-    return features[0].new_empty(boxes.shape[0] * boxes.shape[1], features[0].shape[1], *size)
 
 
 def _level(flat: Tensor, count: int, attributes: Mapping[str, Any]) -> Tensor:
@@ -183,8 +172,7 @@ def runtime_body(op: Tape, call: Call) -> Sequence[ir.Value]:
 
     wanted = [op.And(valid, op.Equal(level, index)) for index in range(len(features))]
     size = call.dims(2)[0], *_size(call)
-    result = levels.pooled(op, place, wanted, read, size)
-    return [op.Cast(result, to=ir.DataType.FLOAT16.value) if half else result]
+    return [levels.as_features(op, call, levels.pooled(op, place, wanted, read, size))]
 
 
 def _size(call: Call) -> tuple[int, int]:
@@ -242,9 +230,12 @@ def _sampled(
 
 
 def _places_body(
-    op: Tape, low: ir.Value, high: ir.Value, bins: int, last: float
+    op: Tape, low: ir.Value, high: ir.Value, bins: int, last: float | ir.Value
 ) -> tuple[ir.Value, ir.Value]:
-    """Return where samples lie, [..., bins] in cells, and the distance of two, [..., 1]."""
+    """Return where samples lie, [..., bins] in cells, and the distance of two, [..., 1].
+
+    last: the number of the last cell, of the level of all boxes or of each.
+    """
     if bins == 1:
         place = op.Mul(op.Mul(op.Add(low, high), 0.5), last)
         return place, op.Mul(place, 0.0)
@@ -269,7 +260,7 @@ def portable_body(op: Tape, call: Call) -> Sequence[ir.Value]:
     cells on maps of up to 1000 cells.
     """
     boxes, _, *features = call.inputs
-    rows, channels = call.dims(0)[0], call.dims(2)[0]
+    rows = call.dims(0)[0]
     sizes = [call.dims(2 + index)[1:] for index in range(len(features))]
     atlas = Atlas(op, features, sizes)
     level = op.Unsqueeze(_level_body(op, boxes, len(features), call.attributes), [2])
@@ -282,7 +273,7 @@ def portable_body(op: Tape, call: Call) -> Sequence[ir.Value]:
             op.Gather(np.array(values, np.float32), level)
             for values in ([size[axis] - 1 for size in sizes], starts)
         )
-        place = _portable_places(op, (low, high), _size(call)[axis], last)
+        place, _ = _places_body(op, low, high, _size(call)[axis], last)
         near = op.And(_within(op, place, last), valid)
         step = 2.0 / ((atlas.width if axis else atlas.height) - 1)
         on_map = op.Max(op.Min(place, last), 0.0)
@@ -291,23 +282,7 @@ def portable_body(op: Tape, call: Call) -> Sequence[ir.Value]:
     height, width = _size(call)
     x, y = op.Unsqueeze(units[1], [2]), op.Unsqueeze(units[0], [3])
     pooled = atlas.read(op, x, y, (rows * height, width))
-    split = op.Reshape(pooled, [0, channels, rows, height, width])
-    result = op.Reshape(op.Transpose(split, perm=[0, 2, 1, 3, 4]), [-1, channels, height, width])
-    half = features[0].dtype is not ir.DataType.FLOAT
-    return [op.Cast(result, to=ir.DataType.FLOAT16.value) if half else result]
-
-
-def _portable_places(
-    op: Tape, ends: tuple[ir.Value, ir.Value], bins: int, last: ir.Value
-) -> ir.Value:
-    """Return where samples lie, float32[B, R, bins] in cells of each box's level."""
-    low, high = ends
-    if bins == 1:
-        single: ir.Value = op.Mul(op.Mul(op.Add(low, high), 0.5), last)
-        return single
-    step = op.Div(op.Mul(op.Sub(high, low), last), float(bins - 1))
-    found: ir.Value = op.Add(op.Mul(low, last), op.Mul(step, np.arange(bins, dtype=np.float32)))
-    return found
+    return [levels.by_box(op, call, pooled)]
 
 
 # --- the kernel and the plugin -----------------------------------------------------------------
@@ -357,7 +332,7 @@ plugin = Plugin(
         Attribute("first_level", 2, "0 to 10", lambda v: 0 <= v <= 10),
     ),
     reference=reference,
-    fake=fake,
+    fake=levels.fake,
     runtime_body=runtime_body,
     portable_body=portable_body,
     source="multiscale_crop.cu",

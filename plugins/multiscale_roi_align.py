@@ -59,7 +59,7 @@ def reference(
     """
     import torch  # noqa: PLC0415 - quantize, bench and inspect read this file without torch
 
-    pooled = fake(boxes, count, features, **attributes).zero_()
+    pooled = levels.fake(boxes, count, features, **attributes).zero_()
     rows = boxes.shape[1]
     valid = (torch.arange(rows) < count[:, None]) & boxes.isfinite().all(-1)
     level = _level(boxes, len(features), attributes).flatten()
@@ -71,17 +71,6 @@ def reference(
             image = torch.div(part, rows, rounding_mode="floor")
             pooled[part] = _aligned(features[index], image, corners, attributes)
     return pooled
-
-
-def fake(
-    boxes: Tensor,
-    count: Tensor,  # noqa: ARG001 - the op's signature
-    features: list[Tensor],
-    **attributes: Any,  # noqa: ANN401 - those of the plugin, complete
-) -> Tensor:
-    """Return a tensor of the right shape and type."""
-    size = attributes["output_height"], attributes["output_width"]
-    return features[0].new_empty(boxes.shape[0] * boxes.shape[1], features[0].shape[1], *size)
 
 
 def _level(boxes: Tensor, levels: int, attributes: Mapping[str, Any]) -> Tensor:
@@ -234,8 +223,7 @@ def runtime_body(op: Tape, call: Call) -> Sequence[ir.Value]:
 
     wanted = [op.And(valid, op.Equal(level, index)) for index in range(len(features))]
     size = call.dims(2)[0], attributes["output_height"], attributes["output_width"]
-    result = levels.pooled(op, order, wanted, read, size)
-    return [op.Cast(result, to=ir.DataType.FLOAT16.value) if half else result]
+    return [levels.as_features(op, call, levels.pooled(op, order, wanted, read, size))]
 
 
 def _neighbours(op: Tape, flat: ir.Value, image: ir.Value, scale: ir.Value) -> ir.Value:
@@ -309,17 +297,10 @@ def portable_body(op: Tape, call: Call) -> Sequence[ir.Value]:
     Places are float32 whatever the features are; their rounding moves a sample by less than 1e-4
     cells on maps of up to 1000 cells.
     """
-    rows, channels = call.dims(0)[0], call.dims(2)[0]
-    height, width = (call.attributes[f"output_{side}"] for side in ("height", "width"))
     flat = op.Reshape(call.inputs[0], [-1, 4])
     level = _level_body(op, flat, len(call.inputs) - 2, call.attributes)
-    pooled = pool(op, call, op.Reshape(level, [-1, rows, 1]))
-    split = op.Transpose(
-        op.Reshape(pooled, [0, channels, rows, height, width]), perm=[0, 2, 1, 3, 4]
-    )
-    result = op.Reshape(split, [-1, channels, height, width])
-    half = call.inputs[2].dtype is not ir.DataType.FLOAT
-    return [op.Cast(result, to=ir.DataType.FLOAT16.value) if half else result]
+    pooled = pool(op, call, op.Reshape(level, [-1, call.dims(0)[0], 1]))
+    return [levels.by_box(op, call, pooled)]
 
 
 def check(attributes: Mapping[str, Any], sizes: Sequence[tuple[int, ...]]) -> str:
@@ -397,7 +378,7 @@ plugin = Plugin(
         Attribute("inclusive", 0, "0 or 1", lambda v: v in (0, 1)),
     ),
     reference=reference,
-    fake=fake,
+    fake=levels.fake,
     runtime_body=runtime_body,
     portable_body=portable_body,
     source="multiscale_roi_align.cu",
