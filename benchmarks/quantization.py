@@ -18,11 +18,12 @@ amplifier that no engine can run.
 
 Methods: `naive` is minmax with one step for all weights of a layer (computed in float), `minmax`
 and `mse` are calibration alone, `equalise`, `observer`, `bias` and `round` are `mse` with that
-repair alone, `default` is `quantize` as it comes with `--repair auto`; with fewer bits it is the
-observer of four that scores best on 300 other images. `plan` leaves the layers in float that `plan
---max-drop 0.005` chooses for a T4 at batch 32, `qat` and `qat_cwd` train from `default`'s ranges
-without and with channel-wise distillation of the neck; `ort` and `modelopt` are quantize_static
-(MinMax, per channel, float biases) and modelopt.onnx (max) on the same images, `modelopt_qat` is
+repair alone, `default` is `quantize` as it comes with `--repair auto`, and `torch` the same
+computed by the fake quantisation of training; with fewer bits it is the observer of four that
+scores best on 300 other images. `plan` leaves the layers in float that `plan --max-drop 0.005`
+chooses for a T4 at batch 32, `qat` and `qat_cwd` train from `default`'s ranges without and with
+channel-wise distillation of the neck; `ort` and `modelopt` are quantize_static (MinMax, per
+channel, float biases) and modelopt.onnx (max) on the same images, `modelopt_qat` is
 `modelopt_qat.py`, whose scales `quantize --amax` takes.
 """
 
@@ -49,7 +50,7 @@ import deploykit
 from deploykit.data import feeding, samples, sources
 from deploykit.pipeline.opening import open_model
 from deploykit.pipeline.retraining import QatOptions, qat
-from deploykit.precision import calibration, placement, tables
+from deploykit.precision import calibration, placement, repairs, tables
 from deploykit.recipes import opened
 from deploykit.tasks import evaluation
 from deploykit.tasks.evaluation import Judge
@@ -87,7 +88,7 @@ SKEWED = {"x100": (100.0, "ERBlock_4"), "x30": (30.0, "")}
 PEERS = {"ort": "ort-MinMax", "modelopt": "modelopt-max"}
 REPAIRS = ("equalise", "observer", "bias", "round")
 METHODS = (
-    *("float", "naive", "minmax", "mse", "default", "plan", "ort", "modelopt"),
+    *("float", "naive", "minmax", "mse", "default", "torch", "plan", "ort", "modelopt"),
     *("modelopt_qat", "qat", "qat_cwd"),
     *REPAIRS,
 )
@@ -279,6 +280,17 @@ def _coarse(given: Cell, observer: str, *, by_tensor: bool = False) -> tuple[Any
     return _by_torch(network), []
 
 
+def _default_by_torch(given: Cell, _: Path | None) -> tuple[Any, list[str]]:
+    """Return what `default` makes as training sees it: its fake quantisation, computed by torch."""
+    path = given.folder / f"{given.net}.torch.table.json"
+    deploykit.quantize(given.model, given.made, given.how(table=path))
+    table = tables.read(path)
+    subject = repairs.restored(opened.read(given.model), table)
+    assert subject.card is not None
+    placed = placement.place(subject.graph, placement.default_plan(subject.graph, subject.card))
+    return _by_torch(FakeQuantized(subject.graph, placed, table, grid=Grid()).eval()), []
+
+
 def _by_torch(network: Any) -> Any:  # noqa: ANN401 - a module
     import torch  # noqa: PLC0415
 
@@ -414,6 +426,7 @@ MADE: Mapping[str, Callable[[Cell, Path | None], tuple[Any, list[str]]]] = {
     "modelopt_qat": _modelopt_qat,
     "minmax": lambda given, _: _ptq(given, "minmax", "none"),
     "mse": lambda given, _: _ptq(given, "mse", "none"),
+    "torch": _default_by_torch,
     "default": lambda given, _: _ptq(given, "mse", "auto"),
     "plan": _plan,
     "ort": _peer,
