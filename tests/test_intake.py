@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from deploykit import BenchOptions, cli, pipeline
+from deploykit.backends import ir_versions
 from deploykit.data import feeding
 from deploykit.data.preprocess import Preprocess
 from deploykit.errors import InputError, OptionError
@@ -63,6 +64,18 @@ def test_weights_that_are_inputs_too_become_constants(tmp_path: Path) -> None:
     assert [node.op_type for node in fused.graph.node] == ["Conv", "Relu", "Conv"]
     assert [value.name for value in fused.graph.input] == ["images"]
     assert "6 weights were inputs too: they are constants" in made.notes
+
+
+@pytest.mark.skipif(ir_versions.newest() >= onnx.IR_VERSION, reason="the runtime is as new")
+def test_a_file_of_a_newer_format_than_the_runtimes_is_taken(tmp_path: Path, photos: Path) -> None:
+    net, output = two_layers()
+    path = net.save(tmp_path / "m.onnx", output, (1, 3, SIDE, SIDE), ir_version=onnx.IR_VERSION)
+    with pytest.raises(Exception, match="IR version"):
+        run(path, None)
+    assert any(f"taken as {ir_versions.newest()}" in note for note in intake.read(path).notes)
+    made = quantized(path, photos)
+    assert run(made, np.zeros((1, 3, SIDE, SIDE), np.float32)).shape[0] == 1
+    pipeline.bench([path, made], pipeline.BenchPlan(FAST))
 
 
 @pytest.mark.parametrize("shape", [(-1, 3, SIDE, SIDE), (0, 3, SIDE, SIDE), ("n", 3, "h", "w")])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deploykit.backends import ir_versions
 from deploykit.errors import InputError, ModelError
 from deploykit.files import npyfile, onnxfile
 from deploykit.graph import interface
@@ -48,7 +49,8 @@ def taken(model: Opened, said: Description = NOTHING, *, like: ModelCard | None 
             raise
         own = None
     known = own or like
-    notes = interface.closed(graph, _wanted(facts(graph, said), said, known))
+    closed = interface.closed(graph, _wanted(facts(graph, said), said, known))
+    notes = (*closed, *ir_versions.lowered(graph))
     found = describing.described(facts(graph, said), said, known)
     if found is None or found.card == own:
         return model.altered(graph, notes) if notes else model

@@ -90,10 +90,10 @@ def measured(path: Path, model: Opened, plan: PrecisionPlan) -> Measured:
             f"{path} holds no scales of fake quantisers",
             expected="<module>._input_quantizer._amax, as pytorch-quantization and ModelOpt write",
         )
-    layers, found = _layers(model), {}
-    known = _matched(loaded, layers, _moved(loaded, model), path)
+    layers, found, moved = _layers(model), {}, _moved(loaded, model)
+    known = _matched(loaded, layers, moved, path)
     for node, (module, amax) in known.items():
-        _check_weight(loaded, module, layers[node], path)
+        _check_weight(loaded, module, layers[node], path, whole=moved.get(module, module) == module)
         found[node] = amax
     seen = {node: amax for node, amax in found.items() if math.isfinite(amax) and amax > 0}
     reasons = {
@@ -114,7 +114,7 @@ def _layers(model: Opened) -> dict[str, Layer]:
 def _matched(
     loaded: Checkpoint, layers: dict[str, Layer], moved: dict[str, str], path: Path
 ) -> dict[str, tuple[str, float]]:
-    """Return node -> module and magnitude, of those of the modules that have weights."""
+    """Return node -> module and magnitude, NaN for none, of those of the modules with weights."""
     nodes: dict[str, str] = {}
     for name, layer in layers.items():
         nodes[name.strip("/").replace("/", ".").rpartition(".")[0]] = name
@@ -129,7 +129,7 @@ def _matched(
         if node is None:
             lost.append(module[1])
         else:
-            known[node] = (module[1], float(value.max()))
+            known[node] = (module[1], float(value.max()) if value.numel() else math.nan)
     if lost or not known:
         raise StaleTableError(
             f"{len(lost)} of {len(lost) + len(known)} modules with scales in {path} have no layer "
@@ -158,10 +158,25 @@ def _moved(loaded: Checkpoint, model: Opened) -> dict[str, str]:
     return pickled.paths(loaded.state, loading.adapted(RECIPES.load(card.recipe), loaded.state))
 
 
-def _check_weight(loaded: Checkpoint, module: str, layer: Layer, path: Path) -> None:
+def _check_weight(
+    loaded: Checkpoint, module: str, layer: Layer, path: Path, *, whole: bool
+) -> None:
+    """Check that a layer can be the module of its name. Raises: StaleTableError.
+
+    whole: it is that module as it was trained, not one of the branches that became the layer.
+    """
+    if layer.weights is None:
+        return
+    own = list(loaded.state[f"{module}.weight"].shape)
+    if whole and math.prod(own) != math.prod(layer.weights):
+        raise StaleTableError(
+            f"{module} has weights of {own} in {path}, its layer {layer.node.name} of "
+            f"{list(layer.weights)}",
+            expected="scales of this model",
+        )
     for end in _WEIGHT:
         scales = loaded.scales.get(module + end)
-        if scales is None or layer.weights is None or scales.numel() == 1:
+        if scales is None or scales.numel() == 1:
             continue
         if scales.numel() not in (layer.weights[0], layer.weights[1] * layer.group):
             raise StaleTableError(

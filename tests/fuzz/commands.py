@@ -80,6 +80,7 @@ _VERBS: dict[str, list[str]] = {
     "cast record": ["cast", "{copy}", "-o", "out.onnx", "--record", "{path}"],
     "quantize table": [*_QUANTIZE, "--table", "{path}"],
     "quantize plan": [*_QUANTIZE, "--plan", "{path}"],
+    "quantize amax": ["quantize", "{copy}", "-o", "o.onnx", "--amax", "{path}"],
     "qat table": [*_QAT, "--table", "{path}"],
     "qat loss": [*_QAT, "--no-distill", "--loss", "{path}.py"],
     "qat state": [*_QAT, "--epochs", "1", "--state", "{path}"],

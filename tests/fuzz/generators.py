@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import cards, checkpoints, commands, engines, foreign, images, json_files, onnx_files
+from . import cards, checkpoints, commands, engines, foreign, images, json_files, onnx_files, scales
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from .case import Case
 
-_MODULES = (cards, checkpoints, commands, engines, foreign, images, json_files, onnx_files)
+_MODULES = (cards, checkpoints, commands, engines, foreign, images, json_files, onnx_files, scales)
 
 
 def cases(base: Path, seed: int = 0) -> Iterator[Case]:
