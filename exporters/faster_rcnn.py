@@ -1,7 +1,7 @@
 """Faster R-CNN with a feature pyramid: boxes.
 
 Source: Faster R-CNN (arXiv 1506.01497) and FPN (arXiv 1612.03144).
-Key names are torchvision's and detectron2's.
+Key names are torchvision's, detectron2's, maskrcnn-benchmark's and mmdetection's.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ recipe = Recipe(
     variants=contract.variants(
         (
             *two_stage_models.COMMON,
+            *two_stage_models.MMDET,
             two_stage_models.V2,
             two_stage_models.MOBILE,
             two_stage_models.MOBILE_320,

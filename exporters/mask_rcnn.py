@@ -1,7 +1,7 @@
 """Mask R-CNN with a feature pyramid: boxes and a mask for each.
 
 Source: Mask R-CNN (arXiv 1703.06870) and FPN (arXiv 1612.03144).
-Key names are torchvision's and detectron2's.
+Key names are torchvision's, detectron2's, maskrcnn-benchmark's and mmdetection's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ recipe = Recipe(
     name="mask_rcnn",
     task="instance_segmentation",
     variants=contract.variants(
-        (*two_stage_models.COMMON, two_stage_models.V2, two_stage_models.LIGHT)
+        (
+            *two_stage_models.COMMON,
+            *two_stage_models.MMDET,
+            two_stage_models.V2,
+            two_stage_models.LIGHT,
+        )
     ),
     build=build,
     identify=identify,

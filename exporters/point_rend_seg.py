@@ -61,7 +61,7 @@ def identify(state: StateDict, facts: Facts) -> Found | None:
     variant = stated(facts, f"{body}{PYRAMID}", VARIANTS)
     known = choices(variant)
     settings = resolve(
-        known, facts, detectron2_layout.stored(state, two_stage_models.Sizes(classes))
+        known, facts, detectron2_layout.stored(state, two_stage_models.Sizes(classes), facts)
     )
 
     def made() -> Any:  # noqa: ANN401 - a network with entries of its file

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from deploykit.data.presets import PRESETS
-from deploykit.networks import swin
+from deploykit.networks import swin, swin_names
 from deploykit.networks.states import COLOURS, check_colours, inputs, outputs
 from deploykit.recipes.recipe import KeepFloat, Protocol, Recipe, Variant
 from deploykit.tasks.outputs import Output
@@ -26,8 +26,6 @@ def build(variant: str, classes: int, size: tuple[int, int]) -> swin.Classifier:
     return swin.Classifier(swin.VARIANTS[variant], classes, size).eval()
 
 
-_MADE = re.compile(r"\.(attn\.relative_position_index|attn_mask)$")
-"""What other code stores though it follows from the sizes."""
 _LATE = "layers.3.downsample.norm.weight"
 """A weight of timm, whose stages begin with what ours end with."""
 _TIMM = (
@@ -50,7 +48,7 @@ _TORCHVISION = (
 def adapt(state: StateDict) -> StateDict:
     """Return `state` with the official keys, from those, timm's or torchvision's."""
     rules = _TORCHVISION if "features.0.0.weight" in state else _TIMM if _LATE in state else ()
-    kept = {key: value for key, value in state.items() if not _MADE.search(key)}
+    kept = {key: value for key, value in state.items() if not swin_names.MADE.search(key)}
     for pattern, new in rules:
         kept = {pattern.sub(new, key): value for key, value in kept.items()}
     return kept

@@ -141,7 +141,7 @@ def identify(loaded: checkpoint.Checkpoint, options: NetworkOptions) -> tuple[Re
 
     Raises: CheckpointError, OptionError.
     """
-    facts = Facts(loaded.modules, loaded.sha256, options.variant, options.settings)
+    facts = Facts(loaded.modules, loaded.sha256, options.variant, options.settings, loaded.facts)
     names = [options.recipe] if options.recipe else candidates(loaded.state)
     for recipe in map(RECIPES.load, names):
         state = adapted(recipe, loaded.state)

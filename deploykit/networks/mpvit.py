@@ -253,6 +253,7 @@ class Backbone(nn.Module):
         """Make the layers, weights random."""
         super().__init__()
         a, first = architecture, architecture.widths[0]
+        self.widths = a.joined
         self.stem = nn.Sequential(
             ConvNorm((3, first // 2), stride=2, activation=nn.Hardswish()),
             ConvNorm((first // 2, first), stride=2, activation=nn.Hardswish()),

@@ -53,6 +53,8 @@ class Facts:
     """As the user said."""
     given: Mapping[str, str] = field(default_factory=dict)
     """Settings that the user stated: name -> text."""
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    """What the file holds beside the weights: plain values by name."""
 
 
 @dataclass(frozen=True)
@@ -233,6 +235,13 @@ def truth(value: Plain) -> bool:
     if isinstance(value, bool):
         return value
     raise ValueError("true or false")
+
+
+def colours(value: Plain) -> str:
+    """Return the order of an image's channels. Raises: ValueError."""
+    if value in ("BGR", "RGB"):
+        return str(value)
+    raise ValueError("BGR or RGB")
 
 
 def side(value: Plain) -> int:

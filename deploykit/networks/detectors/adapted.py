@@ -49,27 +49,23 @@ def choices(
     std: tuple[float, ...],
     stored: Mapping[str, Plain],
     *,
-    grouped: bool,
+    in_1x1: bool | None,
     channels: str = "BGR",
 ) -> dict[str, Choice]:
     """Return the settings of the images, of the strides in a body, and of anchors that are stored.
 
-    grouped: whether its convolutions are, as those of a ResNeXt. channels: their order in images.
+    in_1x1: whether a ResNet has its strides there; None: it is none. channels: the
+    order of an image's.
     """
     found = {
         "mean": Choice(mean, "mean", identity.three),
         "std": Choice(std, "deviation", identity.three),
-        "channels": Choice(channels, "channels", _order),
-        "stride_in_1x1": Choice(not grouped, "strides in the 1x1 convolutions", identity.truth),
+        "channels": Choice(channels, "channels", identity.colours),
     }
+    if in_1x1 is not None:
+        found["stride_in_1x1"] = Choice(in_1x1, "strides in the 1x1 convolutions", identity.truth)
     anchors = stored.get("anchors")
     return found | ({"anchors": Choice(anchors, "anchors", lambda v: v)} if anchors else {})
-
-
-def _order(value: Plain) -> str:
-    if value in ("BGR", "RGB"):
-        return str(value)
-    raise ValueError("BGR or RGB")
 
 
 def set_strides(model: Any, settings: Settings) -> None:  # noqa: ANN401 - torchvision ships no types

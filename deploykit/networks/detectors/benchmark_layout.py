@@ -8,6 +8,7 @@ the first Faster R-CNN; the frozen norms have an epsilon of 0.
 from __future__ import annotations
 
 import re
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,14 +21,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from deploykit.networks.detectors.two_stage_models import Sizes
-    from deploykit.recipes.identity import Choice, Plain, Settings
+    from deploykit.recipes.identity import Choice, Facts, Plain, Settings
     from deploykit.recipes.recipe import StateDict
+    from deploykit.tasks.masks import Pasting
 
 MARK = "maskrcnn_benchmark"
 """An empty entry of the state dict: the weights themselves do not say how boxes end."""
 SAMPLING = two_stage.Sampling(epsilon_inside=1, inclusive=1)
 MEAN_BGR = (102.9801, 115.9465, 122.7717)
 """0 to 255; the deviation is 1."""
+IMAGES: Mapping[str, Any] = MappingProxyType({"rounding": "short"})
+PASTING: Pasting = "rounded"
 _FEATURES, _PREDICTOR = r"\.feature_extractor\.", r"\.predictor\."
 _NAMES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"^backbone\.body\.stem\."), "backbone.body."),
@@ -66,7 +70,7 @@ def _renamed(key: str) -> str:
     return key
 
 
-def stored(state: StateDict, wanted: Sizes) -> dict[str, Plain]:
+def stored(state: StateDict, wanted: Sizes, _: Facts) -> dict[str, Plain]:
     """Return the settings among the entries of a state dict.
 
     Raises: CheckpointError where the anchors are not those of the weights.
@@ -76,7 +80,7 @@ def stored(state: StateDict, wanted: Sizes) -> dict[str, Plain]:
 
 def choices(variant: str, stored: Mapping[str, Plain]) -> dict[str, Choice]:
     """Return the settings that its own names do not share with torchvision's."""
-    return adapted.choices(MEAN_BGR, (1.0, 1.0, 1.0), stored, grouped="resnext" in variant)
+    return adapted.choices(MEAN_BGR, (1.0, 1.0, 1.0), stored, in_1x1="resnext" not in variant)
 
 
 def network(model: Any, settings: Settings, state: StateDict) -> two_stage.TwoStage:  # noqa: ANN401 - torchvision ships no types

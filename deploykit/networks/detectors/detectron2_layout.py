@@ -7,6 +7,7 @@ background is the last class there and the first here, and boxes and masks have 
 from __future__ import annotations
 
 import re
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,14 +23,17 @@ if TYPE_CHECKING:
 
     from deploykit.networks.detectors.grids import Array
     from deploykit.networks.detectors.two_stage_models import Sizes
-    from deploykit.recipes.identity import Plain, Settings
+    from deploykit.recipes.identity import Facts, Plain, Settings
     from deploykit.recipes.recipe import StateDict
+    from deploykit.tasks.masks import Pasting
 
 MARK = "detectron2"
 """An empty entry of the state dict: the weights themselves do not say how RoIs are sampled."""
 SAMPLING = two_stage.Sampling(aligned=1, sampling_ratio=0, level_epsilon=1e-8, epsilon_inside=1)
 MEAN_BGR = (103.53, 116.28, 123.675)
 """0 to 255; the deviation is 1."""
+IMAGES: Mapping[str, Any] = MappingProxyType({"rounding": "half-up"})
+PASTING: Pasting = "exact"
 
 _NORM = r"(weight|bias|running_mean|running_var)$"
 _NAMES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
@@ -99,7 +103,7 @@ def _reordered(key: str, value: Tensor) -> Tensor:
     return value
 
 
-def stored(state: StateDict, wanted: Sizes) -> dict[str, Plain]:
+def stored(state: StateDict, wanted: Sizes, _: Facts) -> dict[str, Plain]:
     """Return the settings among the entries of a state dict.
 
     Raises: CheckpointError where the anchors are not those of the weights.
@@ -125,10 +129,10 @@ _X101_STD = (57.375, 57.12, 58.395)
 def choices(variant: str, stored: Mapping[str, Plain]) -> dict[str, Choice]:
     """Return the settings that its own names do not share with torchvision's."""
     if "mpvit" in variant:
-        return adapted.choices(_IMAGENET[0], _IMAGENET[1], stored, grouped=True, channels="RGB")
+        return adapted.choices(_IMAGENET[0], _IMAGENET[1], stored, in_1x1=None, channels="RGB")
     grouped = "resnext" in variant
     std = _X101_STD if grouped else (1.0, 1.0, 1.0)
-    return adapted.choices(MEAN_BGR, std, stored, grouped=grouped)
+    return adapted.choices(MEAN_BGR, std, stored, in_1x1=not grouped)
 
 
 def network(model: Any, settings: Settings, state: StateDict) -> two_stage.TwoStage:  # noqa: ANN401 - torchvision ships no types

@@ -54,16 +54,24 @@ def default_boxes(sides: Array, image: Size, grid: Size, steps: tuple[float, flo
     return boxes
 
 
-def moved(deltas: Tensor, boxes: Tensor, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+def moved(
+    deltas: Tensor,
+    boxes: Tensor,
+    weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+    *,
+    bounded: bool = False,
+) -> Tensor:
     """Return `boxes` [..., 4] moved by `deltas` [..., 4]: torchvision's BoxCoder.
 
-    dx, dy: in sides; dw, dh: logarithms of the ratio of the sides; each times its weight.
+    dx, dy: in sides; dw, dh: logarithms of the ratio of the sides; each times its weight. bounded:
+    whether a side shrinks no more than it may grow, as mmdetection has it.
     """
+    least = -LARGEST if bounded else None
     low, high = boxes[..., :2], boxes[..., 2:]
     sides = high - low
     deltas = deltas if set(weights) == {1.0} else deltas / torch.tensor(weights)
     centre = deltas[..., :2] * sides + (low + 0.5 * sides)
-    half = 0.5 * (deltas[..., 2:].clamp(max=LARGEST).exp() * sides)
+    half = 0.5 * (deltas[..., 2:].clamp(least, LARGEST).exp() * sides)
     return torch.cat([centre - half, centre + half], -1)
 
 

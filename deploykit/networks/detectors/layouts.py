@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from deploykit.networks.detectors import benchmark_layout, detectron2_layout
+from deploykit.networks.detectors import benchmark_layout, detectron2_layout, mmdet_layout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
     from deploykit.networks.detectors.two_stage import TwoStage
     from deploykit.networks.detectors.two_stage_models import Sizes
-    from deploykit.recipes.identity import Choice, Plain, Settings
+    from deploykit.recipes.identity import Choice, Facts, Plain, Settings
     from deploykit.recipes.recipe import StateDict
+    from deploykit.tasks.masks import Pasting
 
 
 class Layout(Protocol):
@@ -22,8 +23,10 @@ class Layout(Protocol):
 
     MARK: str
     """The entry of what `adapt` made; variants of the project begin with it."""
-    MEAN_BGR: tuple[float, float, float]
-    """Of images, 0 to 255."""
+    IMAGES: Mapping[str, Any]
+    """How images are scaled, in `Preprocess`' words."""
+    PASTING: Pasting
+    """How masks are brought to the pixels of their boxes."""
 
     def is_own(self, state: StateDict) -> bool:
         """Return whether a state dict has the project's names."""
@@ -31,8 +34,8 @@ class Layout(Protocol):
     def adapt(self, state: StateDict) -> dict[str, Tensor]:
         """Return a state dict under torchvision's names, with `MARK`."""
 
-    def stored(self, state: StateDict, wanted: Sizes) -> dict[str, Plain]:
-        """Return the settings among the entries of a state dict. Raises: CheckpointError."""
+    def stored(self, state: StateDict, wanted: Sizes, facts: Facts) -> dict[str, Plain]:
+        """Return the settings among the entries of a file. Raises: CheckpointError."""
 
     def choices(self, variant: str, stored: Mapping[str, Plain]) -> dict[str, Choice]:
         """Return the settings that its own names do not share with torchvision's."""
@@ -41,7 +44,7 @@ class Layout(Protocol):
         """Return the network of torchvision's model, with the project's conventions."""
 
 
-LAYOUTS: tuple[Layout, ...] = (detectron2_layout, benchmark_layout)
+LAYOUTS: tuple[Layout, ...] = (detectron2_layout, benchmark_layout, mmdet_layout)
 
 
 def of_names(state: StateDict) -> Layout | None:

@@ -94,7 +94,7 @@ class Proposals(nn.Module):
     def __init__(self, rpn: Any, inside: int = 0) -> None:  # noqa: ANN401 - torchvision ships no types
         """Take the limits of torchvision's RPN; inside: see `Sampling.inclusive`."""
         super().__init__()
-        self.inside = inside
+        self.inside, self.bounded = inside, False  # see `grids.moved`
         self.entering, self.most = rpn.pre_nms_top_n(), rpn.post_nms_top_n()
         self.iou, self.score, self.least = rpn.nms_thresh, rpn.score_thresh, rpn.min_size
 
@@ -123,7 +123,7 @@ class Proposals(nn.Module):
         count = min(self.entering, level.anchors.shape[0])
         logits, index = level.logits.squeeze(-1).topk(count)
         anchors = dense.constant_rows(level.anchors, index)
-        moved = grids.moved(dense.rows(level.deltas, index), anchors)
+        moved = grids.moved(dense.rows(level.deltas, index), anchors, bounded=self.bounded)
         boxes = grids.clipped(moved, limit, self.inside)
         sides = boxes[..., 2:] - boxes[..., :2]
         scores = torch.where((sides >= self.least).all(-1), logits.sigmoid(), NOTHING)
@@ -156,7 +156,7 @@ class Detections(nn.Module):
     def __init__(self, heads: Any, inside: int = 0) -> None:  # noqa: ANN401 - torchvision ships no types
         """Take the limits of torchvision's RoI heads; inside: see `Sampling.inclusive`."""
         super().__init__()
-        self.inside = inside
+        self.inside, self.bounded = inside, False  # see `grids.moved`
         self.weights = tuple(heads.box_coder.weights)
         self.limits = dense.Limits(
             heads.score_thresh, heads.nms_thresh, dense.MOST, heads.detections_per_img
@@ -173,7 +173,7 @@ class Detections(nn.Module):
         count, classes = int(rois.boxes.shape[1]), int(logits.shape[1]) - 1
         scores = logits.softmax(-1)[:, 1:].reshape(-1, count, classes)
         moves = deltas.reshape(-1, count, classes + 1, 4)[:, :, 1:]
-        moved = grids.moved(moves, rois.boxes.unsqueeze(2), self.weights)
+        moved = grids.moved(moves, rois.boxes.unsqueeze(2), self.weights, bounded=self.bounded)
         boxes = grids.clipped(moved, limit, self.inside)
         present = torch.arange(count) < rois.count.unsqueeze(1)
         sides = boxes[..., 2:] - boxes[..., :2]

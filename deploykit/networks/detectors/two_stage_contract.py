@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.data.preprocess import Preprocess
 from deploykit.data.presets import MEAN, STD
-from deploykit.networks.detectors import dense_family, detectron2_layout, layouts
+from deploykit.networks.detectors import dense_family, layouts
 from deploykit.networks.detectors.two_stage_models import LIGHT, MOBILE_320
 from deploykit.recipes.recipe import KeepFloat, Variant
 from deploykit.values import Precision
@@ -19,7 +19,7 @@ _SIZES = {MOBILE_320: (320, 640), LIGHT: (320, 320)}
 
 
 def preprocess(variant: str) -> Preprocess:
-    """Return torchvision's, see `dense_family.PREPROCESS`, or detectron2's for its variants.
+    """Return torchvision's, see `dense_family.PREPROCESS`, or those of a variant's project.
 
     The light network was trained on letterboxed images.
     """
@@ -40,7 +40,7 @@ def preprocess(variant: str) -> Preprocess:
         scale=1.0,
         **own,
         pad_value=None,
-        rounding="half-up" if layout is detectron2_layout else "short",
+        **layout.IMAGES,
     )
     return prepared.turned().at_scale(*dense_family.LIMITS)
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from deploykit.errors import CheckpointError, unknown_name
 from deploykit.networks.class_names import numbered
-from deploykit.networks.detectors import dense_family, detectron2_layout, layouts
+from deploykit.networks.detectors import dense_family, layouts
 from deploykit.networks.detectors import two_stage_contract as contract
 from deploykit.networks.detectors.settings import Knob, agree, apply, choices
 from deploykit.networks.detectors.two_stage import TwoStage
@@ -19,6 +19,7 @@ from deploykit.networks.detectors.two_stage_models import (
     COMMON,
     EPS0,
     LIGHT,
+    MMDET,
     MOBILE,
     MOBILE_320,
     OWN,
@@ -149,13 +150,14 @@ def identify(state: StateDict, facts: Facts, head: Head) -> Found | None:
     _check_kin(variant, own_variant)
     wanted = sizes(state, classes - 1)
     layout = layouts.of_mark(state)
-    stored = {} if layout is None else layout.stored(state, wanted)
+    stored = {} if layout is None else layout.stored(state, wanted, facts)
     knobs = KNOBS | _image(variant) | ({} if "anchors" in stored else ANCHORS)
     with torch.device("meta"):
         usual = choices(model(variant, wanted, head), knobs)
     base = usual | ({} if layout is None else layout.choices(variant, stored))
     settings = resolve(base, facts, stored)
-    if head == "mask_points" or (layout is detectron2_layout and head == "masks"):
+    pasting = layout.PASTING if layout else "rounded"
+    if head == "mask_points" or (pasting == "exact" and head == "masks"):
         settings[masks.SETTING] = Setting("exact", "weights")
     if "anchors" not in stored:
         dense_family.check_levels(len(wanted.stages) - len(STAGES), settings)
@@ -187,7 +189,7 @@ def _made(variant: str, wanted: Sizes, head: Head, settings: Settings) -> Model:
 
 def _check_variant(variant: str, head: Head, facts: Facts) -> None:
     """Raise OptionError for a stated variant that there is not, CheckpointError for a found one."""
-    known = {*COMMON, LIGHT, *(name for kind, name in OWN if kind == head)}
+    known = {*COMMON, *MMDET, LIGHT, *(name for kind, name in OWN if kind == head)}
     if variant in known:
         return
     if facts.variant is not None:

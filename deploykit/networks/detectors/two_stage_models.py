@@ -12,12 +12,12 @@ from torchvision.models.detection import backbone_utils
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RPNHead
 
-from deploykit.networks import mpvit, mpvit_names
+from deploykit.networks import bodies, mpvit, swin_dense
 from deploykit.networks.detectors import light
 from deploykit.networks.detectors.mask_scoring import MaskIou
-from deploykit.networks.detectors.mpvit_pyramid import Pyramid
 from deploykit.networks.detectors.point_rend import PointRend
 from deploykit.networks.detectors.settings import anchored
+from deploykit.networks.detectors.transformer_pyramid import Pyramid
 from deploykit.networks.states import COLOURS, check_colours, children, inputs, outputs
 
 if TYPE_CHECKING:
@@ -66,9 +66,20 @@ DETECTRON2 = {
 BENCHMARK = {
     f"maskrcnn_benchmark_{body}_fpn": body for body in ("resnet50", "resnet101", "resnext101_32x8d")
 }
-_BODY = {**DETECTRON2, **BENCHMARK}
-MPVIT = {f"detectron2_mpvit_{size}_fpn": size for size in mpvit.VARIANTS}
-COMMON = (*(f"{body}_fpn" for body in BODIES if body != LIGHT), EPS0, *_BODY, *MPVIT)
+MMDET = {
+    f"mmdet_{body}_fpn": body
+    for body in (
+        *("resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d"),
+        *(f"swin_{size}" for size in swin_dense.BODIES),
+    )
+}
+"""They find boxes and masks, no keypoints."""
+MPVIT = {f"detectron2_mpvit_{size}_fpn": f"mpvit_{size}" for size in mpvit.VARIANTS}
+_BODY = {**DETECTRON2, **BENCHMARK, **MMDET, **MPVIT}
+COMMON = (
+    *(f"{body}_fpn" for body in BODIES if body != LIGHT),
+    *(EPS0, *DETECTRON2, *BENCHMARK, *MPVIT),
+)
 _MODELS = {
     "boxes": zoo.FasterRCNN,
     "masks": zoo.MaskRCNN,
@@ -107,7 +118,11 @@ def sizes(state: StateDict, classes: int) -> Sizes:
     """
     found = Sizes(classes)
     first = inputs(
-        state, *(f"backbone.body.{key}.weight" for key in ("conv1", "0.0", "stem.0.conv"))
+        state,
+        *(
+            f"backbone.body.{key}.weight"
+            for key in ("conv1", "0.0", "stem.0.conv", "patch_embed.proj")
+        ),
     )
     check_colours(COLOURS if first is None else first)
     points = state.get("roi_heads.keypoint_predictor.kps_score_lowres.weight")
@@ -137,8 +152,7 @@ def body(state: StateDict) -> str | None:
     blocks = {tuple(k.removeprefix(prefix).split(".")[:2]) for k in state if k.startswith(prefix)}
     inner = state.get(f"{prefix}1.0.conv2.weight")
     if inner is None:
-        size = mpvit_names.variant(state, "backbone.body.")
-        return None if size is None else f"mpvit_{size}"
+        return bodies.name(state, "backbone.body.")
     found = Body(
         tuple(sum(block[0] == str(stage) for block in blocks) for stage in STAGES),
         (int(inner.shape[0]), int(inner.shape[1])),
@@ -171,10 +185,11 @@ def model(variant: str, wanted: Sizes, head: Head) -> Any:  # noqa: ANN401 - tor
 
 
 def _pyramid(variant: str, wanted: Sizes) -> nn.Module:
-    if variant in MPVIT:
-        return Pyramid(MPVIT[variant])
+    name = _BODY.get(variant, re.sub("_fpn.*", "", variant))
+    if name in bodies.NAMES:
+        return Pyramid(name)
     found: nn.Module = backbone_utils.resnet_fpn_backbone(
-        backbone_name=_BODY.get(variant, re.sub("_fpn.*", "", variant)),
+        backbone_name=name,
         weights=None,
         norm_layer=nn.BatchNorm2d,
         trainable_layers=5,

@@ -1,4 +1,7 @@
-"""MPViT as the body of detectors: its four maps and a feature pyramid (arXiv 1612.03144)."""
+"""A transformer as the body of detectors: its four maps and a feature pyramid (arXiv 1612.03144).
+
+Bodies are MPViT's and Swin's.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from torch import nn
 from torchvision import ops
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from deploykit.networks import mpvit
+from deploykit.networks import bodies
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,13 +24,13 @@ CHANNELS = 256
 class Pyramid(nn.Module):
     """The backbone and a feature pyramid, as torchvision's detectors take it."""
 
-    def __init__(self, size: str) -> None:
-        """Make the layers. size: see `mpvit.VARIANTS`."""
+    def __init__(self, name: str) -> None:
+        """Make the layers. name: see `bodies.NAMES`."""
         super().__init__()
         self.out_channels = CHANNELS
-        self.body = mpvit.Backbone(mpvit.VARIANTS[size])
+        self.body = bodies.body(name)
         self.fpn: nn.Module = ops.FeaturePyramidNetwork(
-            list(mpvit.VARIANTS[size].joined), CHANNELS, LastLevelMaxPool()
+            list(self.body.widths), CHANNELS, LastLevelMaxPool()
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
