@@ -1,113 +1,105 @@
-"""Blocks made for INT8 against the sums of branches that their papers define, in float64."""
+"""Tensors leave the runtime in blocks of channels, and are the tensors that they are."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
 import pytest
-import torch
-from torch import Tensor, nn
+from foreign_nets import Net
+from onnx import TensorProto, helper
 
-from deploykit.networks import blocks, reparam
-from deploykit.networks.reparam import fold
+from deploykit.files import onnxfile
+from deploykit.precision import blocks, tapping
+from deploykit.recipes import opened
 
-SHAPES = [((8, 8), 1), ((8, 16), 1), ((8, 8), 2)]
+if TYPE_CHECKING:
+    from pathlib import Path
 
-
-def skewed(block: nn.Module) -> nn.Module:
-    """Return a block in float64 with random weights, and statistics that differ a thousandfold."""
-    generator = torch.Generator().manual_seed(3)
-    block = block.double().eval()
-    for key, value in block.state_dict().items():
-        if key.endswith("running_var"):
-            value.copy_(10 ** (6 * torch.rand(value.shape, generator=generator).double() - 4))
-        elif value.is_floating_point():
-            value.normal_(0, 1, generator=generator)
-    return block
+SHAPE = ("n", 3, 20, 24)
 
 
-def pixels() -> Tensor:
-    """Return two images of eight channels, of an odd and an even side."""
-    return torch.randn(2, 8, 7, 10, generator=torch.Generator().manual_seed(4)).double()
+def network(path: Path) -> tuple[Path, list[str]]:
+    """Write a net with wide and narrow layers, a residual and a transposed tensor."""
+    net = Net()
+    wide = net.op("Relu", net.conv("images", 3, 64))
+    narrow = net.conv(wide, 64, 20)
+    back = net.op("Sigmoid", net.conv(narrow, 20, 64))
+    total = net.op("Relu", net.op("Add", wide, back))
+    pooled = net.op("MaxPool", total, kernel_shape=[2, 2], strides=[2, 2])
+    turned = net.op("Transpose", net.conv(pooled, 64, 64), perm=[0, 2, 3, 1])
+    return net.save(path, turned, SHAPE), [wide, narrow, back, total, pooled, turned]
 
 
-def normed(norm: nn.Module, x: Tensor) -> Tensor:
-    """Return `x` as a batch norm in eval mode leaves it."""
-    assert isinstance(norm, nn.BatchNorm2d)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    mean, variance, gamma, beta = (
-        v.reshape(-1, 1, 1) for v in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+def options() -> ort.SessionOptions:
+    found = ort.SessionOptions()
+    found.intra_op_num_threads = 1
+    return found
+
+
+def values(session: ort.InferenceSession, names: list[str], images: Any) -> list[Any]:
+    return list(session.run(names, {"images": images}))
+
+
+def test_what_leaves_in_blocks_is_the_tensor_in_another_order(tmp_path: Path) -> None:
+    path, names = network(tmp_path / "net.onnx")
+    model = opened.read(path)
+    tapped = tapping.open_session(model, names)
+    inner = [name for name in names if name != names[-1]]
+    usual = ort.InferenceSession(
+        onnxfile.with_outputs(model.data, inner), options(), providers=["CPUExecutionProvider"]
     )
-    return (x - mean) / (variance + norm.eps).sqrt() * gamma + beta
+    images = np.random.default_rng(0).normal(size=(2, 3, 20, 24)).astype(np.float32)
+    expected = values(usual, names, images)
+    found = values(tapped.session, [tapped.blocked.get(name, name) for name in names], images)
+    for name, one, other in zip(names, found, expected, strict=True):
+        plain = blocks.plain(one) if name in tapped.blocked else one
+        np.testing.assert_allclose(plain, other, atol=1e-5, rtol=1e-5)
+    if blocks.block() is not None:
+        assert names[0] in tapped.blocked, "64 channels fill blocks of 8 and of 16"
+        assert names[1] not in tapped.blocked, "20 channels do not"
+        assert names[-1] not in tapped.blocked, "an output of the model keeps its order"
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize(("channels", "stride"), SHAPES)
-@pytest.mark.parametrize("average", [False, True])
-def test_a_qarepvgg_block_is_the_sum_of_its_branches_and_folds(
-    channels: tuple[int, int], stride: int, groups: int, *, average: bool
+def test_shapes_are_declared_as_without_blocks(tmp_path: Path) -> None:
+    path, names = network(tmp_path / "net.onnx")
+    tapped = tapping.open_session(opened.read(path), names)
+    shapes = {output.name: output.shape for output in tapped.session.get_outputs()}
+    assert shapes[tapped.blocked.get(names[0], names[0])] == ["n", 64, 20, 24]
+
+
+def test_nothing_is_left_of_the_runtimes_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = blocks.QARepVGGBlock(channels, stride=stride, groups=groups, average=average)
-    block, x = skewed(made), pixels()
-    conv = torch.nn.functional.conv2d
-    total = normed(
-        made.rbr_dense.bn, conv(x, made.rbr_dense.conv.weight, None, stride, 1, 1, groups)
-    )
-    total = total + conv(x, made.rbr_1x1.weight, None, stride, 0, 1, groups)
-    if channels == (8, 8) and stride == 1:
-        total = total + x
-        if average:  # zeros around the image count
-            padded = torch.nn.functional.pad(x, [1, 1, 1, 1])
-            total = total + padded.unfold(2, 3, 1).unfold(3, 3, 1).mean((-1, -2))
-    expected = normed(made.bn, total).clamp(min=0)
-    with torch.inference_mode():
-        assert torch.allclose(block(x), expected, rtol=1e-9, atol=1e-9)
-        halfway, folded = made.folded(), fold(block)
-        for simple in (halfway, folded):
-            assert torch.allclose(simple(x), expected, rtol=1e-9, atol=1e-9 * float(expected.max()))
-    assert isinstance(halfway, blocks.NormedBlock)
-    assert set(folded.state_dict()) == {"rbr_reparam.weight", "rbr_reparam.bias"}
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    path, names = network(tmp_path / "net.onnx")
+    tapping.open_session(opened.read(path), names)
+    assert not list((tmp_path / "temporary").iterdir())
 
 
-@pytest.mark.parametrize("groups", [1, 4])
-@pytest.mark.parametrize(("channels", "stride"), SHAPES)
-def test_a_search_block_is_the_scaled_sum_and_folds(
-    channels: tuple[int, int], stride: int, groups: int
+@pytest.mark.parametrize("harm", ["no blocks", "another graph", "no room"])
+def test_where_a_runtime_does_otherwise_tensors_leave_as_usual(
+    harm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = blocks.SearchBlock(channels, stride=stride, groups=groups)
-    block, x = skewed(made), pixels()
-    conv = torch.nn.functional.conv2d
-    s3, s1 = (s.weight.reshape(-1, 1, 1) for s in (made.scale_conv, made.scale_1x1))
-    total = s3 * conv(x, made.conv.weight, None, stride, 1, 1, groups)
-    total = total + s1 * conv(x, made.conv_1x1.weight, None, stride, 0, 1, groups)
-    if made.scale_identity is not None:
-        total = total + made.scale_identity.weight.reshape(-1, 1, 1) * x
-    assert (made.scale_identity is not None) == (channels == (8, 8) and stride == 1)
-    expected = normed(made.bn, total).clamp(min=0)
-    with torch.inference_mode():
-        folded = fold(block)
-        assert torch.allclose(block(x), expected, rtol=1e-9, atol=1e-9)
-        assert torch.allclose(folded(x), expected, rtol=1e-9, atol=1e-9 * float(expected.max()))
-    assert set(folded.state_dict()) == {"conv.weight", "conv.bias"}
+    path, names = network(tmp_path / "net.onnx")
+    if harm == "no blocks":
+        monkeypatch.setattr(blocks, "block", lambda: None)
+    elif harm == "another graph":
+        monkeypatch.setattr(blocks, "_in_blocks", lambda *_: {"made": "up"}["kept"])
+    else:
+        monkeypatch.setattr(blocks, "_WEIGHTS", "no/such/folder")
+    tapped = tapping.open_session(opened.read(path), names)
+    assert not tapped.blocked
+    images = np.zeros((1, 3, 20, 24), np.float32)
+    assert values(tapped.session, names[:1], images)[0].shape == (1, 64, 20, 24)
 
 
-def test_a_vgg_block_folds_into_one_convolution() -> None:
-    made = blocks.VGGBlock((8, 16), stride=2, groups=2)
-    block, x = skewed(made), pixels()
-    expected = normed(made.bn, made.conv(x)).clamp(min=0)
-    with torch.inference_mode():
-        assert torch.allclose(
-            fold(block)(x), expected, rtol=1e-9, atol=1e-9 * float(expected.max())
-        )
-
-
-def test_a_network_is_folded_as_far_as_its_checkpoint_is() -> None:
-    network = nn.Sequential(skewed(blocks.QARepVGGBlock((8, 8))))
-    half = {"0.rbr_reparam.weight", "0.rbr_reparam.bias"}
-    norm = {f"0.bn.{name}" for name in ("weight", "bias", "running_mean", "running_var")}
-    for names, kind in (
-        (half, reparam.FoldedBlock),
-        (half | norm, blocks.NormedBlock),
-        (set(network.state_dict()), blocks.QARepVGGBlock),
-    ):
-        own = nn.Sequential(network[0])
-        assert type(reparam.as_stored(own, names)[0]) is kind  # type: ignore[index]  # Sequential
+def test_a_net_without_convolutions_leaves_as_usual() -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    opset = helper.make_opsetid("", 19)
+    data = helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString()
+    assert not blocks.tapped(data, ["y"], options).blocked

@@ -9,7 +9,7 @@ from deploykit.data import feeding, samples
 from deploykit.errors import ModelError, OptionError
 from deploykit.files import onnxfile
 from deploykit.graph import canvases
-from deploykit.precision import observers, observing
+from deploykit.precision import observers, observing, tapping
 from deploykit.precision.functions import is_positive
 from deploykit.recipes import opened
 from deploykit.values import CalibrationTable, TensorSpec, silent
@@ -122,7 +122,7 @@ def _observed(
     """Return the ranges over batches of `count` samples, of a set that is not named yet."""
     observer = observers.load(options.observer, options.percentile)
     wanted = tuple(dict.fromkeys(tensors))
-    sessions = {size: observing.open_session(part, wanted) for size, part in _parts(model)}
+    sessions = {size: tapping.open_session(part, wanted) for size, part in _parts(model)}
     positive = {v.name for node in model.graph.graph if is_positive(node) for v in node.outputs}
     found = observing.observe(
         sessions,

@@ -7,7 +7,6 @@ the observed tensors per worker and does not grow with the number of images.
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,34 +14,30 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
-import onnxruntime as ort
 
-from deploykit.backends import onnxruntime, overloads
+from deploykit.backends import onnxruntime
 from deploykit.data import feeding
 from deploykit.data.arrays import Fed
-from deploykit.errors import ModelError, unknown_name
-from deploykit.files import onnxfile
-from deploykit.precision import memory
+from deploykit.errors import ModelError
+from deploykit.precision import blocks, memory
+from deploykit.precision.tapping import most_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    import onnxruntime as ort
     from numpy.typing import NDArray
 
     from deploykit.data.preprocess import Floats
     from deploykit.data.samples import Batch
+    from deploykit.precision.blocks import Tapped
     from deploykit.precision.histograms import Extremes
-    from deploykit.recipes.opened import Opened
 
     Reaches: TypeAlias = dict[str, NDArray[np.float64]]
     """Tensor -> float64[channels], the largest magnitude of each."""
     Seen: TypeAlias = dict[str, Extremes]
-    Sessions: TypeAlias = Mapping[tuple[int, int] | None, ort.InferenceSession]
+    Sessions: TypeAlias = Mapping[tuple[int, int] | None, Tapped]
 
-_FLOAT32 = "tensor(float)"
-"""float32 in the runtime's words."""
-_MOST_WORKERS = 4
-"""Batches at a time: one core each is faster than all cores on one, but takes memory."""
 GROWTH = 1.1
 """Times its largest magnitude so far by which a tensor is said to reach further."""
 _FEW = 8
@@ -124,15 +119,15 @@ def observe(
     spare: SimpleQueue[_Memory] = SimpleQueue()
     running: deque[Future[int]] = deque()
     workers = 0
-    with ThreadPoolExecutor(_workers(), thread_name_prefix="observer") as pool:
+    with ThreadPoolExecutor(most_workers(), thread_name_prefix="observer") as pool:
         for number, batch in enumerate(batches):
             read = zip(batch.names, batch.pixel_sha256s, strict=True)
             few = max(0, looked_at - len(found))
             found |= zip(batch.places, read, strict=True)
-            session, late = _for(batch, sessions), _is_late(len(found), images)
+            tapped, late = _for(batch, sessions), _is_late(len(found), images)
             wanted = workers
             if number == 0:
-                declared = _declared(session, len(batch.names))
+                declared = _declared(tapped.session, len(batch.names))
                 wanted = 1 if declared is None else _affordable(declared)
             elif len(running) == workers:
                 size = running.popleft().result()
@@ -141,7 +136,7 @@ def observe(
             while workers < wanted:
                 spare.put(_Memory(remember()))
                 workers += 1
-            running.append(pool.submit(_take_in, session, batch, spare, late=late, few=few))
+            running.append(pool.submit(_take_in, tapped, batch, spare, late=late, few=few))
         for future in running:
             future.result()
     memories = [spare.get() for _ in range(workers)]
@@ -170,14 +165,10 @@ def _merged(memories: Sequence[_Memory]) -> tuple[Seen, tuple[str, ...]]:
     return first.seen, tuple(sorted(grown))
 
 
-def _for(batch: Batch | Fed, sessions: Sessions) -> ort.InferenceSession:
+def _for(batch: Batch | Fed, sessions: Sessions) -> Tapped:
     """Return the session of a batch's size, or the only one, which takes any."""
     size = (0, 0) if isinstance(batch, Fed) else batch.images.shape[2:]
     return sessions.get((size[0], size[1])) or next(iter(sessions.values()))
-
-
-def _workers() -> int:
-    return min(_MOST_WORKERS, os.cpu_count() or 1)
 
 
 def _declared(session: ort.InferenceSession, batch: int) -> int | None:
@@ -198,8 +189,8 @@ def _affordable(size: int, *, held: int = 0) -> int:
     held: workers whose memory is in use, and so not among what is available.
     """
     available = memory.available()
-    more = _workers() if available is None else available // max(1, size * _HELD)
-    return min(_workers(), max(1, held + more))
+    more = most_workers() if available is None else available // max(1, size * _HELD)
+    return min(most_workers(), max(1, held + more))
 
 
 def _feeds(session: ort.InferenceSession, batch: Batch | Fed) -> Mapping[str, Any]:
@@ -209,10 +200,9 @@ def _feeds(session: ort.InferenceSession, batch: Batch | Fed) -> Mapping[str, An
     return feeding.feeds(specs, batch.images, batch.geometries)
 
 
-def _run(
-    session: ort.InferenceSession, batch: Batch | Fed, seen: Iterable[str]
-) -> dict[str, Floats]:
+def _run(tapped: Tapped, batch: Batch | Fed, seen: Iterable[str]) -> dict[str, Floats]:
     """Return the values of the tensors `seen`, in the runtime's own memory."""
+    session = tapped.session
     feeds = cast("dict[str, Floats]", _feeds(session, batch))
     values = {name: array for name, array in feeds.items() if name in seen}
     inner = [name for name in seen if name not in feeds]
@@ -222,7 +212,7 @@ def _run(
     for name, array in feeds.items():
         bound.bind_cpu_input(name, np.ascontiguousarray(array))
     for name in inner:
-        bound.bind_output(name)
+        bound.bind_output(tapped.blocked.get(name, name))
     try:
         session.run_with_iobinding(bound)
     except Exception as error:  # the errors of the runtime have no common class
@@ -235,7 +225,7 @@ def _run(
 
 
 def _take_in(
-    session: ort.InferenceSession,
+    tapped: Tapped,
     batch: Batch | Fed,
     spare: SimpleQueue[_Memory],
     *,
@@ -252,55 +242,17 @@ def _take_in(
         memory.before_late()
     seen = memory.seen
     try:
-        values = _run(session, batch, seen)
+        values = _run(tapped, batch, seen)
         size = sum(array.nbytes for array in values.values())
         while values:
             name, array = values.popitem()
             seen[name].observe(array)
             if few:
-                memory.look_at(name, array[:few] if len(array) == len(batch.names) else array)
+                looked_at = array[:few] if len(array) == len(batch.names) else array
+                memory.look_at(
+                    name, blocks.plain(looked_at) if name in tapped.blocked else looked_at
+                )
             del array
         return size
     finally:
         spare.put(memory)
-
-
-def open_session(model: Opened, tensors: Sequence[str]) -> ort.InferenceSession:
-    """Return a session that computes `tensors`, all of them float32.
-
-    Raises: ModelError for a tensor that the model does not compute, or not in float32.
-    """
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # an error is raised, so it need not be logged too
-    options.intra_op_num_threads = max(1, (os.cpu_count() or 1) // _workers())
-    # A thread that waits for work leaves its core to the observers and the decoders.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    folder = onnxfile.data_folder(model.graph) or model.path.parent
-    options.add_session_config_entry(onnxruntime.WEIGHTS_BESIDE, str(folder.resolve()))
-    data = onnxfile.with_outputs(model.data, _inner(model, tensors))
-    data = overloads.runnable(data, model.graph)
-    try:
-        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the errors of the runtime have no common class
-        raise ModelError(f"ONNX Runtime cannot run {model.path}: {error}") from error
-    types = {output.name: output.type for output in session.get_outputs()}
-    for name in tensors:
-        if types.get(name, _FLOAT32) != _FLOAT32:
-            raise ModelError(
-                f"cannot calibrate {name!r}, a {types[name]}",
-                expected=_FLOAT32,
-                fix="calibrate the float32 model, before its precision is converted",
-            )
-    return session
-
-
-def _inner(model: Opened, tensors: Sequence[str]) -> list[str]:
-    """Return those of `tensors` that are neither inputs nor outputs. Raises: ModelError."""
-    graph = model.graph.graph
-    ends = {value.name for value in (*graph.inputs, *graph.outputs)}
-    values = {value.name: value for node in graph for value in node.outputs if value.name}
-    absent = [name for name in tensors if name not in ends and name not in values]
-    if absent:
-        near = unknown_name("tensor", absent[0], values).fix
-        raise ModelError(f"{model.path} computes no tensor {absent[0]!r}", fix=near)
-    return [name for name in tensors if name not in ends]
