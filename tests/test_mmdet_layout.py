@@ -92,6 +92,13 @@ def test_a_head_for_all_classes_alike_has_rows_for_each() -> None:
     assert found["roi_heads.mask_predictor.mask_fcn_logits.bias"].tolist() == [0, 7, 7, 7]
 
 
+@pytest.mark.parametrize("name", ["bbox_head.fc_cls.weight", "bbox_head.fc_reg.bias"])
+def test_weights_without_sides_are_left_to_the_network_to_refuse(name: str) -> None:
+    state = {"roi_head.bbox_head.fc_cls.weight": torch.zeros(4, 1)}
+    found = mmdet_layout.adapt(state | {f"roi_head.{name}": torch.tensor(1.0)})
+    assert sum(value.ndim == 0 for value in found.values()) == 1
+
+
 # --- what it finds, by torchvision's ops and the numbers of its configuration --------------------
 
 

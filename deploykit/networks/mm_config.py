@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from deploykit.data.preprocess import Preprocess
 from deploykit.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ LONGEST = 1 << 18
 """Characters of a configuration that is read; whole ones have a few thousand."""
 _DEPTH = 24
 """Values within values."""
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+"""ImageNet's, 0 to 255, of RGB."""
 _TEXTS = ("config", "cfg")
 """What the entry `meta` calls it: before version 3 of mmdetection (1 of mmsegmentation), and
 since."""
@@ -62,6 +65,20 @@ def _value(node: ast.expr, depth: int) -> Plain:
         case ast.Call(func=ast.Name(id="dict"), keywords=keywords):
             found = {k.arg: _value(k.value, depth - 1) for k in keywords if k.arg is not None}
     return found
+
+
+def prepared(size: tuple[int, int]) -> Preprocess:
+    """Return how images are made for an input of `size` (H, W), where nothing else is said."""
+    return Preprocess(
+        size,
+        "corner",
+        scale=1.0,
+        mean=MEAN,
+        std=STD,
+        pad_value=None,
+        resampler="cv2-linear",
+        rounding="half-up",
+    )
 
 
 def at(config: Plain, *path: str) -> Plain:

@@ -51,6 +51,8 @@ def _renamed(key: str) -> str:
 
 def _by_patch(value: Tensor) -> Tensor:
     """Return [..., 4 * C] by columns, then rows, then channels of channels, then rows, columns."""
+    if not value.ndim or value.shape[-1] % 4:
+        return value
     split = value.reshape(*value.shape[:-1], -1, 2, 2)
     return split.transpose(-1, -3).flatten(-3).contiguous()
 

@@ -95,6 +95,8 @@ def _renamed(key: str) -> str:
 
 def _reordered(key: str, value: Tensor) -> Tensor:
     """Return a head's weights with the background first."""
+    if not value.ndim:
+        return value
     if _LAST_TO_FIRST.search(key):
         return torch.cat([value[-1:], value[:-1]])
     if _NO_BACKGROUND.search(key):

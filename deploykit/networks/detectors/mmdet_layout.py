@@ -17,6 +17,7 @@ from torch import Tensor
 
 from deploykit.networks import mm_config, swin_names
 from deploykit.networks.detectors import adapted, two_stage
+from deploykit.networks.states import outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,8 +36,6 @@ IMAGES: Mapping[str, Any] = MappingProxyType({"rounding": "half-up", "resampler"
 PASTING: Pasting = "exact"
 BASE = 8
 """Side of an anchor in cells of its level."""
-_MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-"""0 to 255, of RGB."""
 _ROI = r"^roi_head\."
 _NAMES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"^backbone\."), "backbone.body."),
@@ -64,7 +63,7 @@ def is_own(state: StateDict) -> bool:
 
 def adapt(state: StateDict) -> dict[str, Tensor]:
     """Return a state dict of mmdetection under torchvision's names, with `MARK`."""
-    classes = len(state["roi_head.bbox_head.fc_cls.weight"]) - 1
+    classes = (outputs(state, "roi_head.bbox_head.fc_cls.weight") or 1) - 1
     found = {_renamed(key): value for key, value in swin_names.official(state, "backbone.").items()}
     return {key: _whole(key, value, classes) for key, value in found.items()} | {
         MARK: torch.empty(0)
@@ -82,6 +81,8 @@ def _whole(key: str, value: Tensor, classes: int) -> Tensor:
 
     A head that treats all classes alike has those of one.
     """
+    if not value.ndim:
+        return value
     if ".box_predictor.cls_score." in key:
         return torch.cat([value[-1:], value[:-1]])
     rows = 4 if ".bbox_pred." in key else 1
@@ -162,9 +163,9 @@ def choices(variant: str, stored: Mapping[str, Plain]) -> dict[str, Choice]:
     ResNeXt-101 32x8d come from Caffe2.
     """
     if "resnext101_32x8d" in variant:
-        return adapted.choices(_MEAN[::-1], _STD[::-1], stored, in_1x1=False)
+        return adapted.choices(mm_config.MEAN[::-1], mm_config.STD[::-1], stored, in_1x1=False)
     in_1x1 = None if "swin" in variant else False
-    return adapted.choices(_MEAN, _STD, stored, in_1x1=in_1x1, channels="RGB")
+    return adapted.choices(mm_config.MEAN, mm_config.STD, stored, in_1x1=in_1x1, channels="RGB")
 
 
 def network(model: Any, settings: Settings, state: StateDict) -> two_stage.TwoStage:  # noqa: ANN401 - torchvision ships no types
