@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _FLOAT32 = "tensor(float)"
 """float32 in the runtime's words."""
+_SEVERAL = 4
+"""Convolutions, where a transformer has one that makes tokens."""
 _MOST_WORKERS = 4
 """Batches at a time: one core each is faster than all cores on one, but takes memory."""
 
@@ -60,8 +62,9 @@ def open_session(model: Opened, tensors: Sequence[str]) -> Tapped:
 
 
 def _convolves(model: Opened) -> bool:
+    """Return whether a model has so many convolutions that their order in memory costs time."""
     graphs = (model.graph.graph, *(function.graph for function in model.graph.functions.values()))
-    return any(node.op_type == "Conv" for graph in graphs for node in graph)
+    return sum(node.op_type == "Conv" for graph in graphs for node in graph) >= _SEVERAL
 
 
 def _options() -> ort.SessionOptions:
