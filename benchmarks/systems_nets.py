@@ -1,0 +1,358 @@
+"""The networks that `systems.py` takes along the road, their weights and their images.
+
+Most of these families have no weights that could lie here, so theirs are random, by seed, and
+mildly uneven: every output channel has a size of its own. On four photographs each layer is then
+scaled, one after the other, until what it gives has a deviation of 1, and each batch norm gets the
+statistics of what comes in, so that signals pass through as in a trained network. What the scores,
+boxes and masks are made of gets the mean and deviation of `Spread`, so that there is something to
+find.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from skimage import data
+from torch import nn
+
+from deploykit.data import feeding, samples, sources
+from deploykit.recipes import identity
+from deploykit.recipes.identity import Facts
+from deploykit.recipes.recipe import RECIPES
+from deploykit.values import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+
+    from deploykit.recipes.recipe import Recipe
+
+ROOT = Path(__file__).parent.parent
+SEED = 0
+CLASSES = 10
+SIZED = (240, 320)
+"""Height and width of the photographs."""
+CALIBRATED, COMPARED, FITTED = 16, 32, 4
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+SHARP = 3.0
+"""By which queries and keys are larger: attention looks at few places, as a trained one does."""
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+REGIONS = 256
+"""Rows of R-CNN's second input."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What the outputs of a layer are brought to."""
+
+    deviation: float
+    mean: float = 0.0
+
+
+HIDDEN = Spread(1.0)
+TWO_STAGE = {
+    "rpn.head.cls_logits": Spread(2.0, -1.0),
+    "rpn.head.bbox_pred": Spread(0.2),
+    "box_predictor.cls_score": Spread(2.0),
+    "box_predictor.bbox_pred": Spread(0.3),
+    "mask_fcn_logits": Spread(2.0),
+    "coarse_head.prediction": Spread(2.0),
+    "point_head.predictor": Spread(2.0),
+    "maskiou.predictor": Spread(0.2, 0.7),
+}
+FEW = {"proposals": "60", "candidates": "200", "detections": "10"}
+"""Settings of a two-stage detector with little to do behind its body."""
+REGION_SIZE = (256, 320)
+
+
+@dataclass(frozen=True)
+class System:
+    """A network, and how it is made."""
+
+    recipe: str
+    variant: str
+    size: tuple[int, int]
+    layouts: str
+    """Whose checkpoints the recipe reads."""
+    spreads: Mapping[str, Spread] = field(default_factory=dict)
+    """Piece of a layer's name -> what its outputs are brought to; of others `HIDDEN`."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    classes: int = CLASSES
+    example: str = ""
+    """The trained weights in `examples/`, in place of random ones."""
+    net: str = ""
+    """Their name in the records of `quantization.py`."""
+    attends: bool = False
+    """Whether it is a transformer."""
+    note: str = ""
+    compared: int = COMPARED
+
+    @property
+    def least(self) -> float:
+        """Return the share of multiply-accumulates in INT8 that is asked for."""
+        return 0.85 if self.attends else 0.95
+
+
+_SCORES = {"head": Spread(3.0), "classifier": Spread(3.0), "cls_head": Spread(3.0)}
+SYSTEMS = {
+    "DETR": System(
+        *("detr", "r50", (256, 320), "official, transformers 4 and 5"),
+        {"class_embed": Spread(3.0), "bbox_embed.layers.2": Spread(1.0)},
+        attends=True,
+        compared=16,
+    ),
+    "Swin": System(
+        *("swin", "tiny", (224, 224), "official, timm, torchvision"), _SCORES, attends=True
+    ),
+    "HRNet": System("hrnet", "w18_small", (224, 224), "official, timm", _SCORES),
+    "HRNet segmenter": System(
+        *("hrnet_seg", "w18_small", (128, 256), "official"),
+        {"last_layer.3": Spread(3.0)},
+        classes=19,
+        compared=16,
+    ),
+    "MPViT": System("mpvit", "tiny", (224, 224), "official", _SCORES, attends=True),
+    "PointRend": System(
+        *("point_rend", "detectron2_resnet50_fpn", REGION_SIZE, "detectron2, old and new"),
+        *(TWO_STAGE, FEW),
+        compared=8,
+    ),
+    "PointRend SemanticFPN": System(
+        *("point_rend_seg", "resnet18_fpn", (128, 256), "detectron2"),
+        {"predictor": Spread(3.0)},
+        classes=19,
+        compared=8,
+    ),
+    "Mask Scoring R-CNN": System(
+        *("mask_scoring_rcnn", "maskrcnn_benchmark_resnet50_fpn", REGION_SIZE),
+        *("maskrcnn-benchmark", TWO_STAGE, FEW),
+        compared=8,
+    ),
+    "InstanceFCN": System(
+        *("instance_fcn", "vgg16", (160, 208), "torchvision's VGG-16 with the heads' own"),
+        {"instance.2": Spread(2.0), "objectness.2": Spread(2.0, -2.0)},
+        {"candidates": "200", "detections": "20"},
+        classes=1,
+        compared=8,
+    ),
+    "R-CNN": System(
+        *("rcnn", "alexnet", (256, 320), "Caffe's layers"),
+        {"svm": Spread(1.0, -1.0), "box": Spread(0.5)},
+        note="a quarter as wide",
+        compared=4,
+    ),
+    "matterport Mask R-CNN": System(
+        *("keras_mask_rcnn", "resnet50_fpn", (256, 256), "Keras `.h5`"),
+        {
+            "rpn.class_raw": Spread(2.0),
+            "rpn.bbox_pred": Spread(0.5),
+            "box.logits": Spread(2.0),
+            "box.bbox_fc": Spread(0.5),
+            "mask.mask": Spread(2.0),
+        },
+        {**FEW, "score_threshold": "0"},
+        compared=8,
+    ),
+    "Mask R-CNN": System(
+        *("mask_rcnn", "resnet50_fpn", REGION_SIZE),
+        *("torchvision, detectron2, maskrcnn-benchmark", TWO_STAGE, FEW),
+        compared=8,
+    ),
+    "Faster R-CNN": System(
+        *("faster_rcnn", "resnet50_fpn", REGION_SIZE),
+        *("torchvision, detectron2, maskrcnn-benchmark", TWO_STAGE, FEW),
+        compared=8,
+    ),
+    "Mask R-CNN, trained": System(
+        *("mask_rcnn", "light", (320, 320), "as above"),
+        example="shapes_masks/mask_rcnn_light.pth",
+        net="masks",
+        compared=8,
+    ),
+    "YOLOv6, trained": System(
+        *("yolov6", "pico", (320, 320), "releases 0.2 to 0.4"),
+        example="shapes/yolov6_pico.pth",
+        net="repvgg",
+    ),
+    "RepVGG, trained": System(
+        *("repvgg", "pico", (64, 64), "official, timm"),
+        example="shapes_classes/repvgg_pico.pth",
+        net="classes",
+    ),
+    "FCN, trained": System(
+        *("fcn", "light", (128, 128), "torchvision"),
+        example="shapes_maps/fcn_light.pth",
+        net="maps",
+        compared=16,
+    ),
+}
+
+
+# --- images --------------------------------------------------------------------------------------
+
+
+def photographs(folder: Path) -> None:
+    """Write crops of photographs, by seed: calibrated from left halves, compared of right ones."""
+    rng = np.random.default_rng(SEED)
+    originals = [Image.fromarray(getattr(data, name)()) for name in PHOTOGRAPHS]
+    regions: dict[str, Any] = {}
+    for index in range(CALIBRATED + COMPARED):
+        part, first = ("calibrated", 0.0) if index < CALIBRATED else ("compared", 0.5)
+        whole = originals[index % len(originals)]
+        edges = int(first * whole.width), int((first + 0.5) * whole.width)
+        half = whole.crop((edges[0], 0, edges[1], whole.height))
+        wide = int(half.width * rng.uniform(0.5, 1.0))
+        high = min(half.height, wide * SIZED[0] // SIZED[1])
+        x, y = (int(rng.integers(n + 1)) for n in (half.width - wide, half.height - high))
+        crop = half.crop((x, y, x + wide, y + high)).resize(SIZED[::-1]).convert("RGB")
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        crop.save(folder / part / f"{index:03}.png")
+        regions[f"{index:03}.png"] = boxes(rng)
+    (folder / "regions.json").write_text(json.dumps(regions), encoding="utf-8")
+
+
+def boxes(rng: np.random.Generator) -> list[list[int]]:
+    """Return regions of a photograph as R-CNN takes them: first and last pixels."""
+    sides = rng.integers(20, 160, (REGIONS, 2))
+    corners = (rng.random((REGIONS, 2)) * (np.array(SIZED)[::-1] - sides)).astype(int)
+    found: list[list[int]] = np.concatenate([corners, corners + sides - 1], 1).tolist()
+    return found
+
+
+def source(system: System, folder: Path, part: str) -> str:
+    """Return the photographs as `--calib-source` and `--source` take them."""
+    text = f"folder:{folder / part}"
+    return f"proposals:file={folder / 'regions.json'},{text}" if system.recipe == "rcnn" else text
+
+
+def feeds(system: System, recipe: Recipe, text: str, count: int) -> dict[str, Tensor]:
+    """Return a batch of a source's images as the network takes them."""
+    preprocess = recipe.variant(system.variant).sized(system.size)
+    images = TensorSpec("images", "float32", ("batch", 3, *system.size))
+    inputs = (images, *recipe.extra_inputs(preprocess))
+    batch = next(samples.batches(sources.dataset(text), preprocess, count))
+    fed = feeding.feeds(inputs, batch.images, batch.geometries)
+    return {each.name: torch.from_numpy(np.asarray(fed[each.name])) for each in inputs}
+
+
+# --- weights -------------------------------------------------------------------------------------
+
+
+def network(system: System, images: Mapping[str, Tensor]) -> nn.Module:
+    """Return a network with random weights through which these images pass well."""
+    made = narrow(system) or _as_set(system)
+    randomise(made)
+    with torch.no_grad(), _Fitting(made.eval(), system.spreads):
+        made(*images.values())
+    return made.eval()
+
+
+def _as_set(system: System) -> nn.Module:
+    """Return a network with the settings of a system."""
+    recipe = RECIPES.load(system.recipe)
+    plain = recipe.network(system.variant, system.classes)
+    found = identity.found(
+        recipe.identify(plain.state_dict(), Facts(variant=system.variant, given=system.settings))
+    )
+    assert found is not None, "it is a network of this recipe"
+    return found.build() if found.build else plain
+
+
+def narrow(system: System) -> nn.Module | None:
+    """Return an R-CNN with a quarter of the widths, None of another family."""
+    if system.recipe != "rcnn":
+        return None
+    from deploykit.networks.detectors import rcnn  # noqa: PLC0415 - of this family alone
+
+    whole = rcnn.TRUNKS[system.variant]
+    few = tuple(
+        type(conv)(**{**vars(conv), "width": conv.width // 4}) for conv in whole.convolutions
+    )
+    trunk = type(whole)(**{**vars(whole), "convolutions": few, "hidden": whole.hidden // 4})
+    made = rcnn.Rcnn(trunk, system.classes, (3, 1, 1), rcnn.Limits(), boxes=True)
+    with torch.no_grad():
+        made.get_buffer("mean").fill_(110)
+        made.get_buffer("box_unwhiten").copy_(0.1 * torch.eye(4).expand(system.classes, 4, 4))
+    return made
+
+
+def randomise(made: nn.Module) -> None:
+    """Give every weight a random value, by seed, and every output channel a size of its own."""
+    generator = torch.Generator().manual_seed(SEED)
+    for key, value in made.state_dict().items():
+        if not value.is_floating_point() or value.ndim == 0 or key in _KEPT or "mask" in key[-5:]:
+            continue
+        if key.endswith("running_var") or (value.ndim == 1 and key.endswith("weight")):
+            value.copy_(torch.exp(torch.randn(value.shape, generator=generator) / 4))
+        elif "embed.weight" in key and value.ndim == 2 and "class" not in key:
+            value.normal_(0, 1, generator=generator)  # what tells DETR's queries apart
+        elif value.ndim == 1:
+            value.normal_(0, 0.2, generator=generator)
+        elif value[0].numel():
+            value.normal_(0, value[0].numel() ** -0.5, generator=generator)
+            sizes = torch.randn(len(value), *[1] * (value.ndim - 1), generator=generator)
+            value.mul_(torch.exp(sizes / 4))
+        if key.endswith("in_proj_weight"):
+            value[: len(value) * 2 // 3].mul_(SHARP)
+
+
+_KEPT = ("mean", "box_unwhiten", "box_mean")
+"""R-CNN's constants, which are no weights."""
+
+
+class _Fitting:
+    """While it is entered, each layer of a network is fitted to what passes first."""
+
+    def __init__(self, made: nn.Module, spreads: Mapping[str, Spread]) -> None:
+        self._layers = dict(self._chosen(made, spreads))
+        self._handles: list[Any] = []
+
+    @staticmethod
+    def _chosen(
+        made: nn.Module, spreads: Mapping[str, Spread]
+    ) -> Iterator[tuple[nn.Module, Spread]]:
+        for name, module in made.named_modules():
+            if isinstance(module, WEIGHTED) or hasattr(module, "running_var"):
+                yield module, next((s for part, s in spreads.items() if part in name), HIDDEN)
+
+    def __enter__(self) -> None:
+        for module in self._layers:
+            norm = hasattr(module, "running_var")
+            attach: Any = module.register_forward_pre_hook if norm else module.register_forward_hook
+            self._handles.append(attach(_norm if norm else self._layer))
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _layer(self, module: Any, _: Any, found: Tensor) -> Tensor | None:  # noqa: ANN401 - a hook
+        spread = self._layers.pop(module, None)
+        if spread is None or not found.numel():
+            return None
+        if spread is HIDDEN:
+            scale = spread.deviation / found.square().mean().sqrt().clamp(min=1e-6)
+            for weight in filter(lambda each: each is not None, (module.weight, module.bias)):
+                weight.mul_(scale)
+            return found * scale
+        channels = -1 if isinstance(module, nn.Linear) else 1
+        others = [axis for axis in range(found.ndim) if axis != channels % found.ndim]
+        means = found.mean(others, keepdim=True)
+        scale = spread.deviation / (found - means).square().mean().sqrt().clamp(min=1e-6)
+        shift = spread.mean - means * scale
+        module.weight.mul_(scale)
+        module.bias.mul_(scale).add_(shift.flatten())
+        return found * scale + shift
+
+
+def _norm(module: Any, given: tuple[Tensor, ...]) -> None:  # noqa: ANN401 - a hook
+    """Give a batch norm the statistics of what comes in."""
+    axes = [axis for axis in range(given[0].ndim) if axis != 1]
+    module.running_mean.copy_(given[0].mean(axes))
+    module.running_var.copy_(given[0].var(axes).clamp(min=1e-3))
