@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from systems_nets import System
 
 RESULTS = Path(__file__).parent / "results" / "systems.jsonl"
-ROUNDS, SHORTEST = 9, 0.2
+ROUNDS, SHORTEST = 7, 0.1
 """Rounds of a comparison, and the seconds that a turn takes at least."""
 THREADS = 1
 
@@ -158,7 +158,7 @@ def agreement(system: System, int8: Path, float_: Path, folder: Path) -> dict[st
     source = nets.source(system, folder, "compared")
     how = deploykit.EvalOptions(source, against=float_, limit=system.compared, threads=THREADS)
     scored = deploykit.evaluate(int8, how)
-    few = deploykit.VerifyOptions(source=source, count=min(system.compared, 8))
+    few = deploykit.VerifyOptions(source=source, count=min(system.compared, 4))
     noise = {
         each.output: round(decibels(each.noise), 1)
         for each in deploykit.verify(int8, float_, few)

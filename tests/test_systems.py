@@ -1,0 +1,163 @@
+"""The benchmark of all systems: its weights, its table, and one small system along the road."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+ROOT = Path(__file__).parent.parent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _path() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        yield
+
+
+class Small(nn.Module):
+    """A convolution, a norm and scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, images: torch.Tensor) -> Any:
+        return self.head(self.norm(self.conv(images)).relu().mean((2, 3)))
+
+
+def test_what_passes_a_fitted_network_has_the_spread_that_is_asked_for() -> None:
+    import systems_nets as nets
+
+    made, images = Small(), torch.rand(16, 3, 12, 12) * 40
+    nets.randomise(made)
+    with torch.no_grad(), nets.Fitting(made.eval(), {"head": nets.Spread(3.0, -1.0)}):
+        made(images)
+    with torch.no_grad():
+        hidden, scores = made.conv(images), made(images)
+        normed = nn.functional.batch_norm(hidden, hidden.mean((0, 2, 3)), hidden.var((0, 2, 3)))
+        expected = normed * made.norm.weight[:, None, None] + made.norm.bias[:, None, None]
+        assert torch.allclose(made.norm(hidden), expected, atol=1e-3)
+    assert float(hidden.square().mean()) == pytest.approx(1, abs=1e-4)
+    assert torch.allclose(scores.mean(0), torch.full((5,), -1.0), atol=1e-4)
+    assert float((scores + 1).square().mean().sqrt()) == pytest.approx(3, abs=1e-3)
+
+
+def test_photographs_that_are_compared_show_nothing_that_was_calibrated_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import systems_nets as nets
+    from skimage import data
+
+    half = np.repeat(np.uint8([0, 255]), 200)
+    monkeypatch.setattr(nets, "PHOTOGRAPHS", ("astronaut",))
+    monkeypatch.setattr(data, "astronaut", lambda: np.tile(half[:, None], (300, 1, 3)))
+    nets.photographs(tmp_path)
+    for part, level in (("calibrated", 0), ("compared", 255)):
+        files = sorted((tmp_path / part).glob("*.png"))
+        assert len(files) == (nets.CALIBRATED if level == 0 else nets.COMPARED)
+        assert all((np.asarray(Image.open(file)) == level).all() for file in files)
+
+
+def record(**changed: Any) -> dict[str, Any]:
+    found = {
+        "parameters": 27_500_000,
+        "macs": 4_490_000_000,
+        "proof": 1.2e-6,
+        "engines": {
+            "86": {"seconds": 4.62, "shares": {"int8": 0.984, "fp16": 0.016}},
+            "75": {"seconds": 3.71, "shares": {"fp16": 1.0}},
+        },
+        "agreement": {"top1": 0.8125, "top5": 1.0},
+        "primary": "top1",
+        "snr": {"logits": 25.04},
+        "cpu": {"seconds": {"ours": [0.25, 0.2, 0.9], "plain": [0.3, 0.2, 0.35]}},
+        "commit": "abc",
+    }
+    return {**found, **changed}
+
+
+def test_a_row_says_what_was_read_back_and_how_often_as_fast_it_is() -> None:
+    import systems_table
+
+    cells = [cell.strip() for cell in systems_table.row("Swin", record()).strip("|").split("|")]
+    assert dict(zip(systems_table.COLUMNS, cells, strict=True)) == {
+        "system": "Swin",
+        "network, input": "`tiny`, 224x224, 27.5 M, 4.49 GMAC",
+        "checkpoints of": "official, timm, torchvision",
+        "FP32 proof": "1.2e-06",
+        "INT8 share": "98.4%",
+        "INT8 against FP32": "top1 0.812",
+        "signal to noise, dB": "logits 25.0",
+        "build, s": "4.6 / 3.7",
+        "CPU FPS": "4.0",
+        "plain": "1.20 x",
+    }
+
+
+def test_what_misses_is_named_below_the_table() -> None:
+    import systems_table
+
+    alone = {"seconds": {"ours": [0.2]}, "none": "no op"}
+    refused = {"failed": "it has\na Loop"}
+    whole = record()["engines"]
+    low = {"86": {"seconds": 1.0, "shares": {"int8": 0.9}}, "75": refused}
+    slow = {"seconds": {"ours": [0.2], "plain": [0.19]}}
+    text = "\n".join(
+        systems_table.table(
+            {
+                "Swin": record(engines=low, cpu=slow),  # a transformer: 85 % are enough
+                "HRNet": record(engines={**whole, "86": low["86"]}),
+                "PointRend": record(cpu=alone, macs=3_000),
+                "Mask R-CNN": record(cpu={"seconds": {"ours": [0.1]}}, macs=2_000),
+                "DETR": {"failed": "OptionError: a | b", "commit": "abd"},
+            }
+        )
+    )
+    assert "of the multiply-accumulates: HRNet." in text
+    assert "the plain exporter's graph: Swin." in text
+    assert "No engine: Swin for SM75." in text
+    assert "the end of the road: DETR." in text
+    assert "PointRend takes 2.00 x Mask R-CNN's time, with 1.50 x its work." in text
+    assert "Commits: abc, abd." in text
+    assert "OptionError: a / b |" in text
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+
+
+def test_the_page_shows_the_records() -> None:
+    import systems
+    import systems_table
+
+    rows = "\n".join(systems_table.table(systems_table.records(systems.RESULTS)))
+    assert rows in (ROOT / "docs" / "systems.md").read_text(encoding="utf-8")
+
+
+def test_a_small_system_goes_along_the_whole_road(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="builds engines: pip install tensorrt-rtx-cu13")
+    import systems
+    import systems_nets as nets
+
+    for name, value in (("CALIBRATED", 8), ("COMPARED", 2), ("FITTED", 2)):
+        monkeypatch.setattr(nets, name, value)
+    for name, value in (("ROUNDS", 1), ("SHORTEST", 1e-6)):
+        monkeypatch.setattr(systems, name, value)
+    nets.photographs(tmp_path)
+    found = systems.measured(nets.SYSTEMS["RepVGG, trained"], tmp_path)
+    assert found["proof"] < 1e-4
+    assert found["engines"]["86"]["shares"]["int8"] > 0.95
+    assert found["engines"]["75"]["shares"] == {"fp16": 1.0}
+    assert set(found["cpu"]["seconds"]) == {"ours", "plain"}
+    assert found["images"] == 2
+    assert found["snr"]["logits"] > 15
