@@ -21,6 +21,7 @@ from deploykit.graph.passes import constants
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -270,6 +271,93 @@ def test_arithmetic_on_a_square_gemm_goes_along_the_columns() -> None:
     column = model(body, {"w": floats(4, 4), "k": floats(4, 1, seed=2)})
     assert apply(row, PASSES["channel_arithmetic"], feeds={"x": floats(4, 4)}) == ["Gemm"]
     assert not PASSES["channel_arithmetic"].apply(column)
+
+
+# GELU
+
+ROOT_2 = np.float32(2**0.5)
+GELU = "d = {scaled} e = Erf (d) g = {grown} h = {halved} y = {last}"
+
+
+@pytest.mark.parametrize("scaled", ["Div (x, root)", "Mul (x, part)"])
+@pytest.mark.parametrize("grown", ["Add (e, one)", "Add (one, e)"])
+@pytest.mark.parametrize("halved", ["Mul (half, g)", "Mul (g, half)"])
+@pytest.mark.parametrize("last", ["Mul (x, h)", "Mul (h, x)"])
+def test_gelu_is_written_in_the_form_that_onnx_runtime_has_a_kernel_for(
+    scaled: str, grown: str, halved: str, last: str, tmp_path: Path
+) -> None:
+    nodes = GELU.format(scaled=scaled, grown=grown, halved=halved, last=last)
+    body = f"(float[2, 8] x) => (float[2, 8] y) {{ {nodes} }}"
+    constants = {"root": ROOT_2, "part": 1 / ROOT_2, "one": np.float32(1), "half": np.float32(0.5)}
+    given = {name: constants[name] for name in ("root", "part", "one", "half") if name in body}
+    subject, feeds = model(body, given), {"x": 3 * floats(2, 8)}
+    expected = torch.nn.functional.gelu(torch.from_numpy(feeds["x"])).numpy()
+    ops = apply(subject, PASSES["gelu"], feeds=feeds)
+    assert sorted(ops) == sorted([scaled[:3], "Erf", "Add", "Mul", "Mul"])
+    np.testing.assert_allclose(run(subject, feeds)[0], expected, atol=1e-6)
+    if scaled.startswith("Div"):  # the only form that the runtime knows
+        options = ort.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+        ort.InferenceSession(ir.to_proto(subject).SerializeToString(), options)
+        optimised = onnx.load(tmp_path / "optimised.onnx")
+        assert [node.op_type for node in optimised.graph.node] == ["Gelu"]
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "d = Div (x, root) e = Erf (d) g = Add (e, one) h = Mul (one, g) y = Mul (x, h)",
+        "d = Div (z, root) e = Erf (d) g = Add (e, one) h = Mul (half, g) y = Mul (x, h)",
+        "d = Div (x, root) e = Erf (d) g = Add (e, half) h = Mul (half, g) y = Mul (x, h)",
+        "d = Div (x, root) e = Tanh (d) g = Add (e, one) h = Mul (half, g) y = Mul (x, h)",
+    ],
+    ids=["no half", "of another tensor", "no one", "another function"],
+)
+def test_what_is_no_gelu_stays(nodes: str) -> None:
+    body = f"(float[2, 8] x, float[2, 8] z) => (float[2, 8] y) {{ {nodes} }}"
+    given = {"root": ROOT_2, "one": np.float32(1), "half": np.float32(0.5)}
+    subject = model(
+        body, {name: given[name] for name in given if f"{name})" in body or f"({name}," in body}
+    )
+    assert not PASSES["gelu"].apply(subject)
+
+
+# resize
+
+
+def resized(sizes: list[int], attributes: str, kept: str = "start = 0, end = 2") -> ir.Model:
+    body = f"""(float[n, 3, 6, 8] x) => (float[n, c, h, w] y) {{
+        s = Shape <{kept}> (x) t = Concat <axis = 0> (s, to)
+        y = Resize <{attributes}> (x, , , t)
+    }}"""
+    return model(body, {"to": np.array(sizes, np.int64)})
+
+
+@pytest.mark.parametrize("sizes", [[12, 16], [3, 24], [9, 10], [6, 8]])
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize("rule", ["half_pixel", "asymmetric", "align_corners"])
+def test_a_resize_to_exact_multiples_is_by_constant_scales(
+    sizes: list[int], mode: str, rule: str
+) -> None:
+    subject = resized(sizes, f'mode = "{mode}", coordinate_transformation_mode = "{rule}"')
+    feeds = {"x": floats(2, 3, 6, 8)}
+    both = (PASSES["resize_scales"], PASSES["dead_code"])
+    assert apply(subject, *both, feeds=feeds, reference=runtime) == ["Resize"]
+    assert not any(subject.graph[0].inputs[3:]), "no sizes are left"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "attributes", "kept"),
+    [
+        ([7, 8], 'mode = "linear"', "start = 0, end = 2"),
+        ([12, 16], 'keep_aspect_ratio_policy = "not_larger"', "start = 0, end = 2"),
+        ([12, 16], 'mode = "linear"', "start = 1, end = 3"),
+        ([12, 16], "axes = [2, 3]", "start = 0, end = 2"),
+    ],
+    ids=["no exact factor", "another policy", "other sizes", "some axes"],
+)
+def test_other_resizes_stay(sizes: list[int], attributes: str, kept: str) -> None:
+    assert not PASSES["resize_scales"].apply(resized(sizes, attributes, kept))
 
 
 # nodes that do nothing

@@ -45,8 +45,9 @@ def test_what_passes_a_fitted_network_has_the_spread_that_is_asked_for() -> None
         made(images)
     with torch.no_grad():
         hidden, scores = made.conv(images), made(images)
-        normed = nn.functional.batch_norm(hidden, hidden.mean((0, 2, 3)), hidden.var((0, 2, 3)))
-        expected = normed * made.norm.weight[:, None, None] + made.norm.bias[:, None, None]
+        mean, variance = hidden.mean((0, 2, 3)), hidden.var((0, 2, 3)).mean().expand(8)
+        norm = nn.functional.batch_norm(hidden, mean, variance)
+        expected = norm * made.norm.weight[:, None, None] + made.norm.bias[:, None, None]
         assert torch.allclose(made.norm(hidden), expected, atol=1e-3)
     assert float(hidden.square().mean()) == pytest.approx(1, abs=1e-4)
     assert torch.allclose(scores.mean(0), torch.full((5,), -1.0), atol=1e-4)
@@ -59,7 +60,7 @@ def test_photographs_that_are_compared_show_nothing_that_was_calibrated_with(
     import systems_nets as nets
     from skimage import data
 
-    half = np.repeat(np.uint8([0, 255]), 200)
+    half = np.repeat(np.array([0, 255], np.uint8), 200)
     monkeypatch.setattr(nets, "PHOTOGRAPHS", ("astronaut",))
     monkeypatch.setattr(data, "astronaut", lambda: np.tile(half[:, None], (300, 1, 3)))
     nets.photographs(tmp_path)
@@ -149,10 +150,10 @@ def test_a_small_system_goes_along_the_whole_road(
     import systems
     import systems_nets as nets
 
-    for name, value in (("CALIBRATED", 8), ("COMPARED", 2), ("FITTED", 2)):
-        monkeypatch.setattr(nets, name, value)
-    for name, value in (("ROUNDS", 1), ("SHORTEST", 1e-6)):
-        monkeypatch.setattr(systems, name, value)
+    for name, count in (("CALIBRATED", 8), ("COMPARED", 2), ("FITTED", 2)):
+        monkeypatch.setattr(nets, name, count)
+    monkeypatch.setattr(systems, "ROUNDS", 1)
+    monkeypatch.setattr(systems, "SHORTEST", 1e-6)
     nets.photographs(tmp_path)
     found = systems.measured(nets.SYSTEMS["RepVGG, trained"], tmp_path)
     assert found["proof"] < 1e-4
