@@ -136,8 +136,9 @@ class _Trials:
         reaches = reaching.reaches(model, tensors, self._seen.chosen_on)
         before = self._measured(model, _ranges(model, reaches), _GLANCE)
         after: dict[float, Opened] = {}
+        balance = equalisation.Balance.of(model.copy(), reaches)
         for beyond in (_OUTLIER, 0.0):
-            factors = equalisation.factors(model.copy(), reaches, beyond=beyond)
+            factors = balance.factors(beyond)
             if factors:
                 candidate = repairs.equalised(model, factors)
                 reached = equalisation.scaled(model.copy(), factors, reaches)

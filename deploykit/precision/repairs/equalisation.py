@@ -18,6 +18,7 @@ for a step per output channel makes the latter free.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -49,21 +50,56 @@ _MOST = 40
 """Largest e."""
 
 
-def factors(model: ir.Model, reaches: Mapping[str, Doubles], *, beyond: float = 0.0) -> Factors:
-    """Return by what the output channels of each layer shall be divided; without those that stay.
+@dataclass(frozen=True)
+class Balance:
+    """How far the channels of a model are out of line."""
 
-    beyond: channels stay whose factor is within so many powers of two of the layer's median one,
-    and so does one that hardly ever has a value, which is no burden to the others.
-    reaches: INT8 tensor -> float64[channels], the largest magnitude of each. Shapes of `model` are
-    inferred in place.
-    """
-    found = trace(model)
-    exponents = _exponents(found, reaches, beyond)
-    return {
-        layer.weight: tuple(exponents[layer.outputs].tolist())
-        for layer in found.layers
-        if exponents[layer.outputs].any()
-    }
+    found: Channels
+    powers: Doubles
+    """Of each slot, the logarithm of its factor to the base of 2."""
+    left: Doubles
+    """And that of the reach that the factor leaves."""
+
+    @classmethod
+    def of(cls, model: ir.Model, reaches: Mapping[str, Doubles]) -> Balance:
+        """Look at a model, whose shapes are inferred in place.
+
+        reaches: INT8 tensor -> float64[channels], the largest magnitude of each.
+        """
+        found = trace(model)
+        return cls(found, *_powers(found, reaches))
+
+    def factors(self, beyond: float = 0.0) -> Factors:
+        """Return by what the output channels of each layer shall be divided.
+
+        Without those that stay. beyond: channels stay whose factor is within so many powers of two
+        of the layer's median one, and so does one that hardly ever has a value, which is no burden
+        to the others.
+        """
+        exponents = self._exponents(beyond)
+        return {
+            layer.weight: tuple(exponents[layer.outputs].tolist())
+            for layer in self.found.layers
+            if exponents[layer.outputs].any()
+        }
+
+    def _exponents(self, beyond: float) -> Slots:
+        powers, outliers = self.powers, np.zeros(self.found.count)
+        for layer in self.found.layers:
+            free = layer.outputs[layer.outputs != FIXED]
+            if len(free):
+                off = powers[free] - np.median(powers[free])
+                dying = self.left[free] < np.median(self.left[free]) - beyond
+                outliers[free] = np.where((np.abs(off) <= beyond) | dying, 0.0, off)
+        exponents: Slots = (
+            np.rint(outliers if beyond else powers).clip(-_MOST, _MOST).astype(np.int64)
+        )
+        return exponents
+
+
+def factors(model: ir.Model, reaches: Mapping[str, Doubles], *, beyond: float = 0.0) -> Factors:
+    """Return the factors of a model, see `Balance`."""
+    return Balance.of(model, reaches).factors(beyond)
 
 
 def apply(model: ir.Model, given: Factors) -> None:
@@ -152,20 +188,6 @@ def _scale_bias(layer: Layer, bias: ir.Value, outputs: Doubles) -> None:
 def _store(value: ir.Value, array: NDArray[np.generic]) -> None:
     value.const_value = ir.tensor(np.ascontiguousarray(array), name=value.name)
     value.meta.clear()  # digits and levels that were known of the number before
-
-
-def _exponents(found: Channels, reaches: Mapping[str, Doubles], beyond: float) -> Slots:
-    powers, left = _powers(found, reaches)
-    outliers = np.zeros(found.count)
-    for layer in found.layers:
-        free = layer.outputs[layer.outputs != FIXED]
-        if len(free):
-            off = powers[free] - np.median(powers[free])
-            dying = left[free] < np.median(left[free]) - beyond
-            outliers[free] = np.where((np.abs(off) <= beyond) | dying, 0.0, off)
-    powers = outliers if beyond else powers
-    exponents: Slots = np.rint(powers).clip(-_MOST, _MOST).astype(np.int64)
-    return exponents
 
 
 def _powers(found: Channels, reaches: Mapping[str, Doubles]) -> tuple[Doubles, Doubles]:
