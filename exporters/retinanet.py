@@ -1,6 +1,7 @@
-"""RetinaNet on a ResNet pyramid, as torchvision defines it.
+"""RetinaNet on a pyramid of a ResNet, as torchvision defines it, or of MPViT.
 
 Source: torchvision.models.detection.retinanet; Focal Loss (arXiv 1708.02002).
+Key names are torchvision's, and detectron2's and mmdetection's, see `retinanet_layouts`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torchvision.models.detection import retinanet
 
-from deploykit.networks.detectors import dense, dense_family, grids
+from deploykit.networks.detectors import dense, dense_family, grids, layouts
+from deploykit.networks.detectors import retinanet_layouts as others
 from deploykit.networks.detectors.dense_family import Sizes
 from deploykit.networks.states import outputs
 from deploykit.recipes.identity import stated
@@ -41,6 +43,8 @@ the sixth level made from the body's last features."""
 
 def build(variant: str, classes: int, _: tuple[int, int]) -> dense.Pyramid:
     """Return the network of a variant as it was trained, in eval mode."""
+    if variant in others.VARIANTS:
+        return others.build(variant, classes)
     return _wrapped(_model(variant, Sizes(classes, ANCHORS)))
 
 
@@ -76,7 +80,7 @@ def adapt(state: StateDict) -> StateDict:
     """
     return {
         _OLD_HEAD.sub(lambda m: f"{m[1]}.{int(m[2]) // 2}.0.{m[3]}", key): value
-        for key, value in dense_family.adapt(state).items()
+        for key, value in dense_family.adapt(others.adapt(state)).items()
     }
 
 
@@ -87,21 +91,26 @@ def identify(state: StateDict, facts: Facts) -> Found | None:
     centres = "head.regression_head.bbox_ctrness.weight" in state
     if not scores or not boxes or boxes % 4 or scores % (boxes // 4) or centres:
         return None
+    sizes = Sizes.of(state, scores // (boxes // 4), boxes // 4)
+    if layout := layouts.of_mark(state):
+        named = f"{layout.MARK}_{others.body(state)}_fpn"
+        known = named in others.VARIANTS
+        variant = stated(facts, named, others.VARIANTS) if known else None
+        return others.found(variant, sizes, state, facts) if variant else None
     kind = dense_family.body(state), "head.classification_head.conv.0.1.weight" in state
     name = next((name for name, known in VARIANTS.items() if known == kind), None)
     if name is None:
         return None
     published = kind == VARIANTS[EPS0] and dense_family.epsilon(state, facts) == 0
     variant = stated(facts, EPS0 if published else name, VARIANTS)
-    sizes = Sizes.of(state, scores // (boxes // 4), boxes // 4)
     return dense_family.found(variant, partial(_model, variant), sizes, facts, _wrapped)
 
 
-MARKS = ("head.classification_head.",)
+MARKS = ("head.classification_head.", "head.cls_subnet.", "bbox_head.retina_cls.")
 recipe = Recipe(
     name="retinanet",
     task="detection",
-    variants=dict.fromkeys(VARIANTS, dense_family.VARIANT),
+    variants=dict.fromkeys(VARIANTS, dense_family.VARIANT) | others.contracts(),
     build=build,
     identify=identify,
     adapt=adapt,

@@ -88,6 +88,12 @@ def at(config: Plain, *path: str) -> Plain:
     return config
 
 
+def taken(config: Plain, paths: Mapping[str, tuple[str, ...]]) -> dict[str, Plain]:
+    """Return what a configuration has at these paths, by the names of the paths."""
+    found = {name: at(config, *path) for name, path in paths.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def check(config: Plain, known: Iterable[tuple[tuple[str, ...], tuple[Plain, ...]]]) -> None:
     """Raise CheckpointError where a configuration says something else than is carried.
 

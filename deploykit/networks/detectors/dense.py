@@ -131,16 +131,27 @@ class Select(nn.Module):
     """From the answers of all levels to the detections."""
 
     def __init__(self, limits: Limits, decode: Decode) -> None:
-        """Keep how boxes are coded, and which of them become detections."""
+        """Keep how boxes are coded, and which of them become detections.
+
+        `early`: whether boxes end at their images before they suppress each other. `empty`: whether
+        those without area there may be found.
+        """
         super().__init__()
         self.limits, self.decode = limits, decode
+        self.early = self.empty = True
 
     def forward(self, levels: Sequence[Level], limit: Tensor, score: float) -> tuple[Tensor, ...]:
         """Return what `suppressed` does, with boxes inside their images, see `grids.limits`."""
         parts = [best(level, self.limits.candidates) for level in levels]
         picks = Picks(*(torch.cat(list(part), 1) for part in zip(*parts, strict=True)))
-        boxes = grids.clipped(self.decode(picks.deltas, picks.anchors), limit)
-        return suppressed(Candidates(boxes, picks.scores, picks.classes), self.limits, score)
+        boxes = self.decode(picks.deltas, picks.anchors)
+        inside, scores = grids.clipped(boxes, limit), picks.scores
+        if not self.empty:
+            seen = (inside[..., 2:] > inside[..., :2]).all(-1)
+            scores = torch.where(seen, scores, -torch.inf)
+        boxes = inside if self.early else boxes
+        found = suppressed(Candidates(boxes, scores, picks.classes), self.limits, score)
+        return found if self.early else (grids.clipped(found[0], limit), *found[1:])
 
 
 class Pyramid(nn.Module):
@@ -149,11 +160,13 @@ class Pyramid(nn.Module):
     def __init__(self, model: Any, decode: Decode) -> None:  # noqa: ANN401 - torchvision ships no types
         """Take the trained parts of torchvision's model, under their names.
 
-        `score_threshold` may be changed until the network is traced.
+        `score_threshold` may be changed until the network is traced. `steps`: input pixels between
+        the anchors of each level; None: as many as there are to a cell, rounded down.
         """
         super().__init__()
         self.backbone, self.head = model.backbone, model.head
         self.cells = [cell.numpy() for cell in model.anchor_generator.cell_anchors]
+        self.steps: tuple[int, ...] | None = None
         limits = Limits.of(model)
         self.score_threshold, self.select = limits.score, Select(limits, decode)
 
@@ -164,21 +177,25 @@ class Pyramid(nn.Module):
         """
         size = (int(images.shape[2]), int(images.shape[3]))
         maps = self.backbone(images).values()
+        steps = self.steps or (None,) * len(self.cells)
         levels = [
-            self._level(features, cell, size)
-            for features, cell in zip(maps, self.cells, strict=True)
+            self._level(features, (cell, step), size)
+            for features, cell, step in zip(maps, self.cells, steps, strict=True)
         ]
         found: tuple[Tensor, ...] = self.select(
             levels, grids.limits(size, image_sizes), self.score_threshold
         )
         return found
 
-    def _level(self, features: Tensor, cell: Array, size: tuple[int, int]) -> Level:
+    def _level(
+        self, features: Tensor, cell: tuple[Array, int | None], size: tuple[int, int]
+    ) -> Level:
         logits = self.head.classification_head([features])
         sides = self.head.regression_head([features])
         deltas, quality = sides if isinstance(sides, tuple) else (sides, None)
         grid = (int(features.shape[2]), int(features.shape[3]))
-        return Level(logits, deltas, torch.from_numpy(grids.anchors(cell, size, grid)), quality)
+        anchors = grids.anchors(cell[0], size, grid, cell[1])
+        return Level(logits, deltas, torch.from_numpy(anchors), quality)
 
 
 def suppressed(found: Candidates, limits: Limits, score: float) -> tuple[Tensor, ...]:

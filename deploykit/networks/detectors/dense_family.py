@@ -258,7 +258,9 @@ def class_names(count: int) -> tuple[str, ...]:
     These networks have an output for every label, and none for the background: a label that was
     never used in training, as 0 is by torchvision's, is a class that is never found.
     """
-    return coco_names(0) if count == len(coco_names(0)) else numbered(count)
+    used = tuple(name for name in coco_names(1) if name != "N/A")  # detectron2, mmdetection
+    known = {len(names): names for names in (coco_names(0), used)}
+    return known.get(count) or numbered(count)
 
 
 def coco_names(first: int) -> tuple[str, ...]:

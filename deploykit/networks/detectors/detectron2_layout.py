@@ -69,7 +69,7 @@ _NAMES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
     (re.compile(r"\.keypoint_head\.score_lowres\."), ".keypoint_predictor.kps_score_lowres."),
 )
 _CELLS = re.compile(r"^proposal_generator\.anchor_generator\.cell_anchors\.(\d+)$")
-_STORED = re.compile(r"^(pixel_mean|pixel_std|cell_anchors_\d+)$")
+STORED = re.compile(r"^(pixel_mean|pixel_std|cell_anchors_\d+)$")
 """What files until 2021 hold beside the weights, as `adapt` names it."""
 _LAST_TO_FIRST = re.compile(r"\.box_predictor\.cls_score\.(weight|bias)$")
 _NO_BACKGROUND = re.compile(r"\.(box_predictor\.bbox_pred|mask_predictor\.mask_fcn_logits)\.")
@@ -148,12 +148,12 @@ def network(model: Any, settings: Settings, state: StateDict) -> two_stage.TwoSt
     made = two_stage.TwoStage(model, SAMPLING)
     generator = model.rpn.anchor_generator
     rows = zip(generator.sizes, generator.aspect_ratios, strict=True)
-    adapted.set_anchors(made, adapted.cells(settings) or [_cell(*row) for row in rows])
-    adapted.keep(made, (MARK, *(key for key in state if _STORED.match(key))), state)
+    adapted.set_anchors(made, adapted.cells(settings) or [cell(*row) for row in rows])
+    adapted.keep(made, (MARK, *(key for key in state if STORED.match(key))), state)
     return made
 
 
-def _cell(sizes: tuple[int, ...], ratios: tuple[float, ...]) -> Array:
+def cell(sizes: tuple[int, ...], ratios: tuple[float, ...]) -> Array:
     """Return the anchors around the origin, float32[A, 4]: areas size², ratios height / width."""
     area = np.array(sizes, np.float64)[:, None] ** 2
     width = np.sqrt(area / np.array(ratios, np.float64)).ravel()

@@ -138,11 +138,7 @@ def stored(_: StateDict, __: Sizes, facts: Facts) -> dict[str, Plain]:
     """
     config = mm_config.read(facts.beside)
     mm_config.check(config, _CARRIED)
-    found = mm_config.images(config) | {
-        name: value
-        for name, path in _LIMITS.items()
-        if (value := mm_config.at(config, *path)) is not None
-    }
+    found = mm_config.images(config) | mm_config.taken(config, _LIMITS)
     if "anchor_ratios" in found:
         found["anchor_ratios"] = (found["anchor_ratios"],)
     scales = mm_config.at(config, *_RPN, "anchor_generator", "scales")
@@ -177,12 +173,12 @@ def network(model: Any, settings: Settings, state: StateDict) -> two_stage.TwoSt
     made.select.bounded = made.propose.bounded = True
     generator = model.rpn.anchor_generator
     rows = zip(generator.sizes, generator.aspect_ratios, strict=True)
-    adapted.set_anchors(made, [_cell(*row) for row in rows])
+    adapted.set_anchors(made, [cell(*row) for row in rows])
     adapted.keep(made, (MARK,), state)
     return made
 
 
-def _cell(sizes: tuple[int, ...], ratios: tuple[float, ...]) -> Array:
+def cell(sizes: tuple[int, ...], ratios: tuple[float, ...]) -> Array:
     """Return the anchors around the origin, float32[A, 4]: ratio by ratio, height / width."""
     shapes = np.sqrt(np.array(ratios, np.float64))[:, None]
     sides = np.array(sizes, np.float64)
