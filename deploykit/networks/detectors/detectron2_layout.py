@@ -114,7 +114,7 @@ def stored(state: StateDict, wanted: Sizes, _: Facts) -> dict[str, Plain]:
     for name, key in (("mean", "pixel_mean"), ("std", "pixel_std")):
         if key in state:
             found[name] = frozen(state[key].flatten().tolist())
-    if "pixel_mean" in state:
+    if "pixel_mean" in state and state["pixel_mean"].numel():
         mean = np.array(state["pixel_mean"].flatten().tolist())
         away = [np.abs(mean - np.resize(known, mean.shape)).max() for known in _MEANS.values()]
         if min(away) < max(away):
