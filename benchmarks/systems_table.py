@@ -81,7 +81,7 @@ def _seconds(engine: Found) -> str:
 
 def _agreement(system: System, record: Found) -> str:
     measured = record["agreement"]
-    names = [name for name in ("mask_ap", record["primary"]) if name in measured]
+    names = [name for name in ("ap", "mask_ap", record["primary"]) if name in measured]
     said = ", ".join(f"{name} {measured[name]:.3f}" for name in dict.fromkeys(names))
     drop = _drop(system.net)
     return said if drop is None else f"{said}; costs {drop:+.4f}"
