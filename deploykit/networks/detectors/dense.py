@@ -195,7 +195,7 @@ class Pyramid(nn.Module):
         deltas, quality = sides if isinstance(sides, tuple) else (sides, None)
         grid = (int(features.shape[2]), int(features.shape[3]))
         anchors = grids.anchors(cell[0], size, grid, cell[1])
-        return Level(logits, deltas, torch.from_numpy(anchors), quality)
+        return Level(logits, deltas, torch.from_numpy(anchors).to(deltas.dtype), quality)
 
 
 def suppressed(found: Candidates, limits: Limits, score: float) -> tuple[Tensor, ...]:

@@ -272,7 +272,7 @@ class TwoStage(nn.Module):
 
 def _anchors(cell: grids.Array, size: Size, scores: Tensor, step: int | None) -> Tensor:
     grid = int(scores.shape[2]), int(scores.shape[3])
-    return torch.from_numpy(grids.anchors(cell, size, grid, step))
+    return torch.from_numpy(grids.anchors(cell, size, grid, step)).to(scores.dtype)
 
 
 def _by_cell(answers: Tensor, width: int) -> Tensor:
