@@ -23,6 +23,8 @@ LONGEST = 1 << 18
 """Characters of a configuration that is read; whole ones have a few thousand."""
 _DEPTH = 24
 """Values within values."""
+_SHOWN = 100
+"""Characters of a value that a message shows."""
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """ImageNet's, 0 to 255, of RGB."""
 _TEXTS = ("config", "cfg")
@@ -103,7 +105,7 @@ def check(config: Plain, known: Iterable[tuple[tuple[str, ...], tuple[Plain, ...
         found = at(config, *path)
         if found is not None and found not in values:
             raise CheckpointError(
-                f"the configuration in the file has {'.'.join(path)} = {found}",
+                f"the configuration in the file has {'.'.join(path)} = {str(found)[:_SHOWN]}",
                 expected=str(values[0]),
                 fix="write a recipe for it (see exporters/README.md) and name it with --recipe",
             )
