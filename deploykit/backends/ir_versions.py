@@ -12,6 +12,8 @@ from onnx import TensorProto, helper
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+_READ_BY_ALL = 10
+"""A version that every supported runtime reads: for it none is asked."""
 _BEYOND = 1 << 20
 """A version that no runtime reads."""
 _SAID = re.compile(r"max supported IR version: (\d+)")
@@ -40,7 +42,7 @@ def lowered(model: ir.Model) -> tuple[str, ...]:
     they use of it, and what the runtime then does not know it says by name.
     """
     stated = model.ir_version
-    if stated <= newest():
+    if stated <= _READ_BY_ALL or stated <= newest():
         return ()
     model.ir_version = newest()
     return (
