@@ -268,6 +268,23 @@ def test_the_configuration_of_a_file_is_read_in_both_of_its_forms() -> None:
         ("model = dict(rpn_head=dict(bbox_coder=dict(target_stds=[0.1, 0.1, 0.2, 0.2])))", "0.1"),
         ("model = dict(rpn_head=dict(anchor_generator=dict(strides=[8, 16])))", "strides"),
         ("test_pipeline = [dict(type='Resize', scale=(512, 512), keep_ratio=False)]", "keep_ratio"),
+        *(
+            (
+                f"model = dict(roi_head=dict(bbox_head=dict(bbox_coder=dict(target_stds={row}))))",
+                "stds",
+            )
+            for row in (
+                "['a', 1, 1, 1]",
+                "[0, 0, 0, 0]",
+                "[[1], 1, 1, 1]",
+                "[1e-320, 1, 1, 1]",
+                "'x'",
+            )
+        ),
+        *(
+            (f"model = dict(rpn_head=dict(anchor_generator=dict(scales={row})))", "scales")
+            for row in ("['a']", "[[1]]", "[4 * 2]", "[]", "8")
+        ),
     ],
 )
 def test_what_a_configuration_says_and_is_not_carried_is_refused(line: str, what: str) -> None:

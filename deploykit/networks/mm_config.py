@@ -23,6 +23,8 @@ LONGEST = 1 << 18
 """Characters of a configuration that is read; whole ones have a few thousand."""
 _DEPTH = 24
 """Values within values."""
+_HUGE = 1e6
+"""Above any number of a configuration."""
 _SHOWN = 100
 """Characters of a value that a message shows."""
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -109,6 +111,23 @@ def check(config: Plain, known: Iterable[tuple[tuple[str, ...], tuple[Plain, ...
                 expected=str(values[0]),
                 fix="write a recipe for it (see exporters/README.md) and name it with --recipe",
             )
+
+
+def positive(config: Plain, *path: str) -> tuple[float, ...] | None:
+    """Return the numbers that a configuration has at a path, None where there is nothing.
+
+    Raises: CheckpointError where it is no row of numbers above 0.
+    """
+    found = at(config, *path)
+    if found is None:
+        return None
+    row: tuple[Any, ...] = found if isinstance(found, tuple) else ()
+    if not row or not all(isinstance(n, (int, float)) and 1 / _HUGE < n < _HUGE for n in row):
+        raise CheckpointError(
+            f"the configuration in the file has {'.'.join(path)} = {str(found)[:_SHOWN]}",
+            expected="a list of numbers above 0",
+        )
+    return row
 
 
 def images(config: Mapping[str, Plain]) -> dict[str, Plain]:

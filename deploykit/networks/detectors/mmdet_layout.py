@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -141,13 +141,13 @@ def stored(_: StateDict, __: Sizes, facts: Facts) -> dict[str, Plain]:
     found = mm_config.images(config) | mm_config.taken(config, _LIMITS)
     if "anchor_ratios" in found:
         found["anchor_ratios"] = (found["anchor_ratios"],)
-    scales = mm_config.at(config, *_RPN, "anchor_generator", "scales")
+    scales = mm_config.positive(config, *_RPN, "anchor_generator", "scales")
     strides = [adapted.FIRST_STRIDE * 2**level for level in range(5)]
-    if isinstance(scales, tuple) and scales:
+    if scales is not None:
         found["anchor_sizes"] = tuple(tuple(s * step for s in scales) for step in strides)
-    spread = mm_config.at(config, *_HEAD, "bbox_head", "bbox_coder", "target_stds")
-    if isinstance(spread, tuple) and all(spread):
-        found["box_weights"] = tuple(1 / std for std in cast("tuple[float, ...]", spread))
+    spread = mm_config.positive(config, *_HEAD, "bbox_head", "bbox_coder", "target_stds")
+    if spread is not None:
+        found["box_weights"] = tuple(1 / std for std in spread)
     style = mm_config.at(config, "model", "backbone", "style")
     return found if style is None else found | {"stride_in_1x1": style == "caffe"}
 
