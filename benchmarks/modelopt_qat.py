@@ -1,6 +1,6 @@
 """The peer's part of `quantization.py` where ModelOpt trains: its fake quantisers in our detector.
 
-    python benchmarks/modelopt_qat.py CHECKPOINT CALIBRATION TRAINING OUTPUT.pth EPOCHS RATE
+    python benchmarks/modelopt_qat.py CHECKPOINT CALIBRATION TRAINING OUTPUT.pth EPOCHS RATE DEVICE
 
 CHECKPOINT: of the detector of `examples/shapes`. CALIBRATION, TRAINING: data sets, as `--source`
 takes them. Runs where nvidia-modelopt, torch and this project are installed. ModelOpt quantises
@@ -58,10 +58,10 @@ def loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
 
 def main() -> None:
     """Quantise, train and export."""
-    checkpoint, calibration, training, output, epochs, rate = sys.argv[1:]
+    checkpoint, calibration, training, output, epochs, rate, device = sys.argv[1:]
     torch.manual_seed(0)
     trained = loading.load_network(Path(checkpoint), loading.NetworkOptions())
-    teacher: Any = reparam.deployed(trained.recipe, trained.module).eval()
+    teacher: Any = reparam.deployed(trained.recipe, trained.module).eval().to(device)
     preprocess = trained.card.preprocess
     config = copy.deepcopy(mtq.INT8_DEFAULT_CFG)
     rules = config["quant_cfg"]
@@ -74,7 +74,7 @@ def main() -> None:
     def calibrate(network: nn.Module) -> None:
         with torch.inference_mode():
             for images in batches(calibration, preprocess):
-                network(images)
+                network(images.to(device))
 
     student: Any = mtq.quantize(copy.deepcopy(teacher), config, calibrate)
     mtq.print_quant_summary(student)
@@ -83,7 +83,8 @@ def main() -> None:
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, count, float(rate) / 100)
     for epoch in range(int(epochs)):
         total = 0.0
-        for images in batches(training, preprocess, epoch):
+        for read in batches(training, preprocess, epoch):
+            images = read.to(device)
             with torch.inference_mode():
                 wanted = [each.clone() for each in teacher.raw(images)[:2]]
             value = loss(student.raw(images)[:2], wanted)
@@ -93,7 +94,9 @@ def main() -> None:
             scheduler.step()
             total += float(value.detach())
         print(f"epoch {epoch + 1}: loss {total * int(epochs) / count:.4f}", flush=True)
-    torch.save({"model": student.state_dict(), "names": list(trained.card.class_names)}, output)
+    torch.save(
+        {"model": student.cpu().state_dict(), "names": list(trained.card.class_names)}, output
+    )
 
 
 if __name__ == "__main__":

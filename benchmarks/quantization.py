@@ -2,6 +2,9 @@
 
     python benchmarks/quantization.py --folder work --venv PEERS      # goes on where it ended
     python benchmarks/quantization.py --table                         # print what is recorded
+    python benchmarks/quantization.py --folder work --device cuda --learn --methods qat,qat_cwd
+
+The last makes the files that training makes and no row: a run without a GPU goes on with them.
 
 PEERS: an environment with onnxruntime and nvidia-modelopt[onnx], for the methods `ort` and
 `modelopt`; without it they are left out. Every method calibrates on the same images of the
@@ -22,7 +25,8 @@ repair alone, `default` is `quantize` as it comes with `--repair auto`, and `tor
 computed by the fake quantisation of training; with fewer bits it is the observer of four that
 scores best on 300 other images. `plan` leaves the layers in float that `plan --max-drop 0.005`
 chooses for a T4 at batch 32, `qat` and `qat_cwd` train from `default`'s ranges without and with
-channel-wise distillation of the neck; `ort` and `modelopt` are quantize_static (MinMax, per
+channel-wise distillation of the neck: with fewer bits at several rates, of which that is
+taken which scores best on 300 other images; `ort` and `modelopt` are quantize_static (MinMax, per
 channel, float biases) and modelopt.onnx (max) on the same images, `modelopt_qat` is
 `modelopt_qat.py`, whose scales `quantize --amax` takes.
 """
@@ -37,6 +41,7 @@ import os
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,6 +50,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import onnx.inliner
+from PIL import Image
 
 import deploykit
 from deploykit.data import feeding, samples, sources
@@ -70,7 +76,7 @@ EXAMPLES = ROOT / "examples"
 FOLDS = 20
 STUDENT = 2.093
 """97.5th percentile of Student's distribution with 19 degrees of freedom."""
-CALIBRATION, TRAINING, HELD_OUT = 256, 1024, 2000
+CALIBRATION, HELD_OUT = 256, 2000
 DETECTORS = ("repvgg", "repopt", "qarepvgg")
 """Those that are quantised with fewer bits too, and trained by ModelOpt."""
 NETS = {
@@ -93,13 +99,17 @@ METHODS = (
     *REPAIRS,
 )
 OBSERVERS = ("minmax", "percentile", "mse", "entropy")
-BATCH = 8
 COURSES = {
-    8: Course(epochs=3, learning_rate=1e-5),
-    6: Course(epochs=4, learning_rate=1e-4, scale_rate=1e-2),
-    5: Course(epochs=6, learning_rate=3e-4, scale_rate=3e-2),
+    8: (Course(epochs=3, learning_rate=1e-5),),
+    6: (Course(epochs=4, learning_rate=3e-4, scale_rate=3e-2),),
+    5: tuple(
+        Course(epochs=8, learning_rate=rate, scale_rate=3e-2, feature_weight=weight)
+        for rate, weight in ((3e-4, 10.0), (1e-3, 10.0), (1e-3, 1.0))
+    ),
 }
 """Bits -> how a net learns: the coarser the steps are, the further weights and ranges must move."""
+TRAINING = {8: (1024, 8), 6: (4096, 16), 5: (4096, 16)}
+"""Bits -> images that a net learns from, and those of a step."""
 WEIGHED, WATCHED = 32, 500
 """Images that the layers are weighed on for a plan, and that its choices are judged on."""
 
@@ -121,9 +131,11 @@ def main() -> int:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--bits", default="8")
     parser.add_argument("--threads", type=int, default=Cell.threads)
+    parser.add_argument("--device", default=Cell.device, help="to train on")
+    parser.add_argument("--learn", action="store_true", help="train only, and keep the files")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
-    Cell.threads = given.threads
+    Cell.threads, Cell.device, Cell.learn = given.threads, given.device, given.learn
     if given.table:
         print(table(_recorded()))
         return 0
@@ -140,6 +152,9 @@ class Cell:
     """One number of the table, and the files that lead to it."""
 
     threads = 2
+    device = "cpu"
+    learn = False
+    """Train, and judge nothing but what training chooses by."""
 
     def __init__(self, folder: Path, net: str, method: str, bits: int, images: int) -> None:
         """Name the files."""
@@ -163,16 +178,7 @@ class Cell:
 def cell(given: Cell, venv: Path | None) -> None:
     """Record one number, where it is not yet."""
     known = {(r["net"], r["method"], r["bits"], r["images"]) for r in _recorded()}
-    if (given.net, given.method, given.bits, given.images) in known:
-        return
-    if given.method == "float" and given.bits != 8:
-        return
-    peers = given.method in {*PEERS, "modelopt_qat"}
-    if peers and (venv is None or given.bits != 8):
-        return
-    if given.method in {"naive", "modelopt_qat"} and given.net not in DETECTORS:
-        return
-    if given.bits != 8 and given.net not in DETECTORS:
+    if (given.net, given.method, given.bits, given.images) in known or not _asked(given, venv):
         return
     if not given.model.exists():
         network(given)
@@ -180,6 +186,8 @@ def cell(given: Cell, venv: Path | None) -> None:
         run, notes = MADE[given.method](given, venv)
     except (deploykit.DeployError, subprocess.CalledProcessError) as error:
         print(f"{given.net} {given.method}: {error}", flush=True)
+        return
+    if given.learn:
         return
     found = judged(run, given)
     keys = {"net": given.net, "method": given.method, "bits": given.bits, "images": given.images}
@@ -189,6 +197,15 @@ def cell(given: Cell, venv: Path | None) -> None:
     print(
         f"{given.net} {given.method} W{given.bits}A{given.bits}: {found['value']:.4f}", flush=True
     )
+
+
+def _asked(given: Cell, venv: Path | None) -> bool:
+    """Return whether the table has such a number."""
+    if given.method in {*PEERS, "modelopt_qat"} and (venv is None or given.bits != 8):
+        return False
+    if given.method in {"naive", "modelopt_qat"} or given.bits != 8:
+        return given.net in DETECTORS and (given.method != "float" or given.bits == 8)
+    return True
 
 
 def network(given: Cell) -> None:
@@ -291,13 +308,16 @@ def _default_by_torch(given: Cell, _: Path | None) -> tuple[Any, list[str]]:
     return _by_torch(FakeQuantized(subject.graph, placed, table, grid=Grid()).eval()), []
 
 
-def _by_torch(network: Any) -> Any:  # noqa: ANN401 - a module
+def _by_torch(network: Any, device: str = "cpu") -> Any:  # noqa: ANN401 - a module
     import torch  # noqa: PLC0415
+
+    network.to(device)
 
     def run(feeds: Arrays) -> Mapping[str, Any]:
         with torch.inference_mode():
-            found = network({name: torch.from_numpy(value) for name, value in feeds.items()})
-        return {name: value.numpy() for name, value in found.items()}
+            fed = {name: torch.from_numpy(value).to(device) for name, value in feeds.items()}
+            found = network(fed)
+        return {name: value.cpu().numpy() for name, value in found.items()}
 
     return run
 
@@ -380,12 +400,15 @@ def _modelopt_qat(given: Cell, venv: Path | None) -> tuple[Any, list[str]]:
     assert venv is not None  # the cell is left out without
     learnt = given.folder / f"{given.net}.modelopt.pth"
     job, course = ROOT / "benchmarks" / "modelopt_qat.py", Course(epochs=4)
+    count, _size = TRAINING[8]
     words = (
         *(venv / "bin" / "python", job, EXAMPLES / NETS[given.net], given.calibration),
-        *(source(given.net, "train", TRAINING, 0), learnt, course.epochs, course.learning_rate),
+        *(source(given.net, "train", count, 0), learnt, course.epochs, course.learning_rate),
+        given.device,
     )
-    place = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([*map(str, words)], check=True, env=place)
+    if not learnt.exists():
+        place = {**os.environ, "PYTHONPATH": str(ROOT)}
+        subprocess.run([*map(str, words)], check=True, env=place)
     plain = given.made.with_suffix(".float.onnx")
     deploykit.export(learnt, plain, deploykit.ExportOptions())
     deploykit.quantize(plain, given.made, deploykit.QuantizeOptions(amax=learnt))
@@ -393,23 +416,75 @@ def _modelopt_qat(given: Cell, venv: Path | None) -> tuple[Any, list[str]]:
 
 
 def _qat(given: Cell, *, features: bool) -> tuple[Any, list[str]]:
-    course, how = COURSES[given.bits], given.how()
-    if given.bits != 8:  # from the ranges of `default`, as with 8
-        how = deploykit.QuantizeOptions(table=_ranges(given, _best(given)[0]), repair=("none",))
-    options = QatOptions(
-        calibrated=how,
-        images=source(given.net, "train", TRAINING, 0),
-        batch_size=BATCH,
-        course=course if features else replace(course, feature_weight=0.0),
-        bits=given.bits,
-    )
-    learnt = given.folder / f"{given.net}.{given.method}.{given.bits}.float.onnx"
-    made = qat(given.model, learnt, options)
+    courses = COURSES[given.bits]
+    if not features:
+        rates = dict.fromkeys((each.learning_rate, each.scale_rate) for each in courses)
+        courses = tuple(
+            Course(each.epochs, *rate, feature_weight=0.0)
+            for rate, each in zip(rates, courses, strict=False)
+        )
+    tried = {course: _trained(given, course, k) for k, course in enumerate(courses)}
+    best, notes = max(tried, key=lambda course: tried[course][0]), []
+    if len(tried) > 1:
+        said = ", ".join(
+            f"{course.learning_rate:g} {course.feature_weight:g} {value:.4f}"
+            for course, (value, _) in tried.items()
+        )
+        notes = [f"rate, weight of features, score on other images: {said}"]
+    learnt = tried[best][1]
     if given.bits != 8:
-        return _learnt(given, learnt), list(made.notes)
+        return _learnt(given, learnt), notes
     table = learnt.with_name(learnt.stem + ".calibration.json")
     deploykit.quantize(learnt, given.made, deploykit.QuantizeOptions(table=table, repair=("none",)))
-    return open_model(given.made, threads=given.threads).session.run, list(made.notes)
+    return open_model(given.made, threads=given.threads).session.run, notes
+
+
+def _trained(given: Cell, course: Course, number: int) -> tuple[float, Path]:
+    """Return how a course scores on 300 images of their own, where there are several; its file."""
+    several = len(COURSES[given.bits]) > 1
+    tail = f".{number}" if several else ""
+    learnt = given.folder / f"{given.net}.{given.method}.{given.bits}{tail}.float.onnx"
+    kept = learnt.with_suffix(".score.json")
+    if not learnt.exists() and not kept.exists():
+        count, size = TRAINING[given.bits]
+        table = given.folder / f"{given.net}.torch.table.json"  # of `default`
+        how = given.how(table=table)
+        if given.bits != 8:
+            how = deploykit.QuantizeOptions(table=_ranges(given, _best(given)[0]), repair=("none",))
+        images = source(given.net, "train", count, 0)
+        options = QatOptions(
+            calibrated=how,
+            images=painted(given, images) if given.device != "cpu" else images,
+            batch_size=size,
+            course=replace(course, device=given.device),
+            bits=given.bits,
+        )
+        qat(given.model, learnt, options)
+    if not several:
+        return 0.0, learnt
+    if not kept.exists():
+        few = Cell(given.folder, given.net, given.method, given.bits, 300)
+        score = judged(_learnt(given, learnt), few, seed=7)["value"]
+        kept.write_text(json.dumps(score), encoding="utf-8")
+    return float(json.loads(kept.read_text(encoding="utf-8"))), learnt
+
+
+def painted(given: Cell, spec: str) -> str:
+    """Return a folder of the images of a set: a GPU learns faster than images are generated."""
+    folder = given.folder / spec.replace(":", ".")
+    if not folder.exists():
+        beside = folder.with_name(f"{folder.name}.partial.{os.getpid()}")
+        beside.mkdir()
+        count = len(sources.dataset(spec).samples)
+        with ProcessPoolExecutor() as pool:
+            list(pool.map(_paint, [spec] * count, [beside] * count, range(count), chunksize=32))
+        beside.rename(folder)
+    return f"folder:{folder}"
+
+
+def _paint(spec: str, folder: Path, number: int) -> None:
+    pixels = sources.dataset(spec).samples[number].read()
+    Image.fromarray(pixels).save(folder / f"{number:06d}.bmp")
 
 
 def _learnt(given: Cell, learnt: Path) -> Any:  # noqa: ANN401 - a runner
@@ -417,7 +492,7 @@ def _learnt(given: Cell, learnt: Path) -> Any:  # noqa: ANN401 - a runner
     placed = placement.place(subject.graph, placement.default_plan(subject.graph, subject.card))
     table = tables.read(learnt.with_name(learnt.stem + ".calibration.json"))
     network = FakeQuantized(subject.graph, placed, table, grid=Grid(bits=given.bits)).eval()
-    return _by_torch(network)
+    return _by_torch(network, given.device)
 
 
 MADE: Mapping[str, Callable[[Cell, Path | None], tuple[Any, list[str]]]] = {

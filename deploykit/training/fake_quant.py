@@ -97,6 +97,16 @@ class Thresholds(nn.Module):
         else:
             self.register_buffer("logs", logs)
         self._given = dict(zip(self.names, zip(logs.tolist(), given, strict=True), strict=True))
+        self.settle()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Bring the thresholds of this moment to the host, all at once: each waits for a GPU."""
+        self._reached: list[float] = self.logs.exp().tolist()
+
+    def reached(self, names: Collection[str]) -> float:
+        """Return the largest threshold of some tensors, as it was when settled."""
+        return max(self._reached[self.places[name]] for name in names)
 
     def values(self) -> dict[str, float]:
         """Return the threshold of each tensor; one that did not move is as it was given."""
@@ -109,8 +119,9 @@ class Thresholds(nn.Module):
     def of(self, names: Collection[str]) -> Tensor:
         """Return the largest threshold of some tensors, with its gradient."""
         places = [self.places[name] for name in names]
-        largest = self.logs[places[0]] if len(places) == 1 else self.logs[places].max()
-        return largest.exp()
+        if len(places) == 1:
+            return self.logs[places[0]].exp()
+        return torch.stack([self.logs[place] for place in places]).max().exp()
 
     @torch.no_grad()
     def move(self, tensors: Mapping[str, Tensor]) -> None:
@@ -153,22 +164,26 @@ class FakeQuantized(nn.Module):
     def refresh(self) -> None:
         """Round anew by the thresholds of this moment: readers whose steps are near share one."""
         self.graph.clear()
+        self._weights: list[tuple[str, _Weights]] = []
         found = list(readings(self.placed.activations, self.ranged()))
         readers: dict[str, set[Reader]] = {}
         for reading in found:
             readers.setdefault(reading.tensor, set()).update(reading.readers)
         bare = {tensor for tensor, some in readers.items() if self.graph.bare(tensor, some)}
         for reading in found:
-            function = _Activation(
+            rounds = _Activation(
                 reading, self.thresholds, self.grid, rectifies=reading.tensor in bare
             )
-            self.graph.insert(reading.tensor, reading.readers, function)
+            self.graph.insert(reading.tensor, reading.readers, rounds)
         together: dict[tuple[str, int | None], list[Weight]] = {}
         for weight in self.placed.weights:
             together.setdefault((weight.tensor, weight.axis), []).append(weight)
         for (tensor, axis), users in together.items():
             where = [(weight.node, 1) for weight in users]
-            self.graph.insert(tensor, where, _Weights(self._array(tensor), axis, self.grid))
+            function = _Weights(self._array(tensor), axis, self.grid)
+            self.graph.insert(tensor, where, function)
+            self._weights.append((tensor, function))
+        self._settle()
 
     def ranged(self) -> CalibrationTable:
         """Return the table with the thresholds of this moment."""
@@ -176,14 +191,30 @@ class FakeQuantized(nn.Module):
 
     def forward(self, *given: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the outputs by name, for inputs by name or in order."""
-        found: dict[str, Tensor] = self.graph(*given)
-        return found
+        return self.tensors(*given, names=self.graph.outputs)
 
     def tensors(
         self, *given: Tensor | Mapping[str, Tensor], names: Collection[str]
     ) -> dict[str, Tensor]:
         """Return any tensors by name, as their layers give them."""
+        self._settle()
         return self.graph.tensors(*given, names=names)
+
+    @torch.no_grad()
+    def _settle(self) -> None:
+        """Take the steps of this moment: one wait for a GPU, not one for each weight."""
+        self.thresholds.settle()
+        if not self._weights:
+            return
+        largest = [each.largest(self.graph.constant(name)) for name, each in self._weights]
+        device, sizes = largest[0].device, [len(each) for each in largest]
+        told = torch.split(torch.cat(largest).cpu(), sizes)
+        steps = [
+            each.steps(one.numpy()) for (_, each), one in zip(self._weights, told, strict=True)
+        ]
+        moved = torch.split(torch.from_numpy(np.concatenate(steps)).to(device), sizes)
+        for (_, each), one in zip(self._weights, moved, strict=True):
+            each.taken = one
 
     def _array(self, tensor: str) -> NDArray[np.float32]:
         found: NDArray[np.float32] = self.graph.constant(tensor).detach().cpu().numpy()
@@ -216,15 +247,17 @@ class _Activation(nn.Module):
         (thresholds,) = self._thresholds
         step, exact = self._step, None
         if thresholds.scales != "fixed":
-            threshold = thresholds.of(self._ranges)
-            step = self._grid.step(float(threshold.detach()))
+            step = self._grid.step(thresholds.reached(self._ranges))
             if self.training and thresholds.scales == "learned":
-                exact = threshold / self._grid.levels
+                exact = thresholds.of(self._ranges) / self._grid.levels
         return rounding.rounded(x.float(), exact, step, self._reach).to(x.dtype)
 
 
 class _Weights(nn.Module):
     """Weights as the file stores them, by the steps that their largest magnitudes make."""
+
+    taken: Tensor
+    """float32[channels]: the steps of this moment, see `FakeQuantized`."""
 
     def __init__(self, weights: NDArray[np.float32], axis: int | None, grid: Grid) -> None:
         super().__init__()
@@ -238,23 +271,23 @@ class _Weights(nn.Module):
     @torch.no_grad()
     def _rounded(self, weights: Tensor) -> Tensor:
         levels = self._grid.levels
-        steps = torch.from_numpy(self._steps(weights)).to(weights.device)
         shape = [-1 if i == self._axis else 1 for i in range(weights.ndim)]
-        found = rounding.on_grid(weights.float(), steps.reshape(shape), (-levels, levels))
+        found = rounding.on_grid(weights.float(), self.taken.reshape(shape), (-levels, levels))
         return found.to(weights.dtype)
 
-    @torch.no_grad()
-    def _steps(self, weights: Tensor) -> NDArray[np.float32]:
-        """Return the steps by the arithmetic of the file, from the largest magnitudes alone."""
-        others = [i for i in range(weights.ndim) if i != self._axis]
-        axes = others if self._axis is not None else list(range(weights.ndim))
-        largest = weights.abs().amax(axes).float().cpu().numpy() * _f32(self._grid.coarser)
-        column = largest.reshape(-1, 1)
+    def largest(self, weights: Tensor) -> Tensor:
+        """Return the largest magnitude that each step has to reach, float32[channels]."""
+        axes = [i for i in range(weights.ndim) if i != self._axis]
+        return weights.abs().amax(axes).float().reshape(-1)
+
+    def steps(self, largest: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the steps by the arithmetic of the file, float32[channels]."""
+        column = (largest * _f32(self._grid.coarser)).reshape(-1, 1)
         along = None if self._axis is None else 0
-        wide = float(largest.min(initial=np.inf)) >= MIN_SCALE[Precision.FP16] * INT8_LEVELS
+        wide = float(column.min(initial=np.inf)) >= MIN_SCALE[Precision.FP16] * INT8_LEVELS
         kind = self._grid.float_type if wide else self._small
         with np.errstate(over="ignore"):  # the loss tells of weights beyond all numbers
-            return weight_scales(column, along, kind)
+            return weight_scales(column, along, kind).reshape(-1)
 
 
 def _f32(value: float) -> np.float32:
