@@ -1,4 +1,4 @@
-"""MPViT T, XS, S and B: ImageNet classifiers.
+"""MPViT T, XS, S and B: ImageNet classifiers; a light one.
 
 The names of parameters and the evaluation are those of the published checkpoints; see
 `deploykit.networks.mpvit`.
@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from deploykit.data.presets import PRESETS
+from deploykit.data.preprocess import Preprocess
+from deploykit.data.presets import MEAN, PRESETS, STD
 from deploykit.networks import mpvit, mpvit_names
 from deploykit.networks.states import COLOURS, check_colours, inputs, outputs
 from deploykit.recipes.recipe import KeepFloat, Protocol, Recipe, Variant
@@ -49,13 +50,15 @@ PROTOCOLS = {
         lambda made: replace(made, crop_fraction=0.9),
     )
 }
+LIGHT = Preprocess((64, 64), "letterbox", mean=MEAN, std=STD)
+FEATURES = ("mhca_stages.3",)
 MARKS = ("mhca_stages.",)
 recipe = Recipe(
     name="mpvit",
     task="classification",
     variants={
-        name: Variant(PREPROCESS, KEEP_FLOAT, 32, ("mhca_stages.3",), PROTOCOLS)
-        for name in mpvit.VARIANTS
+        **dict.fromkeys(mpvit.SIZES, Variant(PREPROCESS, KEEP_FLOAT, 32, FEATURES, PROTOCOLS)),
+        "light": Variant(LIGHT, KEEP_FLOAT, 32, FEATURES),
     },
     build=build,
     identify=identify,

@@ -1,4 +1,4 @@
-"""Swin transformers T, S, B and L at 224 and 384: ImageNet classifiers.
+"""Swin transformers T, S, B and L at 224 and 384: ImageNet classifiers; a light one.
 
 Source: github.com/microsoft/Swin-Transformer (MIT) for the names of parameters and the evaluation;
 timm's and torchvision's names are read too. See `deploykit.networks.swin`.
@@ -10,7 +10,8 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from deploykit.data.presets import PRESETS
+from deploykit.data.preprocess import Preprocess
+from deploykit.data.presets import MEAN, PRESETS, STD
 from deploykit.networks import swin, swin_names
 from deploykit.networks.states import COLOURS, check_colours, inputs, outputs
 from deploykit.recipes.recipe import KeepFloat, Protocol, Recipe, Variant
@@ -72,13 +73,18 @@ KEEP_FLOAT = (
 )
 PREPROCESS = replace(PRESETS["imagenet"].sized((224, 224)), interpolation="bicubic")
 """The short side to 256, the centre, ImageNet's mean and deviation."""
+LIGHT = Preprocess((64, 64), "letterbox", mean=MEAN, std=STD)
 TORCHVISION = {"tiny": 232, "small": 246, "base": 238}
 """Short sides of torchvision's evaluation."""
 
 
 def _variant(name: str) -> Variant:
     """Return the contract of one size: the official evaluation, and those of the libraries."""
-    window = swin.VARIANTS[name].window
+    a = swin.VARIANTS[name]
+    last = len(a.depths) - 1
+    multiple, features = a.window * swin.PATCH << last, (f"layers.{last}",)
+    if name == "light":
+        return Variant(LIGHT, KEEP_FLOAT, multiple, features)
     fine = name.endswith("_384")
     made = replace(PREPROCESS, size=(384, 384), resize="stretch") if fine else PREPROCESS
     share = 1.0 if fine else 0.9
@@ -92,7 +98,7 @@ def _variant(name: str) -> Variant:
             f"torchvision's: the centre of an image of which the short side is {short}",
             lambda p: replace(p, crop_fraction=224 / short),
         )
-    return Variant(made, KEEP_FLOAT, 32 * window, ("layers.3",), protocols)
+    return Variant(made, KEEP_FLOAT, multiple, features, protocols)
 
 
 MARKS = ("relative_position_bias_table", "attn.bias")

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812 - the name the field gives it
 
 import deploykit
 from deploykit.errors import CheckpointError
-from deploykit.networks import loading, mpvit, reparam
+from deploykit.networks import bodies, loading, mpvit, reparam
 from deploykit.recipes.identity import Facts
 from deploykit.recipes.recipe import RECIPES
 
@@ -169,3 +169,18 @@ def test_an_image_is_made_as_each_evaluation_does() -> None:
     made = RECIPE.variant("base").preprocess
     assert (made.crop_fraction, made.interpolation) == (0.875, "bicubic")
     assert RECIPE.variant("base").protocols["timm"].prepared(made).crop_fraction == 0.9
+
+
+def test_the_light_one_is_known_by_its_weights_and_no_body_of_detectors() -> None:
+    network = RECIPE.network("light", 6)
+    made = RECIPE.variant("light")
+    assert sum(p.numel() for p in network.parameters()) == 1_321_430
+    assert made.preprocess.size == (64, 64)
+    assert RECIPE.identify(network.state_dict(), Facts()) == ("light", 6)
+    assert not any("light" in name for name in bodies.NAMES)
+    maps: list[torch.Size] = []
+    network.get_submodule(made.features[0]).register_forward_hook(
+        lambda *a: maps.append(a[2].shape)
+    )
+    assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 6)
+    assert maps == [(2, 128, 2, 2)]

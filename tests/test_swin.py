@@ -157,3 +157,18 @@ def test_an_image_is_made_as_each_evaluation_does() -> None:
     assert ways["timm"].prepared(made).crop_fraction == 0.9
     assert round(224 / ways["torchvision"].prepared(made).crop_fraction) == 238
     assert RECIPE.variant("base_384").preprocess.resize == "stretch"
+
+
+def test_the_light_one_is_known_by_its_weights_trained_and_folded() -> None:
+    network = RECIPE.network("light", 6)
+    made = RECIPE.variant("light")
+    assert sum(p.numel() for p in network.parameters()) == 2_248_098
+    assert (made.preprocess.size, made.size_multiple) == ((64, 64), 64)
+    for kind in (network, reparam.deployed(RECIPE, network)):
+        assert RECIPE.identify(kind.state_dict(), Facts()) == ("light", 6)
+    maps: list[torch.Size] = []
+    network.get_submodule(made.features[0]).register_forward_hook(
+        lambda *a: maps.append(a[2].shape)
+    )
+    assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 6)
+    assert maps == [(2, 4, 4, 256)]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _MPVIT, _SWIN = "mpvit_", "swin_"
 NAMES = (
     *(f"{_SWIN}{size}" for size in swin_dense.BODIES),
-    *(f"{_MPVIT}{size}" for size in mpvit.VARIANTS),
+    *(f"{_MPVIT}{size}" for size in mpvit.SIZES),
 )
 """The kind, and its size."""
 

@@ -46,12 +46,14 @@ class Architecture:
         return (*self.widths[1:], self.widths[-1])
 
 
-VARIANTS = {
+SIZES = {
     "tiny": Architecture((64, 96, 176, 216), (1, 2, 4, 1), 2),
     "xsmall": Architecture((64, 128, 192, 256), (1, 2, 4, 1)),
     "small": Architecture((64, 128, 216, 288), (1, 3, 6, 3)),
     "base": Architecture((128, 224, 368, 480), (1, 3, 8, 3)),
 }
+VARIANTS = {**SIZES, "light": Architecture((32, 64, 96, 128), (1, 1, 2, 1), 2)}
+"""`light` is this project's own classifier, for images of 64x64."""
 
 
 def as_map(tokens: Tensor, sides: Sequence[int]) -> Tensor:

@@ -48,7 +48,9 @@ SIZES = {
 VARIANTS = {
     **SIZES,
     **{f"{name}_384": Architecture(a.width, a.depths, 12) for name, a in SIZES.items()},
+    "light": Architecture(64, (2, 2, 2), 4),
 }
+"""`light` is this project's own, for images of 64x64."""
 
 
 def variant(state: StateDict) -> str | None:

@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 from deploykit import tasks
 from deploykit.data import feeding
 from deploykit.errors import DataError
-from deploykit.networks import outputs
+from deploykit.networks import loading, outputs
 from deploykit.tasks import evaluation
 from deploykit.tasks.annotations import ImageAnnotations
 from deploykit.tasks.evaluation import Contract
@@ -23,6 +23,7 @@ from deploykit.values import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -87,7 +88,8 @@ def levels(preprocess: Preprocess) -> Preprocess:
 def normalised(images: Tensor, preprocess: Preprocess) -> Tensor:
     """Return float32[B, 3, H, W] of shares of white, 0 to 1, as `preprocess` normalises them."""
     mean, std = (
-        torch.tensor(values).reshape(3, 1, 1) for values in (preprocess.mean, preprocess.std)
+        torch.tensor(values, device=images.device).reshape(3, 1, 1)
+        for values in (preprocess.mean, preprocess.std)
     )
     return (images * (255 * preprocess.scale) - mean) / std
 
@@ -265,6 +267,12 @@ def scores(network: nn.Module, recipe: Recipe, variant: str, data: Dataset, name
 
     scores, images, _ = evaluation.evaluate(forward, data, contract, batch_size=16)
     return {**scores.metrics, "per_class": dict(scores.per_class), "images": images}
+
+
+def score(checkpoint: Path, data: Dataset) -> Json:
+    """Return the metrics of a stored network on a set, see `scores`. Raises: CheckpointError."""
+    made = loading.load_network(checkpoint, loading.NetworkOptions())
+    return scores(made.module, made.recipe, made.card.variant, data, made.card.class_names)
 
 
 def half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

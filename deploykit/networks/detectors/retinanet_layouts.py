@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 VARIANTS = {
     f"{layout.MARK}_{body}_fpn": body
     for layout in (detectron2_layout, mmdet_layout)
-    for body in ("resnet50", "resnet101", *(f"mpvit_{size}" for size in mpvit.VARIANTS))
+    for body in ("resnet50", "resnet101", *(f"mpvit_{size}" for size in mpvit.SIZES))
 }
 ANCHORS = 9
 """Per cell: three sizes of three shapes."""

@@ -74,7 +74,7 @@ MMDET = {
     )
 }
 """They find boxes and masks, no keypoints."""
-MPVIT = {f"detectron2_mpvit_{size}_fpn": f"mpvit_{size}" for size in mpvit.VARIANTS}
+MPVIT = {f"detectron2_mpvit_{size}_fpn": f"mpvit_{size}" for size in mpvit.SIZES}
 _BODY = {**DETECTRON2, **BENCHMARK, **MMDET, **MPVIT}
 COMMON = (
     *(f"{body}_fpn" for body in BODIES if body != LIGHT),
