@@ -8,19 +8,19 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from systems_nets import SYSTEMS
+from systems_list import SYSTEMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from systems_nets import System
+    from systems_list import System
 
     Found = dict[str, Any]
 
 TRAINED = Path(__file__).parent / "results" / "quantization.jsonl"
 COLUMNS = (
     *("system", "network, input", "checkpoints of", "FP32 proof", "INT8 share"),
-    *("INT8 against FP32", "signal to noise, dB", "build, s", "CPU FPS", "plain"),
+    *("INT8 against FP32", "signal to noise, dB", "build, s", "CPU FPS", "plain", "any batch"),
 )
 
 
@@ -56,7 +56,7 @@ def row(name: str, record: Found) -> str:
         ", ".join(f"{output} {value:.1f}" for output, value in record["snr"].items()),
         " / ".join(_seconds(record["engines"][sm]) for sm in ("86", "75")),
         f"{1 / statistics.median(record['cpu']['seconds']['ours']):.1f}",
-        _plain(record),
+        *(_times_as_fast(record, kind) for kind in ("plain", "dynamic")),
     )
     return f"| {' | '.join(cells)} |"
 
@@ -105,16 +105,20 @@ def int8(record: Found) -> float:
     return float(record["engines"]["86"].get("shares", {}).get("int8", 0.0))
 
 
-def ratio(record: Found) -> float | None:
-    """Return how many times as fast ours is as the plain graph; None: there is none."""
+def ratio(record: Found, kind: str) -> float | None:
+    """Return how many times as fast ours is as another graph; None: there is none.
+
+    The median over the turns, in each of which both ran.
+    """
     seconds = record["cpu"]["seconds"]
-    if "plain" not in seconds:
+    if kind not in seconds:
         return None
-    return float(statistics.median(seconds["plain"]) / statistics.median(seconds["ours"]))
+    pairs = zip(seconds["ours"], seconds[kind], strict=True)
+    return float(statistics.median(other / ours for ours, other in pairs))
 
 
-def _plain(record: Found) -> str:
-    found = ratio(record)
+def _times_as_fast(record: Found, kind: str) -> str:
+    found = ratio(record, kind)
     return "" if found is None else f"{found:.2f} x"
 
 
@@ -126,8 +130,11 @@ def _notes(rows: Mapping[str, Found]) -> Iterator[str]:
         "Less in INT8 than 95 % (transformers: 85 %) of the multiply-accumulates: "
         f"{', '.join(low) or 'none'}."
     )
-    slow = [name for name, record in done.items() if (ratio(record) or 1.0) < SLOWER]
-    yield f"Slower on a CPU than the plain exporter's graph: {', '.join(slow) or 'none'}."
+    for kind, said in (("plain", "for one image"), ("dynamic", "for any number")):
+        slow = [name for name, each in done.items() if (ratio(each, kind) or 1.0) < SLOWER]
+        yield (
+            f"Slower on a CPU than the plain exporter's graph {said}: {', '.join(slow) or 'none'}."
+        )
     refused = [
         f"{name} for SM{sm}"
         for name, record in done.items()
@@ -137,22 +144,26 @@ def _notes(rows: Mapping[str, Found]) -> Iterator[str]:
     yield f"No engine: {', '.join(refused) or 'none'}."
     failed = [name for name in rows if name not in done]
     yield f"Not to the end of the road: {', '.join(failed) or 'none'}."
-    for name in ("PointRend", "Mask Scoring R-CNN"):
-        if {name, "Mask R-CNN"} <= done.keys():
-            time, work = (_times(done[name], done["Mask R-CNN"], key) for key in ("cpu", "macs"))
-            yield f"{name} takes {time:.2f} x Mask R-CNN's time, with {work:.2f} x its work."
+    for name, record in done.items():
+        if SYSTEMS[name].beside in done and (found := ratio(record, "beside")):
+            yield _beside(name, 1 / found, record["macs"] / done[SYSTEMS[name].beside]["macs"])
     yield f"Commits: {', '.join(sorted({r['commit'] for r in rows.values()}))}."
 
 
 SLOWER = 0.98
-"""Of the plain graph's speed, below which ours is called slower: turns differ by that much."""
+"""Of the plain graph's speed, below which ours is called slower: medians differ by that much."""
+MORE = 1.15
+"""Times of the other system's time that one takes beside its share of work at most."""
 
 
-def _times(one: Found, other: Found, key: str) -> float:
-    if key == "macs":
-        return float(one["macs"] / other["macs"])
-    seconds = [statistics.median(each["cpu"]["seconds"]["ours"]) for each in (one, other)]
-    return float(seconds[0] / seconds[1])
+def _beside(name: str, time: float, work: float) -> str:
+    """Return how a system compares with the one that it is built on."""
+    most = MORE + work - 1
+    return (
+        f"{name} takes {time:.2f} x {SYSTEMS[name].beside}'s time in the same turns, with "
+        f"{work:.2f} x its work: {'at most' if time <= most else 'more than'} the {most:.2f} x "
+        "that are asked for."
+    )
 
 
 def reason(text: str) -> str:

@@ -38,10 +38,11 @@ class Small(nn.Module):
 
 def test_what_passes_a_fitted_network_has_the_spread_that_is_asked_for() -> None:
     import systems_nets as nets
+    from systems_list import Spread
 
     made, images = Small(), torch.rand(16, 3, 12, 12) * 40
     nets.randomise(made)
-    with torch.no_grad(), nets.Fitting(made.eval(), {"head": nets.Spread(3.0, -1.0)}):
+    with torch.no_grad(), nets.Fitting(made.eval(), {"head": Spread(3.0, -1.0)}):
         made(images)
     with torch.no_grad():
         hidden, scores = made.conv(images), made(images)
@@ -59,6 +60,7 @@ def test_photographs_that_are_compared_show_nothing_that_was_calibrated_with(
 ) -> None:
     import systems_nets as nets
     from skimage import data
+    from systems_list import COMPARED
 
     half = np.repeat(np.array([0, 255], np.uint8), 200)
     monkeypatch.setattr(nets, "PHOTOGRAPHS", ("astronaut",))
@@ -66,7 +68,7 @@ def test_photographs_that_are_compared_show_nothing_that_was_calibrated_with(
     nets.photographs(tmp_path)
     for part, level in (("calibrated", 0), ("compared", 255)):
         files = sorted((tmp_path / part).glob("*.png"))
-        assert len(files) == (nets.CALIBRATED if level == 0 else nets.COMPARED)
+        assert len(files) == (nets.CALIBRATED if level == 0 else COMPARED)
         assert all((np.asarray(Image.open(file)) == level).all() for file in files)
 
 
@@ -82,7 +84,7 @@ def record(**changed: Any) -> dict[str, Any]:
         "agreement": {"top1": 0.8125, "top5": 1.0},
         "primary": "top1",
         "snr": {"logits": 25.04},
-        "cpu": {"seconds": {"ours": [0.25, 0.2, 0.9], "plain": [0.3, 0.2, 0.35]}},
+        "cpu": {"seconds": {"ours": [0.25, 0.2, 0.9], "plain": [0.3, 0.2, 0.36]}},
         "commit": "abc",
     }
     return {**found, **changed}
@@ -102,7 +104,8 @@ def test_a_row_says_what_was_read_back_and_how_often_as_fast_it_is() -> None:
         "signal to noise, dB": "logits 25.0",
         "build, s": "4.6 / 3.7",
         "CPU FPS": "4.0",
-        "plain": "1.20 x",
+        "plain": "1.00 x",
+        "any batch": "",
     }
 
 
@@ -113,23 +116,29 @@ def test_what_misses_is_named_below_the_table() -> None:
     refused = {"failed": "it has\na Loop"}
     whole = record()["engines"]
     low = {"86": {"seconds": 1.0, "shares": {"int8": 0.9}}, "75": refused}
-    slow = {"seconds": {"ours": [0.2], "plain": [0.19]}}
+    slow = {"seconds": {"ours": [0.2], "plain": [0.19], "dynamic": [0.3]}}
+    twice = {"seconds": {"ours": [0.2, 0.4], "beside": [0.1, 0.2]}}
+    same = {"seconds": {"ours": [0.11, 0.2], "beside": [0.1, 0.2]}}
     text = "\n".join(
         systems_table.table(
             {
                 "Swin": record(engines=low, cpu=slow),  # a transformer: 85 % are enough
                 "HRNet": record(engines={**whole, "86": low["86"]}),
-                "PointRend": record(cpu=alone, macs=3_000),
-                "Mask R-CNN": record(cpu={"seconds": {"ours": [0.1]}}, macs=2_000),
+                "PointRend": record(cpu=twice, macs=3_000),
+                "Mask Scoring R-CNN": record(cpu=same, macs=2_200),
+                "Mask R-CNN": record(cpu=alone, macs=2_000),
                 "DETR": {"failed": "OptionError: a | b", "commit": "abd"},
             }
         )
     )
     assert "of the multiply-accumulates: HRNet." in text
-    assert "the plain exporter's graph: Swin." in text
+    assert "the plain exporter's graph for one image: Swin." in text
+    assert "the plain exporter's graph for any number: none." in text
     assert "No engine: Swin for SM75." in text
     assert "the end of the road: DETR." in text
-    assert "PointRend takes 2.00 x Mask R-CNN's time, with 1.50 x its work." in text
+    assert "PointRend takes 2.00 x Mask R-CNN's time" in text
+    assert "with 1.50 x its work: more than the 1.65 x" in text
+    assert "with 1.10 x its work: at most the 1.25 x" in text
     assert "Commits: abc, abd." in text
     assert "OptionError: a / b |" in text
     assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
@@ -149,16 +158,18 @@ def test_a_small_system_goes_along_the_whole_road(
     pytest.importorskip("tensorrt_rtx", reason="builds engines: pip install tensorrt-rtx-cu13")
     import systems
     import systems_nets as nets
+    import systems_speed
+    from systems_list import SYSTEMS
 
     for name, count in (("CALIBRATED", 8), ("COMPARED", 2), ("FITTED", 2)):
         monkeypatch.setattr(nets, name, count)
-    monkeypatch.setattr(systems, "ROUNDS", 1)
-    monkeypatch.setattr(systems, "SHORTEST", 1e-6)
+    monkeypatch.setattr(systems_speed, "TURNS", 1)
+    monkeypatch.setattr(systems_speed, "SHORTEST", 1e-6)
     nets.photographs(tmp_path)
-    found = systems.measured(nets.SYSTEMS["RepVGG, trained"], tmp_path)
+    found = systems.measured(SYSTEMS["RepVGG, trained"], tmp_path)
     assert found["proof"] < 1e-4
     assert found["engines"]["86"]["shares"]["int8"] > 0.95
     assert found["engines"]["75"]["shares"] == {"fp16": 1.0}
-    assert set(found["cpu"]["seconds"]) == {"ours", "plain"}
+    assert set(found["cpu"]["seconds"]) == {"ours", "plain", "dynamic"}
     assert found["images"] == 2
     assert found["snr"]["logits"] > 15

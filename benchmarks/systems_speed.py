@@ -1,0 +1,154 @@
+"""Seconds that systems take in ONNX Runtime, measured in turns of single runs.
+
+Everything runs on one thread and is measured in seconds of the processor, so that what else a
+machine does changes little. A turn is a run of each file, every second turn in the opposite order;
+what is compared is the median over the turns of the ratios within a turn.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import onnxruntime as ort
+import torch
+from systems_list import CLASSES_OF_SHAPES
+
+from deploykit.networks import loading
+from deploykit.networks.detectors import two_stage_models
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from systems_list import System
+
+    Files = Mapping[str, tuple[Path, Mapping[str, Any]]]
+    """Name -> file, and what it is fed, in the order of its inputs."""
+
+TURNS, SHORTEST = 40, 0.02
+"""Turns of a comparison, and the seconds that each file runs at least in one."""
+WARM = 3
+"""Turns that are not counted."""
+THREADS = 1
+HEADS = {"mask_rcnn": "masks", "faster_rcnn": "boxes"}
+"""Recipes whose networks torchvision has -> what they find."""
+OWN = ("resnet50_fpn", "light")
+"""Their variants that are torchvision's own."""
+DYNAMIC = "dynamic"
+"""The plain exporter's graph for any batch, as ours is; `plain` is one for the one image."""
+
+
+def compared(
+    system: System, weights: Path, ours: Path, feeds: Mapping[str, Any], beside: Path | None
+) -> dict[str, Any]:
+    """Return the seconds per image of ours and of the plain exporter's graphs, in turns.
+
+    beside: the file of another network with the same inputs, which joins the turns.
+    """
+    files = {"ours": (ours, feeds)} | ({"beside": (beside, feeds)} if beside else {})
+    why = {}
+    for kind in ("plain", DYNAMIC):
+        path = ours.with_suffix(f".{kind}.onnx")
+        try:
+            given = plainly(system, weights, path, feeds, several=kind == DYNAMIC)
+        except Exception as error:  # noqa: BLE001 - whatever it cannot follow is a result
+            said = str(error).strip().splitlines() or [""]
+            why[kind] = f"{type(error).__name__}: {said[0]}"[:200]
+            continue
+        files[kind] = path, {str(place): value for place, value in enumerate(given)}
+    found = in_turns(files)
+    return {"seconds": found, "clock": "processor", **({"none": why} if why else {})}
+
+
+def in_turns(files: Files) -> dict[str, list[float]]:
+    """Return the processor's seconds of each file's runs, turn by turn."""
+    runs = {}
+    for name, (path, fed) in files.items():
+        session = opened(path)
+        names = [each.name for each in session.get_inputs()]
+        runs[name] = session, dict(zip(names, fed.values(), strict=True))
+    found = {name: [] for name in runs}  # type: dict[str, list[float]]
+    for turn in range(-WARM, TURNS):
+        for name in runs if turn % 2 else reversed(runs):
+            spent = taken(*runs[name])
+            if turn >= 0:
+                found[name].append(float(f"{spent:.4g}"))
+    return found
+
+
+def taken(session: ort.InferenceSession, feeds: Mapping[str, Any]) -> float:
+    """Return the mean of the processor's seconds in runs that take `SHORTEST` together."""
+    start = time.process_time()
+    for count in itertools.count(1):
+        session.run(None, feeds)
+        spent = time.process_time() - start
+        if spent >= SHORTEST:
+            return spent / count
+    raise AssertionError
+
+
+def opened(path: Path) -> ort.InferenceSession:
+    """Return a session on one thread."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    options.log_severity_level = 4
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def plainly(
+    system: System, weights: Path, path: Path, feeds: Mapping[str, Any], *, several: bool
+) -> list[Any]:
+    """Write the plain exporter's graph, of one image or of any number; return what it takes."""
+    how = loading.NetworkOptions(
+        recipe=system.recipe,
+        variant=system.variant,
+        input_size=system.size,
+        settings=system.settings,
+    )
+    made = loading.load_network(weights, how).module
+    given = [torch.from_numpy(value) for value in feeds.values()]
+    more: dict[str, Any] = {"dynamo": True}
+    module, arguments = made, tuple(given)
+    if system.recipe in HEADS:
+        if several or system.variant not in OWN:
+            message = "torchvision's own network takes a list of images"
+            raise ValueError(message if several else "torchvision has no such network")
+        module, more = torchvisions(system, made), {"dynamo": False}
+        given = [given[0][0]]
+        arguments = (list(given),)  # type: ignore[assignment]  # a list of images
+    elif several:
+        arguments = tuple(torch.cat([each, each]) for each in given)
+        more["dynamic_shapes"] = tuple({0: torch.export.Dim.DYNAMIC} for _ in given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            *(module.eval(), arguments, path), external_data=False, verbose=False, **more
+        )
+    return [value.numpy() for value in given]
+
+
+def torchvisions(system: System, made: Any) -> Any:  # noqa: ANN401 - torchvision ships no types
+    """Return torchvision's own network with these weights, for images of the input's size."""
+    sizes = two_stage_models.Sizes(system.classes if not system.example else CLASSES_OF_SHAPES)
+    own = two_stage_models.model(system.variant, sizes, HEADS[system.recipe])  # type: ignore[arg-type]  # one of its heads
+    own.load_state_dict(made.state_dict(), strict=False)
+    for name, place in SET.items():
+        if name in system.settings:
+            target = own.get_submodule(place[0])
+            value: Any = int(system.settings[name])
+            setattr(target, place[1], {"training": value, "testing": value} if place[2] else value)
+    own.transform.min_size = (min(system.size),)
+    own.transform.max_size = max(system.size)
+    own.transform.image_mean, own.transform.image_std = [0.0] * 3, [1.0] * 3  # done already
+    return own
+
+
+SET = {
+    "detections": ("roi_heads", "detections_per_img", False),
+    "candidates": ("rpn", "_pre_nms_top_n", True),
+    "proposals": ("rpn", "_post_nms_top_n", True),
+}
+"""Setting -> where torchvision has it, and whether it has one for training too."""
