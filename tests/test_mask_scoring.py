@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.data.preprocess import Geometry
-from deploykit.networks.detectors import benchmark_layout, dense, grids, layouts
-from deploykit.networks.detectors.mask_scoring import MaskIou
+from deploykit.networks.detectors import benchmark_layout, dense, grids, layouts, light
+from deploykit.networks.detectors.mask_scoring import MaskIou, Widths, widths
 from deploykit.networks.detectors.two_stage import Detections, Proposals, Rois
+from deploykit.networks.detectors.two_stage_models import Sizes, model, sizes
 from deploykit.recipes.identity import Facts, Found
 from deploykit.recipes.recipe import RECIPES
 from deploykit.tasks import decoding
@@ -206,6 +207,22 @@ def test_the_recipe_knows_its_files_and_the_others_do_not() -> None:
     plain = RECIPES.load("mask_rcnn").identify(without, Facts())
     assert isinstance(plain, Found)
     assert plain.variant == VARIANT
+
+
+@pytest.mark.parametrize("width", [Widths(48, 64), Widths(), Widths(16, 24)])
+def test_the_weights_say_how_wide_the_head_is(width: Widths) -> None:
+    recipe = RECIPES.load("mask_scoring_rcnn")
+    with torch.device("meta"):
+        usual = recipe.network("light", 6)
+        made = model("light", Sizes(6, scores=width), "mask_scores")
+    assert widths(usual.state_dict()) == light.SCORES
+    found = recipe.identify(made.state_dict(), Facts())
+    assert isinstance(found, Found)
+    assert (found.variant, found.classes) == ("light", 6)
+    with torch.device("meta"):
+        own = sizes(made.state_dict(), 6)
+        shapes = {k: v.shape for k, v in model("light", own, "mask_scores").state_dict().items()}
+    assert shapes == {key: value.shape for key, value in made.state_dict().items()}
 
 
 # --- what a mask is worth ------------------------------------------------------------------------

@@ -104,6 +104,7 @@ def main() -> None:
         return
     network, names = train(options), list(CLASS_NAMES)
     output = options.output or Path(__file__).with_name(f"{options.recipe}_{VARIANT}.pth")
+    output.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"state_dict": loops.half(network.state_dict()), "names": names}, output)
 
 

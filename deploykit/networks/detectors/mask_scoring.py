@@ -8,35 +8,57 @@ these are.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-WIDTH, HIDDEN, SIDE = 256, 1024, 14
-"""Channels of the convolutions, outputs of the linear layers, height and width of the features."""
+from deploykit.networks.states import outputs
+
+if TYPE_CHECKING:
+    from deploykit.recipes.recipe import StateDict
+
+SIDE = 14
+"""Height and width of the features."""
+
+
+@dataclass(frozen=True)
+class Widths:
+    """How wide the layers are; the paper's unless said otherwise."""
+
+    convolutions: int = 256
+    """Channels."""
+    hidden: int = 1024
+    """Outputs of the linear layers."""
+
+
+def widths(state: StateDict) -> Widths | None:
+    """Return how wide the head in a state dict is, None where there is none."""
+    layers = "roi_heads.maskiou.feature_extractor.maskiou_"
+    convolutions, hidden = (outputs(state, f"{layers}{name}.weight") for name in ("fcn1", "fc1"))
+    return None if convolutions is None or hidden is None else Widths(convolutions, hidden)
 
 
 class MaskIou(nn.Module):
     """From the features of an object and its mask to the IoU that is expected of the mask."""
 
-    def __init__(self, channels: int, labels: int) -> None:
+    def __init__(self, channels: int, labels: int, widths: Widths = Widths()) -> None:
         """Make the layers. channels: of the features. labels: the background among them."""
         super().__init__()
-        widths = (channels + 1, WIDTH, WIDTH, WIDTH)
+        width, hidden = widths.convolutions, widths.hidden
         layers: OrderedDict[str, nn.Module] = OrderedDict()
-        for number, width in enumerate(widths, start=1):
-            stride = 2 if number == len(widths) else 1
-            layers[f"maskiou_fcn{number}"] = nn.Conv2d(width, WIDTH, 3, stride, 1)
+        for number, inputs in enumerate((channels + 1, width, width, width), start=1):
+            stride = 2 if number == 4 else 1
+            layers[f"maskiou_fcn{number}"] = nn.Conv2d(inputs, width, 3, stride, 1)
             layers[f"relu{number}"] = nn.ReLU()
         layers["flatten"] = nn.Flatten()
-        inputs = WIDTH * (SIDE // 2) ** 2
-        for number, size in enumerate((inputs, HIDDEN), start=1):
-            layers[f"maskiou_fc{number}"] = nn.Linear(size, HIDDEN)
+        for number, inputs in enumerate((width * (SIDE // 2) ** 2, hidden), start=1):
+            layers[f"maskiou_fc{number}"] = nn.Linear(inputs, hidden)
             layers[f"relu_fc{number}"] = nn.ReLU()
         self.pool = nn.MaxPool2d(2)
         self.feature_extractor = nn.Sequential(layers)
-        self.predictor = nn.ModuleDict({"maskiou": nn.Linear(HIDDEN, labels)})
+        self.predictor = nn.ModuleDict({"maskiou": nn.Linear(hidden, labels)})
 
     def forward(self, features: Tensor, masks: Tensor, classes: Tensor) -> Tensor:
         """Return float32[n, 1]: what each mask of its class is worth.

@@ -13,8 +13,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RPNHead
 
 from deploykit.networks import bodies, mpvit, swin_dense
-from deploykit.networks.detectors import light
-from deploykit.networks.detectors.mask_scoring import MaskIou
+from deploykit.networks.detectors import light, mask_scoring
 from deploykit.networks.detectors.point_rend import PointRend
 from deploykit.networks.detectors.settings import anchored
 from deploykit.networks.detectors.transformer_pyramid import Pyramid
@@ -109,6 +108,8 @@ class Sizes:
     """Per cell of each level."""
     stages: tuple[int, ...] = STAGES
     """Of the body, whose features make the pyramid."""
+    scores: mask_scoring.Widths | None = None
+    """Of the head of the masks' scores; None: the variant's own."""
 
 
 def sizes(state: StateDict, classes: int) -> Sizes:
@@ -131,6 +132,7 @@ def sizes(state: StateDict, classes: int) -> Sizes:
         found.keypoints if points is None else int(points.shape[1]),
         outputs(state, "rpn.head.cls_logits.weight") or found.anchors,
         stages(state),
+        mask_scoring.widths(state),
     )
 
 
@@ -173,7 +175,9 @@ def model(variant: str, wanted: Sizes, head: Head) -> Any:  # noqa: ANN401 - tor
         more = {"num_keypoints": wanted.keypoints} if head == "keypoints" else {}
         made = _MODELS[head](_pyramid(variant, wanted), classes, **_levels(wanted), **more)
     if head == "mask_scores":
-        made.roi_heads.maskiou = MaskIou(made.backbone.out_channels, classes)
+        usual = light.SCORES if variant == LIGHT else mask_scoring.Widths()
+        channels, widths = made.backbone.out_channels, wanted.scores or usual
+        made.roi_heads.maskiou = mask_scoring.MaskIou(channels, classes, widths)
     if head == "mask_points":
         made.roi_heads.mask_roi_pool = made.roi_heads.mask_predictor = None
         made.roi_heads.mask_head = PointRend(made.backbone.out_channels, wanted.classes)

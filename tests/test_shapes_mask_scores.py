@@ -1,0 +1,82 @@
+"""The example that trains what scores masks: what it learns from, and that it learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from example_scripts import script
+
+from deploykit.data import sources
+from deploykit.tasks import masks
+from deploykit.training import timed
+
+pytest.importorskip("skimage", reason="scikit-image is not installed")
+
+
+@pytest.fixture(scope="module")
+def train() -> Any:
+    return script("shapes_mask_scores")
+
+
+@pytest.fixture(scope="module")
+def seen(train: Any) -> Any:
+    """A batch of images, what is known of it, and what the frozen network finds in it."""
+    images, objects = train.load(sources.dataset("shapes:split=train,seed=9,count=4"))
+    network = train.frozen(torch.device("cpu"))
+    stream = train.batches(images, objects, np.random.default_rng(1), torch.device("cpu"))
+    pixels, truth = next(stream)
+    return network, pixels[:3], truth[:3]
+
+
+def test_what_a_mask_is_worth_is_its_iou_in_pixels(train: Any, seen: Any) -> None:
+    network, pixels, truth = seen
+    with torch.no_grad():
+        maps = network.backbone(pixels)
+        sizes = [(320, 320)] * len(pixels)
+        proposals, _ = network.rpn(train.ImageList(pixels, sizes), maps)
+        found, _ = network.roi_heads(maps, proposals, sizes)
+    ours, theirs = [], []
+    for each, known in zip(found, truth, strict=True):
+        worth = train.worth(each, known)
+        pasted = masks.paste(each["masks"][:, 0].numpy(), each["boxes"].numpy(), 320, 320)
+        for i in torch.nonzero(worth >= 0).flatten().tolist():
+            own = known["labels"] == each["labels"][i]
+            shown = known["masks"][own].bool().numpy()
+            iou = [(pasted[i] & one).sum() / (pasted[i] | one).sum() for one in shown]
+            ours.append(float(worth[i]))
+            theirs.append(max(iou))
+    assert len(ours) >= 5
+    assert np.abs(np.array(ours) - theirs).max() < 0.06  # cells of 28 x 28 against pixels
+
+
+def test_an_object_of_another_class_or_beside_the_box_is_none(train: Any) -> None:
+    whole = torch.zeros(1, 40, 40, dtype=torch.uint8)
+    whole[0, 10:30, 10:30] = 1
+    truth = {
+        "boxes": torch.tensor([[10.0, 10, 30, 30]]),
+        "labels": torch.tensor([2]),
+        "masks": whole,
+    }
+    boxes = torch.tensor([[10.0, 10, 30, 30], [10, 10, 30, 30], [10, 10, 30, 30], [20, 20, 39, 39]])
+    inside = torch.ones(4, 1, 28, 28)
+    inside[1, :, 14:] = 0.2
+    found = {"boxes": boxes, "labels": torch.tensor([2, 2, 1, 2]), "masks": inside}
+    assert train.worth(found, truth).tolist() == pytest.approx([1.0, 0.5, -1.0, -1.0])
+
+
+def test_the_head_learns_and_the_rest_stays(train: Any, seen: Any) -> None:
+    network, pixels, truth = seen
+    before = {k: v.clone() for k, v in network.state_dict().items() if "maskiou" not in k}
+    rows = train.look(network, pixels, truth)
+    every = torch.arange(len(rows.iou))
+    head = network.roi_heads.maskiou.requires_grad_(True)
+    learnt = timed.fit(head, lambda: rows.chosen(every), train.loss, timed.Pace(40, tell=60))
+    with torch.no_grad():
+        read, iou = rows.chosen(every)
+        error = float(train.loss(learnt(*read), iou))
+    assert error < 0.5 * float(iou.var())
+    after = network.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
