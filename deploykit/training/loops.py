@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from deploykit.data.samples import Batch
     from deploykit.data.sources import Dataset, Sample
     from deploykit.recipes.recipe import Recipe
+    from deploykit.tasks.evaluation import Forward
     from deploykit.values import Json
 
     Bits = NDArray[np.uint8]
@@ -256,6 +257,13 @@ def scores(network: nn.Module, recipe: Recipe, variant: str, data: Dataset, name
     """
     preprocess = recipe.variant(variant).preprocess
     contract = Contract(preprocess, names, tasks.find(recipe.task))
+    forward = runner(network, recipe, preprocess)
+    scores, images, _ = evaluation.evaluate(forward, data, contract, batch_size=16)
+    return {**scores.metrics, "per_class": dict(scores.per_class), "images": images}
+
+
+def runner(network: nn.Module, recipe: Recipe, preprocess: Preprocess) -> Forward:
+    """Return what gives the outputs of a network of the recipe by their names."""
     pictures = TensorSpec("images", "float32", ("batch", 3, *preprocess.size))
     takes = (pictures, *recipe.extra_inputs(preprocess))
 
@@ -265,8 +273,7 @@ def scores(network: nn.Module, recipe: Recipe, variant: str, data: Dataset, name
         found = network(*(torch.from_numpy(feeds[spec.name]) for spec in takes))
         return {k: v.numpy() for k, v in outputs.named(recipe, found)}
 
-    scores, images, _ = evaluation.evaluate(forward, data, contract, batch_size=16)
-    return {**scores.metrics, "per_class": dict(scores.per_class), "images": images}
+    return forward
 
 
 def score(checkpoint: Path, data: Dataset) -> Json:
