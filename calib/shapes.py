@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from deploykit.values import Json
 
 Split: TypeAlias = Literal["train", "val"]
-Truth: TypeAlias = Literal["objects", "map", "class"]
-"""What is known of an image: its objects, the class of each pixel, or of its only shape."""
+Truth: TypeAlias = Literal["objects", "things", "map", "class"]
+"""What is known of an image: its objects, these all of one class, the class of each pixel, or of
+its only shape."""
 
 CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
 _BAR = "bar"
@@ -52,13 +53,13 @@ _LONGEST_PHOTO = 768
 _REFERENCE_SIZE = 320
 """At this size the shapes' sides lie within _SIDES, in pixels; they grow with it."""
 _SIDES: dict[Truth, tuple[float, float]] = {
-    **dict.fromkeys(("objects", "map"), (22.0, 160.0)),
+    **dict.fromkeys(("objects", "things", "map"), (22.0, 160.0)),
     "class": (150.0, 290.0),
 }
 _SQUEEZE = 0.75
 _MOST_SHAPES = 8
 _PLACES: dict[Truth, tuple[float, float]] = {
-    **dict.fromkeys(("objects", "map"), (0.05, 0.95)),
+    **dict.fromkeys(("objects", "things", "map"), (0.05, 0.95)),
     "class": (0.4, 0.6),
 }
 """Where shapes have their centres, in shares of the image."""
@@ -172,23 +173,26 @@ def render(spec: Spec, index: int) -> tuple[Pixels, list[Instance]]:
 def truth(spec: Spec, index: int) -> ImageAnnotations | NDArray[np.uint8] | int:
     """Return what is known of image `index`, as the spec says.
 
-    Its objects, with masks as uncompressed run lengths; the id of its only shape's class; or that
-    of each pixel, uint8[H, W], 0 for the background.
+    Its objects, with masks as uncompressed run lengths, `things` all of class 1; the id of its only
+    shape's class; or that of each pixel, uint8[H, W], 0 for the background.
     """
     scene = _scene(spec, index)
     if spec.truth == "class":
         return 1 + CLASSES.index(next(kind for kind in scene.kinds if kind in CLASSES))
     if spec.truth == "map":
         return scene.label_map()
-    annotations = tuple(_annotation(scene, instance) for instance in scene.instances())
+    annotations = tuple(
+        _annotation(scene, instance, 1 if spec.truth == "things" else 1 + instance.category)
+        for instance in scene.instances()
+    )
     return ImageAnnotations(index + 1, annotations, (scene.height, scene.width))
 
 
-def _annotation(scene: _Scene, instance: Instance) -> Json:
+def _annotation(scene: _Scene, instance: Instance, category: int) -> Json:
     x1, y1, x2, y2 = instance.box
     size = (scene.height, scene.width)
     return {
-        "category_id": instance.category + 1,
+        "category_id": category,
         "bbox": [x1, y1, x2 - x1, y2 - y1],
         "area": int(instance.mask.sum()),
         "iscrowd": 0,
@@ -277,7 +281,9 @@ def _open(location: str) -> Dataset:
         for i in range(spec.count)
     ]
     known = dict(enumerate(CLASSES, start=1))
-    if spec.truth == "map":
+    if spec.truth == "things":
+        known = {1: "object"}
+    elif spec.truth == "map":
         known = {0: "background", **known}
     return Dataset(f"shapes:{spec}", samples, known)
 

@@ -1,4 +1,4 @@
-"""DETR on ResNet-50 and -101, each also with a dilated last stage (DC5).
+"""DETR on ResNet-50 and -101, each also with a dilated last stage (DC5), and a light one.
 
 Source: github.com/facebookresearch/detr (Apache-2.0) for the names of parameters and the
 evaluation; those of transformers are read too. See `deploykit.networks.detr`.
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from deploykit.data.preprocess import Preprocess
 from deploykit.data.presets import MEAN, STD
-from deploykit.networks import detr, detr_names
+from deploykit.networks import detr, detr_bodies, detr_names
 from deploykit.networks.class_names import numbered
 from deploykit.networks.detectors import dense_family
 from deploykit.networks.states import COLOURS, check_colours, children, inputs, outputs
@@ -22,16 +22,21 @@ if TYPE_CHECKING:
     from deploykit.recipes.identity import Facts
     from deploykit.recipes.recipe import StateDict
 
+BODY = "backbone.0.body"
 BLOCKS = {6: 50, 23: 101}
 """Blocks in the third stage -> layers of the ResNet."""
 DILATED = "_dc5"
 """How the name of a variant ends whose last stage is dilated, which its weights do not say."""
+LIGHT = "light"
 
 
 def build(variant: str, classes: int, _: tuple[int, int]) -> detr.Network:
     """Return the network of a variant as it was trained, in eval mode."""
+    if variant == LIGHT:
+        return detr.Network(detr_bodies.LightBody(), classes, detr.LIGHT).eval()
     depth = int(variant.removesuffix(DILATED).removeprefix("r"))
-    return detr.Network(depth, classes, dilated=variant.endswith(DILATED)).eval()
+    body = detr_bodies.Body(depth, dilated=variant.endswith(DILATED))
+    return detr.Network(body, classes, detr.Sizes(layers=detr.LAYERS)).eval()
 
 
 def adapt(state: StateDict) -> StateDict:
@@ -42,16 +47,14 @@ def adapt(state: StateDict) -> StateDict:
 
 def identify(state: StateDict, facts: Facts) -> Found | None:
     """Return the variant and the number of classes, None where it is not such a DETR."""
-    classes, queries = outputs(state, "class_embed.weight"), outputs(state, "query_embed.weight")
-    depth = BLOCKS.get(len(children(state, "backbone.0.body.layer3")))
-    layers = {len(children(state, f"transformer.{part}.layers")) for part in ("encoder", "decoder")}
-    if classes is None or depth is None or (queries, layers) != (detr.QUERIES, {detr.LAYERS}):
-        return None
-    if state["query_embed.weight"].shape[-1] != detr.WIDTH:
+    classes = outputs(state, "class_embed.weight")
+    found = _variant(state)
+    if classes is None or found is None:
         return None
     check_colours(inputs(state, "backbone.0.body.conv1.weight") or COLOURS)
-    variant = stated(facts, f"r{depth}", recipe.variants)
-    said = "" if facts.variant else f"assumed: no dilated last stage, else --variant {variant}_dc5"
+    variant = stated(facts, found, recipe.variants)
+    certain = facts.variant or found == LIGHT
+    said = "" if certain else f"assumed: no dilated last stage, else --variant {variant}{DILATED}"
     count = classes - 1
     return Found(
         variant,
@@ -60,6 +63,21 @@ def identify(state: StateDict, facts: Facts) -> Found | None:
         build=lambda: build(variant, count, (0, 0)),
         assumed=said,
     )
+
+
+def _variant(state: StateDict) -> str | None:
+    """Return which one the weights are of, without dilation, None where they are of none."""
+    queries, blocks = state.get("query_embed.weight"), len(children(state, f"{BODY}.layer3"))
+    layers = {len(children(state, f"transformer.{part}.layers")) for part in ("encoder", "decoder")}
+    if queries is None or queries.ndim != 2 or len(layers) != 1:
+        return None
+    sizes = (queries.shape[1], layers.pop(), queries.shape[0])
+    first = outputs(state, f"{BODY}.conv1.weight")
+    if sizes == (detr.LIGHT.width, detr.LIGHT.layers, detr.LIGHT.queries):
+        return LIGHT if first == detr_bodies.LIGHT_WIDTHS[0] and blocks == 2 else None
+    if sizes == (detr.WIDTH, detr.LAYERS, detr.QUERIES) and blocks in BLOCKS:
+        return f"r{BLOCKS[blocks]}"
+    return None
 
 
 def class_names(count: int) -> tuple[str, ...]:
@@ -83,14 +101,18 @@ KEEP_FLOAT = (
 PREPROCESS = Preprocess((800, 1066), "stretch", mean=MEAN, std=STD)
 """The official one for images of 4 to 3: the short side 800; without a mask an image fills its
 input."""
+SMALL = Preprocess((160, 160), "stretch", mean=MEAN, std=STD)
 MARKS = ("transformer.decoder.layers.0.multihead_attn.", "model.query_position_embeddings.")
 recipe = Recipe(
     name="detr",
     task="detection",
     variants={
-        name: Variant(PREPROCESS, KEEP_FLOAT, 1, ("input_proj",))
-        for depth in BLOCKS.values()
-        for name in (f"r{depth}", f"r{depth}{DILATED}")
+        **{
+            name: Variant(PREPROCESS, KEEP_FLOAT, 1, ("input_proj",))
+            for depth in BLOCKS.values()
+            for name in (f"r{depth}", f"r{depth}{DILATED}")
+        },
+        LIGHT: Variant(SMALL, KEEP_FLOAT, 16, ("input_proj",)),
     },
     build=build,
     identify=identify,

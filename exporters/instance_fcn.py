@@ -1,4 +1,4 @@
-"""InstanceFCN: a mask for each object of an image, whatever it is.
+"""InstanceFCN: a mask for each object of an image, whatever it is; on VGG-16, and a light one.
 
 Source: arXiv 1603.08678. No weights are published; key names are torchvision's for VGG-16
 (`features.N`) and `instance.{0,2}`, `objectness.{0,2}` for the heads.
@@ -10,6 +10,8 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from deploykit.data.preprocess import Preprocess
+from deploykit.data.presets import MEAN, STD
 from deploykit.networks import instance_fcn
 from deploykit.networks.detectors import dense, dense_family, vgg_family
 from deploykit.networks.instance_fcn import InstanceFcn, Limits
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 """Numbers of VGG-16's convolutions; the last ones of the stages have their widths."""
 LAST = (2, 7, 14, 21, 28)
+SIZES = {"vgg16": instance_fcn.WIDTHS, "light": instance_fcn.LIGHT_WIDTHS}
+"""Variant -> channels of its stages; others are the first one's by another width."""
 USUAL = Limits()
 
 
@@ -51,9 +55,9 @@ CHOICES = {
 }
 
 
-def build(variant: str, classes: int, _: tuple[int, int]) -> InstanceFcn:  # noqa: ARG001 - one of each
+def build(variant: str, classes: int, _: tuple[int, int]) -> InstanceFcn:  # noqa: ARG001 - there is one
     """Return the network as it was trained, in eval mode."""
-    return InstanceFcn().eval()
+    return InstanceFcn(widths=SIZES[variant]).eval()
 
 
 def identify(state: StateDict, facts: Facts) -> Found | None:
@@ -78,7 +82,7 @@ def identify(state: StateDict, facts: Facts) -> Found | None:
     settings[masks.SETTING] = Setting("exact", "weights")
     sizes = tuple(int(width or 0) for width in widths)
     return Found(
-        stated(facts, "vgg16", recipe.variants),
+        stated(facts, "light" if sizes == SIZES["light"] else "vgg16", recipe.variants),
         1,
         settings,
         build=lambda: InstanceFcn(bins, limits, sizes),
@@ -99,14 +103,14 @@ KEEP_FLOAT = (
         Precision.FP32,
     ),
 )
+LIGHT = Preprocess((320, 320), "stretch", mean=MEAN, std=STD)
 MARKS = ("objectness.2.",)
 recipe = Recipe(
     name="instance_fcn",
     task="instance_segmentation",
     variants={
-        "vgg16": Variant(
-            vgg_family.PREPROCESS, KEEP_FLOAT, instance_fcn.STRIDE, features=("features",)
-        )
+        name: Variant(preprocess, KEEP_FLOAT, instance_fcn.STRIDE, features=("features",))
+        for name, preprocess in (("vgg16", vgg_family.PREPROCESS), ("light", LIGHT))
     },
     build=build,
     identify=identify,

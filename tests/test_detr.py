@@ -11,7 +11,7 @@ from torch import nn
 
 import deploykit
 from deploykit.errors import CheckpointError
-from deploykit.networks import detr, detr_names, loading
+from deploykit.networks import detr, detr_bodies, detr_names, loading
 from deploykit.recipes.identity import Facts, found
 from deploykit.recipes.recipe import RECIPES
 
@@ -61,7 +61,7 @@ def test_parameters_multiply_adds_and_keys_are_the_official_ones(variant: str) -
 @pytest.mark.parametrize("form", ["trained", "folded"])
 def test_attention_gives_what_torchs_gives(form: str) -> None:
     theirs = skewed(nn.MultiheadAttention(detr.WIDTH, detr.HEADS, batch_first=True))
-    ours = detr.Attention().eval()
+    ours = detr.Attention(detr.Sizes()).eval()
     ours.load_state_dict(theirs.state_dict())
     queries, keys, values = torch.randn(3, 2, 9, detr.WIDTH).unbind()
     layer = ours if form == "trained" else ours.folded()
@@ -74,7 +74,7 @@ def test_an_encoder_layer_gives_what_torchs_gives() -> None:
     theirs = skewed(
         nn.TransformerEncoderLayer(detr.WIDTH, detr.HEADS, detr.INNER, batch_first=True)
     )
-    ours = detr.EncoderLayer().eval()
+    ours = detr.EncoderLayer(detr.Sizes()).eval()
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 7, detr.WIDTH)
     with torch.no_grad():
@@ -98,6 +98,25 @@ def test_a_dilated_stage_is_stated_and_else_said_to_be_assumed_away() -> None:
     assert (plain.variant, plain.classes, dilated.variant) == ("r50", 91, "r50_dc5")
     assert "--variant r50_dc5" in plain.assumed
     assert RECIPE.class_names(91)[1] == "person"
+
+
+def test_a_light_one_is_known_by_its_weights_alone(tmp_path: Path) -> None:
+    """Every size of it differs from the published ones'."""
+    torch.manual_seed(0)
+    state = RECIPE.network("light", 6).state_dict()
+    light = found(RECIPE.identify(state, Facts()))
+    assert light is not None
+    assert (light.variant, light.classes, light.assumed) == ("light", 6, "")
+    torch.save(state, tmp_path / "light.pth")
+    made = loading.load_network(tmp_path / "light.pth", loading.NetworkOptions())
+    attention, inner, norm = 4 * 128 * 129, 128 * 512 + 512 + 512 * 128 + 128, 2 * 128
+    coder = 3 * (attention + inner + 2 * norm) + 3 * (2 * attention + inner + 3 * norm) + norm
+    heads = 25 * 128 + 129 * 7 + 2 * 128 * 129 + 129 * 4 + 128 * 129
+    body = 4768 + 37_120 + 131_712 + 525_568  # the stem and three stages
+    assert sum(p.numel() for p in made.module.parameters()) == coder + heads + body
+    assert made.card.preprocess.size == (160, 160)
+    for key in ("query_embed.weight", "backbone.0.body.conv1.weight"):
+        assert RECIPE.identify(state | {key: state[key][:-1]}, Facts()) is None
 
 
 def renamed(state: dict[str, Any], *, version: int) -> dict[str, Any]:
@@ -149,6 +168,7 @@ class Patches(nn.Module):
     def __init__(self, depth: int, *, dilated: bool) -> None:
         super().__init__()
         del depth, dilated
+        self.channels = 2048
         self.body = nn.Module()
         self.body.conv1 = nn.Conv2d(3, 8, 32, 32)
         self.body.layer3 = nn.Sequential(*(nn.Conv2d(8, 8, 1) for _ in range(6)))
@@ -163,7 +183,7 @@ class Patches(nn.Module):
 def small(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     """A DETR of one layer on a simple body."""
     monkeypatch.setattr(detr, "LAYERS", 1)
-    monkeypatch.setattr(detr, "Body", Patches)
+    monkeypatch.setattr(detr_bodies, "Body", Patches)
     return skewed(RECIPE.network("r50", 7))
 
 

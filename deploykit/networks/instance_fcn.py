@@ -22,6 +22,8 @@ STRIDE = 8
 """Input pixels per cell of the features."""
 WIDTHS = (64, 128, 256, 512, 512)
 """Channels of the five stages of VGG-16."""
+LIGHT_WIDTHS = (16, 32, 64, 128, 160)
+"""Those of this project's own narrow one."""
 HIDDEN = 512
 """Channels inside the heads."""
 MASK = 28
