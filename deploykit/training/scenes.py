@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deploykit.data import sources
-from deploykit.training import loops
+from deploykit.training import augmenting, gathering, loops
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from deploykit.data.preprocess import Preprocess
+    from deploykit.data.sources import Dataset
 
-CHUNK = 100
-"""Images that a process makes at a time."""
 LEAST_LEFT = 0.3
 """Share of a box inside a varied image below which its object is left out."""
 
@@ -73,23 +70,15 @@ def generated(
 
     Raises: DataError, as `sources.dataset` and `loops.load`.
     """
-    count = len(sources.dataset(spec).samples)
-    starts = range(0, count, CHUNK)
-    part = partial(_part, spec, preprocess, masks)
-    if processes == 1:
-        return _joined([part(start) for start in starts])
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        return _joined(pool.map(part, starts, chunksize=1))
+    make = partial(_part, preprocess=preprocess, masks=masks)
+    return _joined(gathering.gathered(make, spec, processes))
 
 
-_Part = tuple["NDArray[np.uint8]", list["loops.Objects"], "NDArray[np.uint8]"]
+_Part: TypeAlias = "tuple[NDArray[np.uint8], list[loops.Objects], NDArray[np.uint8]]"
 
 
-def _part(spec: str, preprocess: Preprocess, masks: bool, start: int) -> _Part:  # noqa: FBT001 - of `partial`
-    """Return a few of the images, their objects, and whose each pixel is."""
-    torch.set_num_threads(1)
-    data = sources.dataset(spec)
-    data = replace(data, samples=data.samples[start : start + CHUNK])
+def _part(data: Dataset, preprocess: Preprocess, *, masks: bool) -> _Part:
+    """Return the images, their objects, and whose each pixel is."""
     images, objects = loops.load(data, preprocess, masks=masks)
     owners = np.zeros((len(images), *images.shape[2:]), np.uint8)
     for k, found in enumerate(objects):
@@ -111,42 +100,35 @@ def _joined(parts: list[_Part]) -> Scenes:
     return Scenes(images, boxes, classes, owners)
 
 
-def varied(scenes: Scenes, zoom: tuple[float, float]) -> Scenes:
+def varied(scenes: Scenes, zoom: tuple[float, float], generator: torch.Generator) -> Scenes:
     """Return the images flipped, turned, scaled, moved and relit at random, as shares of white.
 
     zoom: Least and greatest factor of the objects' sizes. What an image does not fill is black.
     """
-    count, device = len(scenes), scenes.images.device
+    count, place = len(scenes), scenes.images.device
     low, high = zoom
-    reach = (low * (high / low) ** torch.rand(count, device=device)).reciprocal()
-    moves = _turns(count, device) * reach[:, None, None]
-    shift = (2 * torch.rand(count, 2, device=device) - 1) * (1 - reach).abs()[:, None]
-    theta = torch.cat([moves, shift[:, :, None]], 2)
+    size, *shift = torch.rand((3, count), generator=generator, device=place)
+    reach = (low * (high / low) ** size).reciprocal()
+    moves = _turns(count, generator) * reach[:, None, None]
+    moved = (2 * torch.stack(shift, 1) - 1) * (1 - reach).abs()[:, None]
+    theta = torch.cat([moves, moved[:, :, None]], 2)
     side = int(scenes.images.shape[-1])
     grid = functional.affine_grid(theta, [count, 1, side, side], align_corners=False)
-    images = functional.grid_sample(_relit(scenes.images), grid, align_corners=False)
+    lit = augmenting.relit(scenes.images, generator)
+    images = functional.grid_sample(lit, grid, align_corners=False)
     owners = functional.grid_sample(
         scenes.owners[:, None].float(), grid, mode="nearest", align_corners=False
     )
-    boxes, left = _moved(scenes.boxes, moves, shift, side)
+    boxes, left = _moved(scenes.boxes, moves, moved, side)
     classes = torch.where(left >= LEAST_LEFT, scenes.classes, -1)
     return Scenes(images, boxes, classes, owners[:, 0].to(torch.uint8))
 
 
-def _turns(count: int, device: torch.device) -> Tensor:
+def _turns(count: int, generator: torch.Generator) -> Tensor:
     """Return float32[count, 2, 2], each one of the eight flips and quarter turns."""
-    signs = 1.0 - 2 * torch.randint(0, 2, (count, 2), device=device)
-    swapped = torch.randint(0, 2, (count, 1, 1), device=device).bool()
-    straight = torch.diag_embed(signs)
-    return torch.where(swapped, straight.flip(2), straight)
-
-
-def _relit(images: Tensor) -> Tensor:
-    """Return float32, 0 to 1, of uint8 levels after random contrast and brightness."""
-    count, device = len(images), images.device
-    gain = 1 + loops.GAIN * (2 * torch.rand(count, 3, 1, 1, device=device) - 1)
-    lift = loops.LIFT * (2 * torch.rand(count, 1, 1, 1, device=device) - 1)
-    return (images.float() * gain + lift).clamp(0, 255) / 255
+    chosen = torch.rand((3, count), generator=generator, device=generator.device) < 0.5
+    straight = torch.diag_embed(torch.where(chosen[:2].T, -1.0, 1.0))
+    return torch.where(chosen[2, :, None, None], straight.flip(2), straight)
 
 
 def _moved(boxes: Tensor, moves: Tensor, shift: Tensor, side: int) -> tuple[Tensor, Tensor]:

@@ -15,14 +15,14 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from deploykit.data import sources
-from deploykit.networks import detr, loading
+from deploykit.networks import detr
 from deploykit.recipes.recipe import RECIPES
 from deploykit.training import loops, scenes, set_prediction, timed
 from deploykit.training.set_prediction import Objects
@@ -42,16 +42,34 @@ PLACED, SIZED = 0.4, 0.4
 """How far copies are displaced, in half sides, and how far their sides are changed."""
 FOCUS = 2.0
 """Factor of the first weights of the decoder's attention to the image, see `begin`."""
+GRADIENT_LIMIT = 0.1
 WARM = Path(__file__).parent.parent / "shapes_masks" / "mask_rcnn_light.pth"
 """Its body is the same one, and has seen shapes."""
+
+
+class Said(NamedTuple):
+    """What a network says while it learns."""
+
+    logits: Tensor
+    """float32[B, layers, SETS * QUERIES + COPIES * M, classes + 1], set by set."""
+    boxes: Tensor
+    """float32[..., 4], likewise."""
+    place_logits: Tensor
+    """float32[B, N, classes + 1], of each place of the encoder's map."""
+    place_boxes: Tensor
+    """float32[B, N, 4]."""
 
 
 class Learner(nn.Module):
     """The network, and what only helps it to learn."""
 
-    def __init__(self, network: detr.Network) -> None:
-        """Take the network; its queries start at places spread over the image."""
+    def __init__(self, network: detr.Network, *, amp: bool) -> None:
+        """Take the network; its queries start at places spread over the image.
+
+        amp: Compute the body in bfloat16.
+        """
         super().__init__()
+        self.amp = amp
         width, classes = detr.LIGHT.width, network.class_embed.out_features
         self.network = network
         grid = (torch.arange(5) + 0.5) / 5
@@ -62,14 +80,10 @@ class Learner(nn.Module):
         nn.init.zeros_(self.extent.weight)
         self.place_class, self.place_box = nn.Linear(width, classes), detr.Boxes(width)
 
-    def forward(self, images: Tensor, copies: Tensor, amp: bool) -> tuple[Tensor, ...]:  # noqa: FBT001 - a module's
-        """Return the encoder's map [B, N, C] and what each layer makes of the queries.
-
-        copies: displaced boxes, float32[B, COPIES * M, 4]. The queries are
-        float32[B, layers, SETS * QUERIES + COPIES * M, C], set by set.
-        """
+    def forward(self, images: Tensor, copies: Tensor) -> Said:
+        """Return what is said of images [B, 3, S, S] and displaced boxes, see `displaced`."""
         net = self.network
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp):
             x, place = net.seen(images)
         image = net.transformer.encoder(x.float(), place)
         own = torch.cat([net.query_embed.weight[None], self.others]).flatten(0, 1)
@@ -80,7 +94,10 @@ class Learner(nn.Module):
         for layer in net.transformer.decoder.layers:
             x = self._decoded(cast("detr.DecoderLayer", layer), x, query, (image, image + place))
             layers.append(net.transformer.decoder.norm(x))
-        return image, torch.stack(layers, 1)
+        x = torch.stack(layers, 1)
+        return Said(
+            net.class_embed(x), net.bbox_embed(x), self.place_class(image), self.place_box(image)
+        )
 
     def _decoded(
         self, layer: detr.DecoderLayer, x: Tensor, query: Tensor, image: tuple[Tensor, Tensor]
@@ -116,7 +133,7 @@ CELL = 16 / SIZE
 """Side of a cell of the map as a share of the image; its row says where it ends."""
 
 
-def begin(options: argparse.Namespace) -> Learner:
+def begin(options: argparse.Namespace, *, amp: bool) -> Learner:
     """Return a learner whose body comes from the example Mask R-CNN.
 
     The decoder's queries and keys start with one weight, so that each query looks near its place.
@@ -136,29 +153,30 @@ def begin(options: argparse.Namespace) -> Learner:
         queries, keys, _ = attention.in_proj_weight.data.chunk(3)
         keys.mul_(FOCUS)
         queries.copy_(keys)
-    return Learner(network)
+    return Learner(network, amp=amp)
 
 
-def displaced(truth: Objects) -> Tensor:
-    """Return COPIES of each object's box at random near it, copy by copy."""
-    boxes = truth.boxes.repeat(1, COPIES, 1)
-    centres, sides = boxes[..., :2], boxes[..., 2:]
-    moved = centres + PLACED * sides / 2 * (2 * torch.rand_like(sides) - 1)
-    return torch.cat([moved, sides * (1 + SIZED * (2 * torch.rand_like(sides) - 1))], -1)
+def displaced(boxes: Tensor, generator: torch.Generator) -> Tensor:
+    """Return COPIES of each object's box at random near it, float32[B, COPIES * M, 4]."""
+    copies = boxes.repeat(1, COPIES, 1)
+    change = 2 * torch.rand(copies.shape, generator=generator, device=copies.device) - 1
+    sides = copies[..., 2:]
+    moved = copies[..., :2] + PLACED * sides / 2 * change[..., :2]
+    return torch.cat([moved, sides * (1 + SIZED * change[..., 2:])], -1)
 
 
-def losses(learner: Learner, images: Tensor, truth: Objects, *, amp: bool) -> dict[str, Tensor]:
-    """Return the losses of a batch by name; all layers of the decoder are judged."""
-    image, queries = learner(images, displaced(truth), amp)
-    logits, boxes = learner.network.class_embed(queries), learner.network.bbox_embed(queries)
+def loss(found: Said, truth: Objects) -> Tensor:
+    """Return what a batch costs; all layers of the decoder are judged."""
     own = SETS * detr.LIGHT.queries
-    sets = [part[:, :, :own].unflatten(2, (SETS, -1)).flatten(1, 2) for part in (logits, boxes)]
+    sets = [
+        part[:, :, :own].reshape(len(part), -1, detr.LIGHT.queries, part.shape[-1])
+        for part in (found.logits, found.boxes)
+    ]
     chosen = set_prediction.matched(sets[0].detach(), sets[1].detach(), truth)
-    found = set_prediction.set_losses(sets[0], sets[1], truth, chosen)
-    made = {name: value / SETS for name, value in found.items()}
-    made["copies"] = copy_loss(logits[:, :, own:], boxes[:, :, own:], truth)
-    made["places"] = place_loss(learner, image, truth)
-    return made
+    costs = set_prediction.set_losses(sets[0], sets[1], truth, chosen)
+    matched = torch.stack([*costs.values()]).sum() / SETS
+    copies = copy_loss(found.logits[:, :, own:], found.boxes[:, :, own:], truth)
+    return matched + copies + place_loss(found.place_logits, found.place_boxes, truth)
 
 
 def copy_loss(logits: Tensor, boxes: Tensor, truth: Objects) -> Tensor:
@@ -172,14 +190,13 @@ def copy_loss(logits: Tensor, boxes: Tensor, truth: Objects) -> Tensor:
     return layers * named + found["sides"] + found["overlap"]
 
 
-def place_loss(learner: Learner, image: Tensor, truth: Objects) -> Tensor:
+def place_loss(logits: Tensor, boxes: Tensor, truth: Objects) -> Tensor:
     """Return what it costs that places of the encoder's map say wrongly what lies there.
 
     A place is of the smallest object whose box, or the cell around whose centre, it lies in.
     """
-    logits, boxes = learner.place_class(image), learner.place_box(image)
-    side = round(float(image.shape[1]) ** 0.5)
-    line = (torch.arange(side, device=image.device) + 0.5) / side
+    side = round(float(logits.shape[1]) ** 0.5)
+    line = (torch.arange(side, device=logits.device) + 0.5) / side
     spots = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).reshape(1, -1, 1, 2)
     centres, sides = truth.boxes[:, None, :, :2], truth.boxes[:, None, :, 2:]
     reach = (0.4 * sides).clamp(min=0.5 / side)
@@ -189,7 +206,7 @@ def place_loss(learner: Learner, image: Tensor, truth: Objects) -> Tensor:
     real = least.isfinite()
     nothing = logits.shape[-1] - 1
     wanted = torch.where(real, truth.classes.gather(1, index), nothing)
-    weights = torch.ones(nothing + 1, device=image.device)
+    weights = torch.ones(nothing + 1, device=logits.device)
     weights[nothing] = 0.3
     named = functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), weights)
     there = truth.boxes.gather(1, index[..., None].expand(-1, -1, 4))
@@ -197,15 +214,24 @@ def place_loss(learner: Learner, image: Tensor, truth: Objects) -> Tensor:
     return named + found["sides"] + found["overlap"]
 
 
-def drawn(data: Scenes, preprocess: Preprocess, size: int) -> tuple[Tensor, Objects]:
-    """Return a batch of random images as the network takes them, varied, and their objects."""
-    index = torch.randint(0, len(data), (size,), device=data.images.device)
-    batch = scenes.varied(data.chosen(index), ZOOM)
-    corners = batch.boxes / batch.images.shape[-1]
-    low, high = corners[..., :2], corners[..., 2:]
-    return batch.normalised(preprocess), Objects(
-        torch.cat([(low + high) / 2, high - low], -1), batch.classes
-    )
+class Batches:
+    """Random images, varied, with displaced copies of their objects; and their objects."""
+
+    def __init__(self, data: Scenes, preprocess: Preprocess, size: int, seed: int) -> None:
+        """Keep the images; size: of a batch."""
+        self.data, self.preprocess, self.size = data, preprocess, size
+        self.generator = torch.Generator(data.images.device).manual_seed(seed)
+
+    def __call__(self) -> tuple[tuple[Tensor, Tensor], Objects]:
+        """Return what a `Learner` takes, and what is there."""
+        place = self.generator.device
+        index = torch.randint(len(self.data), (self.size,), generator=self.generator, device=place)
+        batch = scenes.varied(self.data.chosen(index), ZOOM, self.generator)
+        corners = batch.boxes / SIZE
+        low, high = corners[..., :2], corners[..., 2:]
+        truth = Objects(torch.cat([(low + high) / 2, high - low], -1), batch.classes)
+        copies = displaced(truth.boxes, self.generator)
+        return (batch.normalised(self.preprocess), copies), truth
 
 
 def main() -> None:
@@ -214,11 +240,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("detr_light.pth"))
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
-    parser.add_argument("--seconds", type=float, default=3300, help="images included")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--seconds", type=float, default=3300, help="when to end, images included")
+    parser.add_argument("--steps", type=int, default=10**6, help="when to end at the latest")
     parser.add_argument("--images", type=int, default=12_000)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--rate", type=float, default=4e-4)
+    parser.add_argument("--learning-rate", type=float, default=4e-4)
     parser.add_argument("--processes", type=int, default=3, help="that generate images")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--warm", type=Path, default=WARM, help="where the body comes from")
@@ -226,41 +253,35 @@ def main() -> None:
     parser.add_argument("--score", type=Path, help="print the AP of this checkpoint only")
     options = parser.parse_args()
     if options.score is not None:
-        score(options.score)
-    else:
-        train(options)
+        print(json.dumps(loops.score(options.score, sources.dataset(HELD_OUT)), indent=1))
+        return
+    started = time.perf_counter()
+    network = train(options)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(
+        {"model": loops.half(network.state_dict()), "names": list(CLASS_NAMES)}, options.output
+    )
+    said = {"wall_seconds": round(time.perf_counter() - started)}
+    print(json.dumps(said | {"cpu_seconds": round(time.process_time())}), flush=True)
 
 
-def train(options: argparse.Namespace) -> None:
-    """Train until the time is over and save the checkpoint."""
-    clock, device = timed.Clock(options.seconds), timed.device(options.device)
+def train(options: argparse.Namespace) -> nn.Module:
+    """Return the network, trained until the time is over."""
+    started, place = time.perf_counter(), timed.device(options.device)
     preprocess = RECIPES.load("detr").variant(VARIANT).preprocess
     spec = f"shapes:split=train,seed={options.seed},count={options.images},size={SIZE}"
-    made = scenes.generated(spec, preprocess, processes=options.processes)
-    print(f"{len(made)} images in {clock.spent:.0f} s", flush=True)
-    data, learner = made.to(device), begin(options).to(device)
-    amp = device.type == "cuda" and not options.float32
-
-    def step() -> dict[str, Tensor]:
-        return losses(learner, *drawn(data, preprocess, options.batch_size), amp=amp)
-
-    def save(average: nn.Module) -> None:
-        state = loops.half(cast("Learner", average).network.state_dict())
-        state = {key: value.cpu() for key, value in state.items()}
-        torch.save({"model": state, "names": list(CLASS_NAMES)}, options.output)
-
-    pace = timed.Pace(options.rate, slower=(("network.backbone", 0.3),))
-    steps = timed.fit(learner, step, pace, clock, save)
-    said = {"steps": steps, "batch_size": options.batch_size, "images": options.images}
-    said |= {"wall_seconds": round(clock.spent), "cpu_seconds": round(time.process_time())}
-    print(json.dumps(said | {"device": str(device)}), flush=True)
-
-
-def score(path: Path) -> None:
-    """Print the AP of a checkpoint on images that it has not seen."""
-    made = loading.load_network(path, loading.NetworkOptions())
-    held_out = sources.dataset(HELD_OUT)
-    print(json.dumps(loops.scores(made.module, made.recipe, VARIANT, held_out, CLASS_NAMES)))
+    data = scenes.generated(spec, preprocess, processes=options.processes).to(place)
+    spent = time.perf_counter() - started
+    print(f"{len(data)} images in {spent:.0f} s", flush=True)
+    learner = timed.fit(
+        begin(options, amp=place.type == "cuda" and not options.float32).to(place),
+        Batches(data, preprocess, options.batch_size, options.seed),
+        loss,
+        timed.Pace(
+            options.steps, options.seconds - spent, options.learning_rate, limit=GRADIENT_LIMIT
+        ),
+    )
+    return cast("Learner", learner).network.cpu()
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ import argparse
 import copy
 import json
 import time
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,18 +24,19 @@ from torch.nn import functional
 from torch.nn.utils import fusion
 
 from deploykit.data import sources
-from deploykit.networks import loading
-from deploykit.networks.instance_fcn import STRIDE, InstanceFcn
+from deploykit.networks.instance_fcn import STRIDE, InstanceFcn, Limits
 from deploykit.recipes.recipe import RECIPES
 from deploykit.training import loops, scenes, timed
 
 if TYPE_CHECKING:
+    from deploykit.data.preprocess import Preprocess
     from deploykit.training.scenes import Scenes
 
 VARIANT, SIZE = "light", 320
 HELD_OUT = f"shapes:split=val,seed=1,count=500,size={SIZE},truth=things"
 ZOOM = (0.7, 1.35)
 """The random scales; the paper has six from 0.2 to 1.5 of its images."""
+LIMITS = Limits()
 WINDOWS = 256
 """Sampled in each image: half are of objects, as far as there are so many."""
 NEAR = 0.12
@@ -48,10 +50,10 @@ PIXELS = 30.0
 class Learner(nn.Module):
     """The network, with a batch norm behind each convolution but the last ones."""
 
-    def __init__(self, network: InstanceFcn) -> None:
-        """Take the network and start its convolutions anew."""
+    def __init__(self, network: InstanceFcn, *, amp: bool) -> None:
+        """Take the network and start its convolutions anew. amp: Compute in bfloat16."""
         super().__init__()
-        self.network = network
+        self.network, self.amp = network, amp
         norms: dict[str, nn.Module] = {}
         for name, module in network.named_modules():
             if isinstance(module, nn.Conv2d):
@@ -64,8 +66,9 @@ class Learner(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the maps [B, k * k, H / 8, W / 8] and the logits of objectness [B, 1, ...]."""
-        x = self._run("features", images)
-        return self._run("instance", x), self._run("objectness", x)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp):
+            x = self._run("features", images)
+            return self._run("instance", x).float(), self._run("objectness", x).float()
 
     def _run(self, part: str, x: Tensor) -> Tensor:
         for number, layer in enumerate(cast("nn.Sequential", getattr(self.network, part))):
@@ -118,7 +121,7 @@ def extents(seen: Tensor) -> tuple[Tensor, Tensor]:
     return (low + high) / 2, (high - low).clamp(min=0)
 
 
-def sampled(seen: Tensor, window: int) -> Windows:
+def sampled(seen: Tensor, window: int, generator: torch.Generator) -> Windows:
     """Return WINDOWS windows of each image at random, half of them of objects if there are.
 
     seen: masks [B, M, S, S]. window: cells along a side; larger objects have no window.
@@ -132,7 +135,7 @@ def sampled(seen: Tensor, window: int) -> Windows:
     fits = (sides > 0).all(-1) & (sides <= STRIDE * (window + 1)).all(-1)
     least, row = torch.where(fits[:, None], away, torch.inf).min(-1)
     real = least <= 1
-    chance = torch.rand_like(least)
+    chance = torch.rand(least.shape, generator=generator, device=least.device)
     places = [(chance + each).topk(WINDOWS // 2, 1).indices for each in (real, ~real)]
     of_objects = real.gather(1, places[0])
     others = ~real.gather(1, places[1])
@@ -163,35 +166,47 @@ def assembled(maps: Tensor, channels: Tensor, places: Tensor) -> Tensor:
     return padded.flatten(1).gather(1, index.flatten(1)).view_as(index)
 
 
-def losses(learner: Learner, images: Tensor, seen: Tensor, *, amp: bool) -> dict[str, Tensor]:
-    """Return the losses of a batch by name: of objectness, and of the pixels of objects' windows.
+def loss(found: tuple[Tensor, Tensor], truth: tuple[Tensor, Windows], bins: int) -> Tensor:
+    """Return what objectness costs, and the pixels of objects' windows.
 
-    A window's pixel is to say how much of its cell the object covers.
+    truth: masks, and the windows that are looked at. A window's pixel is to say how much of its
+    cell the object covers.
     """
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
-        maps, logits = (each.float() for each in learner(images))
-    limits, bins = learner.network.limits, learner.network.select.bins
-    found = sampled(seen, limits.window)
-    given = logits.flatten(1).gather(1, found.places)
-    each = functional.binary_cross_entropy_with_logits(given, found.real.float(), reduction="none")
-    sides = [(each * part).sum() / part.sum().clamp(min=1) for part in (found.real, _others(found))]
-    part = torch.arange(limits.window, device=images.device) * bins // limits.window
-    half = WINDOWS // 2
-    places, rows, real = (value[:, :half] for value in (found.places, found.rows, found.real))
-    scores = assembled(maps, (part[:, None] * bins + part).expand(*places.shape, -1, -1), places)
+    (maps, logits), (seen, windows) = found, truth
+    said = logits.flatten(1).gather(1, windows.places)
+    each = functional.binary_cross_entropy_with_logits(said, windows.real.float(), reduction="none")
+    kinds = (windows.real, windows.used & ~windows.real)
+    objectness = [(each * kind).sum() / kind.sum().clamp(min=1) for kind in kinds]
+    places, rows, real = (part[:, : WINDOWS // 2] for part in windows[:3])
+    line = torch.arange(LIMITS.window, device=maps.device) * bins // LIMITS.window
+    parts = (line[:, None] * bins + line).expand(*places.shape, -1, -1)
+    scores = assembled(maps, parts, places)
     covered = functional.avg_pool2d(seen, STRIDE)
-    window = scores.shape[-1]
-    truth = assembled(covered, rows[..., None, None].expand(-1, -1, window, window), places)
-    inside = ~truth.isnan() & real[..., None, None]
+    wanted = assembled(covered, rows[..., None, None].expand_as(parts), places)
+    inside = ~wanted.isnan() & real[..., None, None]
     pixels = functional.binary_cross_entropy_with_logits(
-        torch.where(inside, scores, 0.0), torch.where(inside, truth, 0.0), reduction="none"
+        torch.where(inside, scores, 0.0), torch.where(inside, wanted, 0.0), reduction="none"
     )
     mean = (pixels * inside).sum() / inside.sum().clamp(min=1)
-    return {"objects": sides[0], "others": sides[1], "pixels": PIXELS * mean}
+    return objectness[0] + objectness[1] + PIXELS * mean
 
 
-def _others(found: Windows) -> Tensor:
-    return found.used & ~found.real
+class Batches:
+    """Random images, varied; their masks, and windows that are looked at."""
+
+    def __init__(self, data: Scenes, preprocess: Preprocess, size: int, seed: int) -> None:
+        """Keep the images; size: of a batch."""
+        self.data, self.preprocess, self.size = data, preprocess, size
+        self.generator = torch.Generator(data.images.device).manual_seed(seed)
+
+    def __call__(self) -> tuple[Tensor, tuple[Tensor, Windows]]:
+        """Return float32[B, 3, S, S] and what `loss` takes."""
+        place = self.generator.device
+        index = torch.randint(len(self.data), (self.size,), generator=self.generator, device=place)
+        batch = scenes.varied(self.data.chosen(index), ZOOM, self.generator)
+        seen = masks(batch)
+        windows = sampled(seen, LIMITS.window, self.generator)
+        return batch.normalised(self.preprocess), (seen, windows)
 
 
 def main() -> None:
@@ -201,59 +216,47 @@ def main() -> None:
     )
     default = Path(__file__).with_name("instance_fcn_light.pth")
     parser.add_argument("--output", type=Path, default=default)
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
-    parser.add_argument("--seconds", type=float, default=3300, help="images included")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--seconds", type=float, default=3300, help="when to end, images included")
+    parser.add_argument("--steps", type=int, default=10**6, help="when to end at the latest")
     parser.add_argument("--images", type=int, default=6000)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--processes", type=int, default=3, help="that generate images")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--float32", action="store_true", help="no bfloat16 on a GPU")
     parser.add_argument("--score", type=Path, help="print the AP of this checkpoint only")
     options = parser.parse_args()
     if options.score is not None:
-        score(options.score)
-    else:
-        train(options)
+        print(json.dumps(loops.score(options.score, sources.dataset(HELD_OUT)), indent=1))
+        return
+    started = time.perf_counter()
+    network = train(options)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": loops.half(network.state_dict())}, options.output)
+    said = {"wall_seconds": round(time.perf_counter() - started)}
+    print(json.dumps(said | {"cpu_seconds": round(time.process_time())}), flush=True)
 
 
-def train(options: argparse.Namespace) -> None:
-    """Train until the time is over and save the checkpoint."""
-    clock, device = timed.Clock(options.seconds), timed.device(options.device)
+def train(options: argparse.Namespace) -> nn.Module:
+    """Return the network, trained until the time is over, norms folded."""
+    started, place = time.perf_counter(), timed.device(options.device)
     torch.manual_seed(options.seed)
     recipe = RECIPES.load("instance_fcn")
     preprocess = recipe.variant(VARIANT).preprocess
     spec = f"shapes:split=train,seed={options.seed},count={options.images},size={SIZE},truth=things"
-    made = scenes.generated(spec, preprocess, masks=True, processes=options.processes)
-    print(f"{len(made)} images in {clock.spent:.0f} s", flush=True)
-    data = made.to(device)
-    learner = Learner(cast("InstanceFcn", recipe.network(VARIANT, 1))).to(device)
-    learner = learner.to(memory_format=torch.channels_last)
-    amp = device.type == "cuda" and not options.float32
-
-    def step() -> dict[str, Tensor]:
-        index = torch.randint(0, len(data), (options.batch_size,), device=device)
-        batch = scenes.varied(data.chosen(index), ZOOM)
-        return losses(learner, batch.normalised(preprocess), masks(batch), amp=amp)
-
-    def save(average: nn.Module) -> None:
-        state = cast("Learner", average).folded().state_dict()
-        kept = {key: value.cpu() for key, value in loops.half(state).items()}
-        torch.save({"model": kept}, options.output)
-
-    pace = timed.Pace(options.rate, gradient=5.0)
-    steps = timed.fit(learner, step, pace, clock, save)
-    said: dict[str, Any] = {"steps": steps, "batch_size": options.batch_size}
-    said |= {"images": options.images, "wall_seconds": round(clock.spent)}
-    said |= {"cpu_seconds": round(time.process_time()), "device": str(device)}
-    print(json.dumps(said), flush=True)
-
-
-def score(path: Path) -> None:
-    """Print the AP of a checkpoint on images that it has not seen."""
-    made = loading.load_network(path, loading.NetworkOptions())
-    held_out = sources.dataset(HELD_OUT)
-    print(json.dumps(loops.scores(made.module, made.recipe, VARIANT, held_out, ("object",))))
+    data = scenes.generated(spec, preprocess, masks=True, processes=options.processes).to(place)
+    spent = time.perf_counter() - started
+    print(f"{len(data)} images in {spent:.0f} s", flush=True)
+    network = cast("InstanceFcn", recipe.network(VARIANT, 1))
+    learner = Learner(network, amp=place.type == "cuda" and not options.float32)
+    average = timed.fit(
+        learner.to(place).to(memory_format=torch.channels_last),
+        Batches(data, preprocess, options.batch_size, options.seed),
+        partial(loss, bins=network.select.bins),
+        timed.Pace(options.steps, options.seconds - spent, options.learning_rate),
+    )
+    return cast("Learner", average).folded().cpu()
 
 
 if __name__ == "__main__":
