@@ -447,8 +447,7 @@ def _trained(given: Cell, course: Course, number: int) -> tuple[float, Path]:
     kept = learnt.with_suffix(".score.json")
     if not learnt.exists() and not kept.exists():
         count, size = TRAINING[given.bits]
-        table = given.folder / f"{given.net}.torch.table.json"  # of `default`
-        how = given.how(table=table)
+        how = given.how()
         if given.bits != 8:
             how = deploykit.QuantizeOptions(table=_ranges(given, _best(given)[0]), repair=("none",))
         images = source(given.net, "train", count, 0)
