@@ -9,7 +9,7 @@ from torchvision.models import resnet
 from torchvision.models.detection import MaskRCNN, anchor_utils, backbone_utils, faster_rcnn
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
-from deploykit.networks.detectors import mask_scoring
+from deploykit.networks.detectors import mask_scoring, point_rend
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +20,8 @@ PYRAMID, HIDDEN, MASKS = 48, 256, (64, 64)
 """Channels of the pyramid, of the box head's two layers, and of the mask head's layers."""
 SCORES = mask_scoring.Widths(convolutions=48, hidden=64)
 """Of Mask Scoring R-CNN's head."""
+POINTS = point_rend.Widths(points=64, reduced=32, hidden=128)
+"""Of PointRend's heads."""
 ANCHORS = (24, 40, 64, 104, 160)
 """Sides in pixels, one per level, for objects of about 15 to 180 pixels."""
 RATIOS = (0.5, 1.0, 2.0)

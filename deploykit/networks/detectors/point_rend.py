@@ -7,19 +7,23 @@ paper, in fixed shapes: as many points of each object at each step, read from ro
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
 from torch import Tensor, nn
 
+from deploykit.networks.states import outputs
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from deploykit.networks.detectors.two_stage import Rois
+    from deploykit.recipes.recipe import StateDict
 
-WIDTH, HIDDEN, POOLED, COARSE = 256, 1024, 14, 7
-"""Channels of points, outputs of the coarse head's layers, sides of its features and its mask."""
+POOLED, COARSE = 14, 7
+"""Sides of the coarse head's features and of its mask."""
 LAYERS, POINTS, FIRST, STEPS = 3, 784, 28, 3
 """Layers of the point head before its predictor; points of a step; the side of the first mask, of
 which all points are computed, and how often it doubles: 28 to 224."""
@@ -30,7 +34,7 @@ def bilinear(place: Tensor, cells: int) -> Tensor:
 
     place: float[...], 0 is the first cell's centre. What lies outside counts as zero.
     """
-    apart = place.unsqueeze(-1) - torch.arange(cells, dtype=place.dtype)
+    apart = place.unsqueeze(-1) - torch.arange(cells, dtype=place.dtype, device=place.device)
     return (1 - apart.abs()).clamp(min=0)
 
 
@@ -44,16 +48,36 @@ def grid(side: int) -> Tensor:
     return torch.stack([x, y], -1).reshape(1, -1, 2)
 
 
+@dataclass(frozen=True)
+class Widths:
+    """How wide the layers are; the paper's unless said otherwise."""
+
+    points: int = 256
+    """Channels of a point."""
+    reduced: int = 256
+    """Channels of the coarse head's convolution."""
+    hidden: int = 1024
+    """Outputs of the coarse head's linear layers."""
+
+
+def widths(state: StateDict) -> Widths | None:
+    """Return how wide the heads in a state dict are, None where there are none."""
+    names = ("point_head.fc1", "coarse_head.reduce_spatial_dim_conv", "coarse_head.fc1")
+    found = [outputs(state, f"roi_heads.mask_head.{name}.weight") for name in names]
+    kept = [width for width in found if width is not None]
+    return Widths(*kept) if len(kept) == len(names) else None
+
+
 class Coarse(nn.Module):
     """Each class's mask of 7 by 7, from the features of a box."""
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels: int, classes: int, widths: Widths) -> None:
         """Make the layers. channels: of the features. classes: the background not among them."""
         super().__init__()
-        self.reduce_spatial_dim_conv = nn.Conv2d(channels, WIDTH, 2, 2)
-        self.fc1 = nn.Linear(WIDTH * (POOLED // 2) ** 2, HIDDEN)
-        self.fc2 = nn.Linear(HIDDEN, HIDDEN)
-        self.prediction = nn.Linear(HIDDEN, classes * COARSE**2)
+        self.reduce_spatial_dim_conv = nn.Conv2d(channels, widths.reduced, 2, 2)
+        self.fc1 = nn.Linear(widths.reduced * (POOLED // 2) ** 2, widths.hidden)
+        self.fc2 = nn.Linear(widths.hidden, widths.hidden)
+        self.prediction = nn.Linear(widths.hidden, classes * COARSE**2)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits float32[n, classes, 49] of features float32[n, C, 14, 14]."""
@@ -68,13 +92,13 @@ class Points(nn.Module):
     As in checkpoints the layers are convolutions along the points.
     """
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels: int, classes: int, width: int) -> None:
         """Make the layers. channels: of the features. classes: the background not among them."""
         super().__init__()
         for number in range(1, LAYERS + 1):
-            inputs = channels if number == 1 else WIDTH
-            setattr(self, f"fc{number}", nn.Conv1d(inputs + classes, WIDTH, 1))
-        self.predictor = nn.Conv1d(WIDTH + classes, classes, 1)
+            inputs = channels if number == 1 else width
+            setattr(self, f"fc{number}", nn.Conv1d(inputs + classes, width, 1))
+        self.predictor = nn.Conv1d(width + classes, classes, 1)
 
     def forward(self, fine: Tensor, coarse: Tensor, label: Tensor) -> Tensor:
         """Return the logits of each object's class at its points, float32[n, P].
@@ -214,10 +238,11 @@ def as_points(chosen: Tensor, sides: tuple[int, int], like: Tensor) -> Tensor:
 class PointRend(nn.Module):
     """The head: from the finest map and the detections to their masks."""
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels: int, classes: int, widths: Widths = Widths()) -> None:
         """Make the layers. channels: of the map. classes: the background not among them."""
         super().__init__()
-        self.coarse_head, self.point_head = Coarse(channels, classes), Points(channels, classes)
+        self.coarse_head = Coarse(channels, classes, widths)
+        self.point_head = Points(channels, classes, widths.points)
         self.places, self.doubt = Places(), Doubt()
 
     def forward(self, features: Tensor, stride: float, objects: Rois, classes: Tensor) -> Tensor:
@@ -234,12 +259,10 @@ class PointRend(nn.Module):
         def fine(points: Tensor) -> Tensor:
             return table.read(self.places(points, image, table.sides, (within, stride)))
 
-        pooled = fine(grid(POOLED)).transpose(1, 2)
-        pooled = pooled.reshape(-1, features.shape[1], POOLED, POOLED)
-        masks = self.coarse_head(pooled).transpose(1, 2)  # [n, 49, classes]
+        masks = self.coarse(fine)
 
         def answers(points: Tensor) -> Tensor:
-            return cast("Tensor", self.point_head(fine(points), _coarse(masks, points), label))
+            return cast("Tensor", self.point_head(fine(points), coarse_at(masks, points), label))
 
         logits = answers(grid(FIRST)).reshape(-1, FIRST, FIRST)
         for _ in range(STEPS):
@@ -249,8 +272,18 @@ class PointRend(nn.Module):
             logits = logits.flatten(1).scatter(1, chosen, answers(points)).reshape(-1, side, side)
         return logits.sigmoid()
 
+    def coarse(self, fine: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return each class's coarse mask, logits float32[n, 49, classes].
 
-def _coarse(masks: Tensor, points: Tensor) -> Tensor:
+        fine: The features float32[n, P, C] at points of each box.
+        """
+        place = next(self.parameters()).device
+        pooled = fine(grid(POOLED).to(place)).transpose(1, 2)
+        pooled = pooled.reshape(-1, pooled.shape[1], POOLED, POOLED)
+        return cast("Tensor", self.coarse_head(pooled).transpose(1, 2))
+
+
+def coarse_at(masks: Tensor, points: Tensor) -> Tensor:
     """Return the coarse masks float32[n, 49, classes] at points, float32[n, P, classes]."""
     x, y = (points * COARSE - 0.5).unbind(-1)
     seen = bilinear(y, COARSE).unsqueeze(-1) * bilinear(x, COARSE).unsqueeze(-2)

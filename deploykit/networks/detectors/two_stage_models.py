@@ -13,8 +13,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RPNHead
 
 from deploykit.networks import bodies, mpvit, swin_dense
-from deploykit.networks.detectors import light, mask_scoring
-from deploykit.networks.detectors.point_rend import PointRend
+from deploykit.networks.detectors import light, mask_scoring, point_rend
 from deploykit.networks.detectors.settings import anchored
 from deploykit.networks.detectors.transformer_pyramid import Pyramid
 from deploykit.networks.states import COLOURS, check_colours, children, inputs, outputs
@@ -110,6 +109,8 @@ class Sizes:
     """Of the body, whose features make the pyramid."""
     scores: mask_scoring.Widths | None = None
     """Of the head of the masks' scores; None: the variant's own."""
+    points: point_rend.Widths | None = None
+    """Of PointRend's heads; None: the variant's own."""
 
 
 def sizes(state: StateDict, classes: int) -> Sizes:
@@ -133,6 +134,7 @@ def sizes(state: StateDict, classes: int) -> Sizes:
         outputs(state, "rpn.head.cls_logits.weight") or found.anchors,
         stages(state),
         mask_scoring.widths(state),
+        point_rend.widths(state),
     )
 
 
@@ -180,7 +182,10 @@ def model(variant: str, wanted: Sizes, head: Head) -> Any:  # noqa: ANN401 - tor
         made.roi_heads.maskiou = mask_scoring.MaskIou(channels, classes, widths)
     if head == "mask_points":
         made.roi_heads.mask_roi_pool = made.roi_heads.mask_predictor = None
-        made.roi_heads.mask_head = PointRend(made.backbone.out_channels, wanted.classes)
+        known = light.POINTS if variant == LIGHT else point_rend.Widths()
+        made.roi_heads.mask_head = point_rend.PointRend(
+            made.backbone.out_channels, wanted.classes, wanted.points or known
+        )
     if variant == EPS0:
         for module in made.modules():
             if isinstance(module, nn.BatchNorm2d):
