@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from quantization import NETS, Cell, network, source
+from quantization_cells import NETS, Cell, network, source
 
 import deploykit
 from deploykit.precision.sensitivity import scores

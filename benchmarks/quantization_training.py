@@ -1,0 +1,140 @@
+"""What training brings in `quantization.py`: ours, and ModelOpt's."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from quantization_cells import EXAMPLES, NETS, ROOT, Cell, by_torch, judged, source
+from quantization_methods import best_observer, ranges
+
+import deploykit
+from deploykit.data import sources
+from deploykit.pipeline.opening import open_model
+from deploykit.pipeline.retraining import QatOptions, qat
+from deploykit.precision import placement, tables
+from deploykit.recipes import opened
+from deploykit.training.course import Course
+from deploykit.training.fake_quant import FakeQuantized, Grid
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+COURSES = {
+    8: (Course(epochs=3, learning_rate=1e-5),),
+    6: (Course(epochs=4, learning_rate=3e-4, scale_rate=3e-2),),
+    5: tuple(
+        Course(epochs=8, learning_rate=rate, scale_rate=3e-2, feature_weight=weight)
+        for rate, weight in ((3e-4, 10.0), (1e-3, 10.0), (1e-3, 1.0))
+    ),
+}
+"""Bits -> how a net learns: the coarser the steps are, the further weights and ranges must move."""
+TRAINING = {8: (1024, 8), 6: (4096, 16), 5: (4096, 16)}
+"""Bits -> images that a net learns from, and those of a step."""
+
+
+def modelopt_qat(given: Cell, venv: Path | None) -> tuple[Any, list[str]]:
+    """Return what ModelOpt's training makes of the net, quantised by us with its scales."""
+    assert venv is not None  # the cell is left out without
+    learnt = given.folder / f"{given.net}.modelopt.pth"
+    job, course = ROOT / "benchmarks" / "modelopt_qat.py", Course(epochs=4)
+    count, _size = TRAINING[8]
+    words = (
+        *(venv / "bin" / "python", job, EXAMPLES / NETS[given.net], given.calibration),
+        *(source(given.net, "train", count, 0), learnt, course.epochs, course.learning_rate),
+        given.device,
+    )
+    if not learnt.exists():
+        place = {**os.environ, "PYTHONPATH": str(ROOT)}
+        subprocess.run([*map(str, words)], check=True, env=place)
+    plain = given.made.with_suffix(".float.onnx")
+    deploykit.export(learnt, plain, deploykit.ExportOptions())
+    deploykit.quantize(plain, given.made, deploykit.QuantizeOptions(amax=learnt))
+    return open_model(given.made, threads=given.threads).session.run, []
+
+
+def trained(given: Cell, *, features: bool) -> tuple[Any, list[str]]:
+    """Return what our training makes of the net, by the course that scores best."""
+    courses = COURSES[given.bits]
+    if not features:
+        rates = dict.fromkeys((each.learning_rate, each.scale_rate) for each in courses)
+        courses = tuple(
+            Course(each.epochs, *rate, feature_weight=0.0)
+            for rate, each in zip(rates, courses, strict=False)
+        )
+    tried = {course: _trained(given, course, k) for k, course in enumerate(courses)}
+    best, notes = max(tried, key=lambda course: tried[course][0]), []
+    if len(tried) > 1:
+        said = ", ".join(
+            f"{course.learning_rate:g} {course.feature_weight:g} {value:.4f}"
+            for course, (value, _) in tried.items()
+        )
+        notes = [f"rate, weight of features, score on other images: {said}"]
+    learnt = tried[best][1]
+    if given.bits != 8:
+        return _learnt(given, learnt), notes
+    table = learnt.with_name(learnt.stem + ".calibration.json")
+    deploykit.quantize(learnt, given.made, deploykit.QuantizeOptions(table=table, repair=("none",)))
+    return open_model(given.made, threads=given.threads).session.run, notes
+
+
+def _trained(given: Cell, course: Course, number: int) -> tuple[float, Path]:
+    """Return how a course scores on 300 images of their own, where there are several; its file."""
+    several = len(COURSES[given.bits]) > 1
+    tail = f".{number}" if several else ""
+    learnt = given.folder / f"{given.net}.{given.method}.{given.bits}{tail}.float.onnx"
+    kept = learnt.with_suffix(".score.json")
+    if not learnt.exists() and not kept.exists():
+        count, size = TRAINING[given.bits]
+        how = given.how()
+        if given.bits != 8:
+            how = deploykit.QuantizeOptions(
+                table=ranges(given, best_observer(given)[0]), repair=("none",)
+            )
+        images = source(given.net, "train", count, 0)
+        options = QatOptions(
+            calibrated=how,
+            images=painted(given, images) if given.device != "cpu" else images,
+            batch_size=size,
+            course=replace(course, device=given.device),
+            bits=given.bits,
+        )
+        qat(given.model, learnt, options)
+    if not several:
+        return 0.0, learnt
+    if not kept.exists():
+        few = Cell(given.folder, given.net, given.method, given.bits, 300)
+        score = judged(_learnt(given, learnt), few, seed=7)["value"]
+        kept.write_text(json.dumps(score), encoding="utf-8")
+    return float(json.loads(kept.read_text(encoding="utf-8"))), learnt
+
+
+def painted(given: Cell, spec: str) -> str:
+    """Return a folder of the images of a set: a GPU learns faster than images are generated."""
+    folder = given.folder / spec.replace(":", ".")
+    if not folder.exists():
+        beside = folder.with_name(f"{folder.name}.partial.{os.getpid()}")
+        beside.mkdir()
+        count = len(sources.dataset(spec).samples)
+        with ProcessPoolExecutor() as pool:
+            list(pool.map(_paint, [spec] * count, [beside] * count, range(count), chunksize=32))
+        beside.rename(folder)
+    return f"folder:{folder}"
+
+
+def _paint(spec: str, folder: Path, number: int) -> None:
+    pixels = sources.dataset(spec).samples[number].read()
+    Image.fromarray(pixels).save(folder / f"{number:06d}.bmp")
+
+
+def _learnt(given: Cell, learnt: Path) -> Any:  # noqa: ANN401 - a runner
+    subject = opened.read(learnt)
+    placed = placement.place(subject.graph, placement.default_plan(subject.graph, subject.card))
+    table = tables.read(learnt.with_name(learnt.stem + ".calibration.json"))
+    network = FakeQuantized(subject.graph, placed, table, grid=Grid(bits=given.bits)).eval()
+    return by_torch(network, given.device)
