@@ -1,4 +1,4 @@
-"""The launchers of plugins/*.cu on PyTorch's CUDA tensors; inputs, bytes and comparisons.
+"""The launchers of plugins/*.cu on PyTorch's tensors; inputs, and the bytes that ops must move.
 
 `plugins_gpu.py` compiles the library, calls and times it.
 """
@@ -6,21 +6,25 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from deploykit import ops
-from deploykit.ops.launching import ELEMENTS, launcher
+from deploykit.ops import launching
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from deploykit.ops.plugin import Plugin, Shapes, Size
+
+    Make: TypeAlias = Callable[[tuple[int, ...], Any], Any]
+    """(shape, torch's type) -> a tensor."""
     Arrays: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]
 
 Tensor: TypeAlias = Any
@@ -29,7 +33,7 @@ Tensor: TypeAlias = Any
 STRIDES = (4, 8, 16, 32)
 CANONICAL_SIZE, CANONICAL_LEVEL, FIRST_LEVEL = 224.0, 4, 2
 BINS, SAMPLES = 7, 2
-ALIGNMENT = {
+ALIGNMENT: dict[str, Any] = {
     "output_height": BINS,
     "output_width": BINS,
     "sampling_ratio": SAMPLES,
@@ -39,9 +43,6 @@ ALIGNMENT = {
     "level_epsilon": 1e-6,
 }
 """torchvision's settings, as far as they are not 0."""
-TOLERANCE = {"float32": 1e-5, "float16": 2e-3}
-"""Of the largest absolute output."""
-
 
 # --- inputs -----------------------------------------------------------------------------------
 
@@ -83,12 +84,21 @@ def objects(count: int, classes: int, seed: int = 0) -> Arrays:
 # --- what must be moved -----------------------------------------------------------------------
 
 
-def levels(boxes: NDArray[np.float32], last: int) -> NDArray[np.int64]:
-    """Return the pyramid level of each box, 0 to `last`."""
+def levels(boxes: NDArray[np.float32], last: int, *, rounded: bool = False) -> NDArray[np.int64]:
+    """Return the pyramid level of each box, 0 to `last`; rounded: to the nearest, not down."""
     area = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64).prod(1)
-    found = np.floor(CANONICAL_LEVEL + np.log2(np.sqrt(area) / CANONICAL_SIZE) + 1e-6)
+    power = CANONICAL_LEVEL + np.log2(np.sqrt(area) / CANONICAL_SIZE)
+    found = np.round(power) if rounded else np.floor(power + 1e-6)
     chosen: NDArray[np.int64] = np.clip(found - FIRST_LEVEL, 0, last).astype(np.int64)
     return chosen
+
+
+def touched(boxes: NDArray[Any], size: tuple[int, int]) -> int:
+    """Return how many cells of a map lie in boxes of cells [n, 4], each once; ends are inside."""
+    cells = np.zeros(size, bool)
+    for x1, y1, x2, y2 in boxes:
+        cells[int(y1) : int(np.ceil(y2)) + 1, int(x1) : int(np.ceil(x2)) + 1] = True
+    return int(cells.sum())
 
 
 def align_bytes(given: Scene, channels: int, width: int) -> int:
@@ -98,14 +108,45 @@ def align_bytes(given: Scene, channels: int, width: int) -> int:
     however many boxes share it.
     """
     chosen = levels(given.boxes, len(given.sizes) - 1)
-    cells = 0
-    for level, (size, stride) in enumerate(zip(given.sizes, STRIDES, strict=False)):
-        touched = np.zeros(size, bool)
-        for x1, y1, x2, y2 in given.boxes[chosen == level] / stride:
-            touched[int(y1) : int(np.ceil(y2)) + 1, int(x1) : int(np.ceil(x2)) + 1] = True
-        cells += int(touched.sum())
-    outputs = len(given.boxes) * BINS * BINS
-    return channels * width * (cells + outputs) + given.boxes.nbytes
+    cells = sum(
+        touched(given.boxes[chosen == level] / stride, size)
+        for level, (size, stride) in enumerate(zip(given.sizes, STRIDES, strict=False))
+    )
+    return channels * width * (cells + len(given.boxes) * BINS * BINS) + given.boxes.nbytes
+
+
+def crop_bytes(given: Scene, image: tuple[int, int], bins: int, channels: int, width: int) -> int:
+    """Return the bytes that crops of bins x bins must move at least, counted as RoIAlign's."""
+    chosen = levels(given.boxes, len(given.sizes) - 1, rounded=True)
+    shares = given.boxes / np.array([*image[::-1], *image[::-1]])
+    cells = sum(
+        touched(shares[chosen == level] * np.tile([size[1] - 1, size[0] - 1], 2), size)
+        for level, size in enumerate(given.sizes)
+    )
+    return channels * width * (cells + len(given.boxes) * bins * bins) + given.boxes.nbytes
+
+
+def pool_bytes(boxes: NDArray[Any], size: tuple[int, int], channels: int, width: int) -> int:
+    """Return the bytes that RoIPool must move at least, counted as RoIAlign's.
+
+    boxes: in cells of the map.
+    """
+    cells = touched(np.round(boxes), size)
+    return channels * width * (cells + len(boxes) * BINS * BINS) + 16 * len(boxes)
+
+
+def assemble_bytes(
+    positions: NDArray[Any], size: tuple[int, int], window: int, width: int, bins: int
+) -> int:
+    """Return the bytes that assembling must move at least: what windows share is read once."""
+    place = np.arange(window)
+    part, away = place * bins // window, place - window // 2
+    row = (positions // size[1])[:, None, None] + away[:, None]
+    column = (positions % size[1])[:, None, None] + away
+    inside = (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
+    cell = ((part[:, None] * bins + part) * size[0] + row) * size[1] + column
+    read = len(np.unique(cell[inside]))
+    return width * (read + len(positions) * window**2) + 4 * len(positions)
 
 
 def nms_bytes(count: int, kept: int) -> int:
@@ -122,148 +163,90 @@ def nms_bytes(count: int, kept: int) -> int:
 
 
 class Library:
-    """The launchers of shared libraries, each a function of tensors on its device."""
+    """The kernels of shared libraries, each op a function of tensors on its device."""
 
-    def __init__(self, *paths: Path, device: str = "cuda") -> None:
-        """Load the libraries; `cpu` is for such as the host's compiler made."""
-        self.device = device
-        self._libraries = [ctypes.CDLL(str(path)) for path in paths]
+    def __init__(self, libraries: Iterable[ctypes.CDLL], device: str = "cuda") -> None:
+        """Keep the libraries; `cpu` is for such as the host's compiler made."""
+        self.device, self._libraries = device, list(libraries)
+        self._plugins = {plugin.op: plugin for plugin in ops.shipped().values()}
 
-    def batched_nms(
+    def __call__(
         self,
-        boxes: Tensor,
-        scores: Tensor,
-        classes: Tensor,
+        op: str,
+        inputs: Sequence[Tensor],
         *,
-        kept: int,
-        offset: bool = False,
-    ) -> tuple[Tensor, ...]:
-        """Return boxes, scores, classes, indices and count, as the op does, IoU threshold 0.5.
+        make: Make | None = None,
+        scales: Mapping[str, float] | None = None,
+        **attributes: Any,  # noqa: ANN401 - as the op declares
+    ) -> list[Tensor]:
+        """Return the op's outputs, on PyTorch's stream; attributes may go beyond its limits.
 
-        Every box is a candidate, whatever its score.
+        make: memory for an output. scales: fields of the parameters that are no attributes.
+        Raises: BackendError with the CUDA error.
         """
-        import torch  # noqa: PLC0415 - `--help` is instant
-
-        batch, count = scores.shape
-        params = _params(
-            "DKBatchedNms",
-            [tuple(boxes.shape)],
-            candidates=count,
-            max_detections=kept,
-            iou_threshold=0.5,
-            score_threshold=-1.0,
-            grouping="offset" if offset else "mask",
-        )
-        measure = self._function("batched_nms_workspace")
-        measure.restype = ctypes.c_size_t
-        size = measure(ctypes.byref(params))
-        workspace = torch.empty(size, dtype=torch.uint8, device=boxes.device)
-        found = (
-            boxes.new_empty(batch, kept, 4),
-            scores.new_empty(batch, kept),
-            classes.new_empty(batch, kept),
-            classes.new_empty(batch, kept),
-            classes.new_empty(batch),
-        )
-        self._run("batched_nms", params, boxes, scores, classes, *found, workspace)
-        return found
-
-    def multiscale_roi_align(
-        self, boxes: Tensor, count: Tensor, features: Sequence[Tensor]
-    ) -> Tensor:
-        """Return T[B * R, C, 7, 7] as the op does with torchvision's settings, strides 4, 8 ..."""
-        batch, rows = boxes.shape[:2]
-        params = _params(
-            "DKMultiscaleRoiAlign",
-            [tuple(boxes.shape), tuple(count.shape), *(tuple(maps.shape) for maps in features)],
-            **ALIGNMENT,
-            spatial_scales=tuple(1 / stride for stride in STRIDES[: len(features)]),
-        )
-        pooled = features[0].new_empty(batch * rows, features[0].shape[1], BINS, BINS)
-        pointers = (ctypes.c_void_p * len(features))(*(maps.data_ptr() for maps in features))
-        element = ELEMENTS.index(str(features[0].dtype).removeprefix("torch."))
-        self._run("multiscale_roi_align", params, boxes, count, pointers, pooled, element)
-        return pooled
-
-    def _function(self, name: str) -> Any:  # noqa: ANN401 - ctypes makes its type at run time
-        """Return a launcher of whichever library has it. Raises: AttributeError."""
-        symbol = f"deploykit_{name}"
-        holders = [library for library in self._libraries if hasattr(library, symbol)]
-        if not holders:
-            raise AttributeError(f"no library defines {symbol}")
-        return getattr(holders[0], symbol)
-
-    def _run(self, op: str, params: ctypes.Structure, *arguments: object) -> None:
-        """Launch on PyTorch's stream. Raises: RuntimeError with the CUDA error's number."""
-        import torch  # noqa: PLC0415 - `--help` is instant
-
-        stream = torch.cuda.current_stream().cuda_stream if self.device == "cuda" else None
-        values = [
-            ctypes.c_void_p(a.data_ptr()) if isinstance(a, torch.Tensor) else a for a in arguments
+        plugin = self._plugins[op]
+        values = {each.name: each.default for each in plugin.attributes} | attributes
+        shapes = [tuple(each.shape) for each in inputs]
+        how = launching.launcher(plugin)
+        params = how.params(values, shapes)
+        for name, value in (scales or {}).items():
+            setattr(params, name, value)
+        outputs = [
+            (make or self._empty)(shape, _dtype(plugin, place, inputs))
+            for place, shape in enumerate(_shapes(how.shapes, values, shapes))
         ]
-        status = self._function(op)(ctypes.byref(params), *values, ctypes.c_void_p(stream))
-        if status:
-            raise RuntimeError(f"deploykit_{op} returned CUDA error {status}")
-
-
-def _params(name: str, shapes: list[tuple[int, ...]], **attributes: Any) -> ctypes.Structure:  # noqa: ANN401 - as the op declares
-    """Return the launcher's parameters of one of our ops, also beyond the op's own limits."""
-    plugin = ops.shipped()[name]
-    values = {attribute.name: attribute.default for attribute in plugin.attributes} | attributes
-    return launcher(plugin).params(values, shapes)
-
-
-# --- comparisons ------------------------------------------------------------------------------
-
-
-def check(library: Library, rounds: int) -> list[str]:
-    """Return what differs from torchvision on the CPU, each in one sentence."""
-    found = itertools.chain.from_iterable(
-        comparison(library, seed)
-        for seed in range(rounds)
-        for comparison in (_check_align, _check_nms)
-    )
-    return list(found)
-
-
-def _check_align(library: Library, seed: int) -> Iterator[str]:
-    import torch  # noqa: PLC0415 - `--help` is instant
-    from torchvision.ops import MultiScaleRoIAlign  # noqa: PLC0415 - likewise
-
-    torch.manual_seed(seed)
-    given = scene(int(np.random.default_rng(seed).integers(1, 40)), (256, 320), seed)
-    boxes = torch.from_numpy(given.boxes)
-    pool = MultiScaleRoIAlign([str(k) for k in range(len(given.sizes))], BINS, SAMPLES)
-    for name, tolerance in TOLERANCE.items():
-        dtype = getattr(torch, name)
-        features = [torch.randn(1, 5, *size).to(dtype) for size in given.sizes]
-        named = {str(k): maps.float() for k, maps in enumerate(features)}
-        wanted = pool(named, [boxes], [(256, 320)])
-        there = [maps.to(library.device) for maps in features]
-        count = torch.tensor([len(boxes)], dtype=torch.int32, device=library.device)
-        found = library.multiscale_roi_align(boxes[None].to(library.device), count, there)
-        error = float((found.cpu().float() - wanted).abs().max() / wanted.abs().max())
-        if not error <= tolerance:
-            yield f"multiscale_roi_align, {len(boxes)} boxes, {name}, seed {seed}: {error:.0e} off"
-
-
-def _check_nms(library: Library, seed: int) -> Iterator[str]:
-    import torch  # noqa: PLC0415 - `--help` is instant
-    from torchvision.ops import batched_nms  # noqa: PLC0415 - likewise
-
-    rng = np.random.default_rng(seed)
-    count = int(rng.choice([1, 2, 63, 64, 65, 300, 1000, 3840, 5000]))
-    boxes, scores, classes = map(torch.from_numpy, objects(count, int(rng.integers(1, 10)), seed))
-    # torchvision's form per class is taken above 4000 coordinates on a CPU, the trick below.
-    trick = boxes.numel() <= 4000
-    wanted = batched_nms(boxes, scores, classes.long(), 0.5)
-    _, _, _, indices, number = (
-        value[0].cpu()
-        for value in library.batched_nms(
-            *(v[None].to(library.device) for v in (boxes, scores, classes)),
-            kept=count,
-            offset=trick,
+        size = how.workspace(values, shapes) if how.workspace else 0
+        workspace = self._empty((size,), _torch().uint8)
+        buffers = launching.Buffers(
+            [each.data_ptr() for each in inputs],
+            [each.data_ptr() for each in outputs],
+            workspace.data_ptr(),
+            _torch().cuda.current_stream().cuda_stream if self.device == "cuda" else 0,
         )
-    )
-    if indices[: int(number)].tolist() != wanted.tolist():
-        yield f"batched_nms of {count} boxes, seed {seed}: {int(number)} kept, not {len(wanted)}"
+        element = str(inputs[plugin.features or 0].dtype).removeprefix("torch.")
+        launching.launch(self._holder(plugin.op), plugin, params, buffers, element)
+        return outputs
+
+    def _empty(self, shape: tuple[int, ...], dtype: Any) -> Tensor:  # noqa: ANN401 - torch's
+        return _torch().empty(shape, dtype=dtype, device=self.device)
+
+    def _holder(self, op: str) -> ctypes.CDLL:
+        """Return whichever library has an op's launcher. Raises: AttributeError."""
+        for library in self._libraries:
+            if hasattr(library, f"deploykit_{op}"):
+                return library
+        raise AttributeError(f"no library defines deploykit_{op}")
+
+
+def opened(folder: Path) -> Library:
+    """Return the kernels that are compiled in a folder."""
+    return Library(ctypes.CDLL(str(path)) for path in sorted(folder.glob("*.so")))
+
+
+def _torch() -> Any:  # noqa: ANN401 - a module
+    import torch  # noqa: PLC0415 - `--help` is instant
+
+    return torch
+
+
+def _dtype(plugin: Plugin, place: int, inputs: Sequence[Tensor]) -> Any:  # noqa: ANN401 - torch's
+    """Return torch's type of an output."""
+    dtype = plugin.outputs[place].dtype
+    return inputs[plugin.names.index(dtype)].dtype if dtype in plugin.names else _named(dtype)
+
+
+def _named(dtype: str) -> Any:  # noqa: ANN401 - torch's
+    return getattr(_torch(), dtype)
+
+
+def _shapes(
+    sizes: tuple[tuple[tuple[Size, ...], ...], ...], values: Mapping[str, Any], shapes: Shapes
+) -> list[tuple[int, ...]]:
+    """Return the shapes of the outputs: see `Launcher.shapes`."""
+
+    def number(size: Size) -> int:
+        if isinstance(size, tuple):
+            return shapes[size[0]][size[1]]
+        return size if isinstance(size, int) else int(values[size])
+
+    return [tuple(math.prod(map(number, dim)) for dim in dims) for dims in sizes]

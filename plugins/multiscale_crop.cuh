@@ -126,10 +126,12 @@ __device__ inline void pool(const MultiscaleCropParams& p, const MultiscaleCropB
 
 // One kernel per element type. A block per box and `kChannels` channels; any number of threads.
 extern "C" __global__ void __launch_bounds__(256)
-    deploykit_multiscale_crop_float(MultiscaleCropParams p, MultiscaleCropBuffers io) {
+    deploykit_multiscale_crop_float(const __grid_constant__ MultiscaleCropParams p,
+                                    const __grid_constant__ MultiscaleCropBuffers io) {
   deploykit::crop::pool<float>(p, io);
 }
 extern "C" __global__ void __launch_bounds__(256)
-    deploykit_multiscale_crop_half(MultiscaleCropParams p, MultiscaleCropBuffers io) {
+    deploykit_multiscale_crop_half(const __grid_constant__ MultiscaleCropParams p,
+                                   const __grid_constant__ MultiscaleCropBuffers io) {
   deploykit::crop::pool<__half>(p, io);
 }
