@@ -134,10 +134,12 @@ def _turns(count: int, generator: torch.Generator) -> Tensor:
 def _moved(boxes: Tensor, moves: Tensor, shift: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Return the boxes where their objects are, clipped, and the share of each that is left.
 
-    A pixel at p of the result shows the one at moves p + shift, both from -1 to 1.
+    A pixel at p of the result shows the one at moves p + shift, both from -1 to 1. The moves are
+    multiples of rotations and reflections, whose inverses are their transposes.
     """
     corners = boxes.reshape(len(boxes), -1, 2) * (2 / side) - 1 - shift[:, None]
-    there = (corners @ moves.inverse().transpose(1, 2) + 1) * (side / 2)
+    back = 2 * moves / moves.square().sum((1, 2), keepdim=True)
+    there = (corners @ back + 1) * (side / 2)
     first, second = there.reshape(*boxes.shape[:2], 2, 2).unbind(2)
     whole = torch.cat([torch.minimum(first, second), torch.maximum(first, second)], -1)
     clipped = whole.clamp(0, side)

@@ -273,15 +273,16 @@ def train(options: argparse.Namespace) -> nn.Module:
     data = scenes.generated(spec, preprocess, processes=options.processes).to(place)
     spent = time.perf_counter() - started
     print(f"{len(data)} images in {spent:.0f} s", flush=True)
-    learner = timed.fit(
-        begin(options, amp=place.type == "cuda" and not options.float32).to(place),
+    learner = begin(options, amp=place.type == "cuda" and not options.float32)
+    average = timed.fit(
+        learner.to(place).to(memory_format=torch.channels_last),
         Batches(data, preprocess, options.batch_size, options.seed),
         loss,
         timed.Pace(
             options.steps, options.seconds - spent, options.learning_rate, limit=GRADIENT_LIMIT
         ),
     )
-    return cast("Learner", learner).network.cpu()
+    return cast("Learner", average).network.cpu()
 
 
 if __name__ == "__main__":
