@@ -12,6 +12,7 @@ import published
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
+import torchvision
 from fuzz import hdf5_files
 
 import deploykit
@@ -353,6 +354,25 @@ def test_the_network_finds_what_the_keras_graph_finds(seed: int) -> None:
 # --- the images ----------------------------------------------------------------------------------
 
 PREPROCESS: Preprocess = RECIPE.variant("resnet101_fpn").preprocess
+
+
+def test_proposals_are_ranked_where_their_shares_are_all_one() -> None:
+    """Float32 cannot tell apart the softmax of logits above 17, and would rank by place."""
+    generator = torch.Generator().manual_seed(5)
+    count = len(keras_rcnn.anchors((SIDE, SIDE), LIMITS))
+    logits = torch.stack(
+        [torch.zeros(count), 20 + 0.01 * torch.randperm(count, generator=generator)], -1
+    )
+    deltas = 0.2 * torch.randn(count, 4, generator=generator)
+    answers = keras_rcnn.Answers(logits[None], deltas[None])
+    found = keras_rcnn.Propose()(answers, (SIDE, SIDE), LIMITS)
+    every = keras_rcnn.anchors((SIDE, SIDE), LIMITS)
+    boxes = keras_rcnn.moved(torch.from_numpy(every), deltas).clamp(0, 1)
+    order = logits[:, 1].argsort(descending=True)[: LIMITS.candidates]
+    kept = torchvision.ops.nms(boxes[order], logits[order, 1], LIMITS.proposal_iou)
+    expected = boxes[order][kept][: LIMITS.proposals]
+    assert torch.equal(found.boxes[0, : len(expected)], expected)
+    assert int(found.count) == len(expected)
 
 
 @pytest.mark.parametrize(

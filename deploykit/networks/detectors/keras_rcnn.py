@@ -279,10 +279,11 @@ class Propose(nn.Module):
     def forward(self, answers: Answers, size: Size, limits: Limits) -> Rois:
         """Return the best boxes, as shares of an input of `size` (H, W)."""
         every = torch.from_numpy(anchors(size, limits)).to(answers.deltas.dtype)
-        scores = (answers.logits[..., 1] - answers.logits[..., 0]).sigmoid()
-        scores, index = scores.topk(min(limits.candidates, len(every)))
+        # by these and not by their sigmoid, which is 1 for all above 17
+        logits = answers.logits[..., 1] - answers.logits[..., 0]
+        logits, index = logits.topk(min(limits.candidates, len(every)))
         boxes = moved(dense.constant_rows(every, index), dense.rows(answers.deltas, index))
-        found = dense.Candidates(boxes.clamp(0, 1), scores, torch.zeros_like(index))
+        found = dense.Candidates(boxes.clamp(0, 1), logits.sigmoid(), torch.zeros_like(index))
         most = min(limits.proposals, len(every))
         kept = dense.Limits(-1.0, limits.proposal_iou, dense.MOST, most)
         best, _, _, count = dense.suppressed(found, kept, kept.score)
