@@ -56,6 +56,17 @@ class Narrow(nn.Module):
 FEED = {"x": np.random.default_rng(0).random((2, 3), np.float32)}
 
 
+def test_numbers_that_an_op_takes_by_default_are_those_of_float32() -> None:
+    """torch hands an op no argument that equals its default, as LayerNorm's epsilon does."""
+    session = AsTraced(Run(nn.LayerNorm(3)))
+    x = 0.01 * FEED["x"]
+    away = x.astype(np.float64) - x.astype(np.float64).mean(1, keepdims=True)
+    epsilon = float(np.float32(1e-5))
+    expected = away / np.sqrt((away**2).mean(1, keepdims=True) + epsilon)
+    assert np.abs(session.run({"x": x})["y"] - expected).max() < 1e-14
+    assert session.scalars == frozenset({epsilon})
+
+
 def test_scalars_of_the_code_are_those_of_float32() -> None:
     session = AsTraced(Run(Scaled()))
     tenth, part = float(np.float32(0.1)), float(np.float32(0.7))

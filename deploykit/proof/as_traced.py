@@ -62,7 +62,8 @@ class _Scalars(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has
     ) -> Any:  # noqa: ANN401 - torch's own
         """Return what `func` gives for such scalars."""
         del types
-        args, kwargs = pytree.tree_map_only(float, self._single, (args, kwargs or {}))
+        kwargs = _defaults(func, args, kwargs or {}) | (kwargs or {})
+        args, kwargs = pytree.tree_map_only(float, self._single, (args, kwargs))
         found = func(*args, **kwargs)
         given = _floats((args, kwargs))
         if not given or func is torch.ops.aten.lift_fresh.default:
@@ -82,6 +83,16 @@ class _Scalars(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has
         rounded = float(np.float32(min(max(number, -_LARGEST), _LARGEST)))
         self.seen.add(rounded)
         return rounded
+
+
+def _defaults(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, float]:  # noqa: ANN401 - torch's own
+    """Return the numbers that an op takes where a call leaves them out, such as an epsilon.
+
+    Those that float32 holds are left to the op.
+    """
+    left = [a for a in func._schema.arguments[len(args) :] if a.name not in kwargs]  # noqa: SLF001 - the only way to them
+    found = {a.name: a.default_value for a in left if isinstance(a.default_value, float)}
+    return {name: value for name, value in found.items() if float(np.float32(value)) != value}
 
 
 def _floats(tree: object) -> list[torch.Tensor]:
