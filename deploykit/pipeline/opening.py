@@ -133,7 +133,8 @@ def open_model(  # noqa: PLR0913 - six things that only some kinds of file take
     found, data = read(path)
     match found:
         case "checkpoint":
-            return _open_checkpoint(path, recipe, input_size)
+            size = input_size or about.input_size
+            return _open_checkpoint(path, recipe, size, NOTHING if like else about)
         case "engine":
             model = _described(_open_engine(path, backend, threads), about)
         case _:
@@ -224,11 +225,23 @@ def _engine_session(path: Path, backend: backends.Backend, threads: int) -> Sess
     return Sizes({size: opener(size) for size in sizes})
 
 
-def _open_checkpoint(path: Path, recipe: str | None, input_size: tuple[int, int] | None) -> Model:
+def _open_checkpoint(
+    path: Path, recipe: str | None, input_size: tuple[int, int] | None, about: Description
+) -> Model:
+    """Return the network of a checkpoint. Raises: OptionError for what its recipe says itself."""
     from deploykit.backends.pytorch import TorchSession  # noqa: PLC0415 - torch, as below
     from deploykit.networks import loading  # noqa: PLC0415 - torch, which nothing else here needs
 
-    options = loading.NetworkOptions(recipe=recipe, input_size=input_size)
+    unused = [name for name in describing.OF_FILES if getattr(about, name)]
+    if unused:
+        raise OptionError(
+            f"--{unused[0].replace('_', '-')} for the checkpoint {path.name}",
+            expected="a file whose recipe does not say how it is fed and read",
+            fix="leave it out, or export the checkpoint and state it of the ONNX file",
+        )
+    options = loading.NetworkOptions(
+        recipe=recipe, input_size=input_size, class_names=about.class_names
+    )
     network = loading.load_network(path, options)
     session = TorchSession(network)
     return Model(path, network.card.checkpoint_sha256, PYTORCH, session, network.card, recipe)

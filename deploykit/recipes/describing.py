@@ -41,6 +41,11 @@ _NEEDS_PREPROCESS = (
     "channels",
 )
 """Parts of a description that say nothing where nobody says how images are prepared."""
+OF_FILES = (
+    *("preprocess", "mean", "std", "scale", "resize", "interpolation", "channels", "layout"),
+    *("decode", "inputs"),
+)
+"""Parts that are said of an ONNX file or an engine: of a checkpoint its recipe knows them."""
 _CHOICES: Mapping[str, tuple[object, ...]] = {
     "preprocess": tuple(PRESETS),
     "resize": get_args(Resize),
