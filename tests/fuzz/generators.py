@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import cards, checkpoints, commands, engines, foreign, images, json_files, onnx_files, scales
+from . import (
+    cards,
+    checkpoints,
+    commands,
+    engines,
+    foreign,
+    images,
+    json_files,
+    layouts,
+    onnx_files,
+    scales,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -12,7 +23,10 @@ if TYPE_CHECKING:
 
     from .case import Case
 
-_MODULES = (cards, checkpoints, commands, engines, foreign, images, json_files, onnx_files, scales)
+_MODULES = (
+    *(cards, checkpoints, commands, engines, foreign, images, json_files, layouts, onnx_files),
+    scales,
+)
 
 
 def cases(base: Path, seed: int = 0) -> Iterator[Case]:
