@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from example_scripts import script
+from example_scripts import EXAMPLES, script
 from torch import nn
 
 from deploykit.data import sources
 from deploykit.recipes.recipe import RECIPES
-from deploykit.training import timed
+from deploykit.training import loops, timed
 
 pytest.importorskip("skimage", reason="scikit-image is not installed")
 
@@ -54,3 +54,10 @@ def test_a_network_learns_a_batch(name: str, batches: Any) -> None:
     pace = timed.Pace(8, learning_rate=1e-3, tell=60)
     timed.fit(network, lambda: (images, classes), loss, pace)
     assert float(loss(network(images), classes).detach()) < 0.9  # by chance 1.8
+
+
+@pytest.mark.parametrize("name", ["swin", "mpvit"])
+def test_the_committed_ones_score_what_the_readme_says(name: str) -> None:
+    data = sources.dataset("shapes:split=val,seed=1,count=100,size=64,truth=class")
+    scores = loops.score(EXAMPLES / "shapes_transformers" / f"{name}_light.pth", data)
+    assert scores["top1"] >= 0.97

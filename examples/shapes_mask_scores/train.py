@@ -42,8 +42,6 @@ PREPROCESS = two_stage_contract.preprocess(LIGHT)
 LEAST, SURE, BATCH = 0.5, 0.5, 8
 """IoU of a found box with that of its object, below which there is nothing to learn; share from
 which a pixel is of the mask; images that the frozen network sees at once."""
-LOOKING = 0.4
-"""Share of the time after which no more objects are looked for."""
 
 
 def load(data: Dataset) -> tuple[NDArray[np.uint8], list[Objects]]:
@@ -167,7 +165,7 @@ def train(options: argparse.Namespace) -> Any:  # noqa: ANN401 - torchvision shi
     started = time.perf_counter()
     torch.manual_seed(options.seed)
     network = frozen(timed.device(options.device))
-    until = None if options.seconds is None else started + LOOKING * options.seconds
+    until = None if options.seconds is None else started + options.looking * options.seconds
     rows = gather(network, options, until)
     spent, count = time.perf_counter() - started, len(rows.iou)
     print(f"{count} objects in {spent:.0f} s, IoU {rows.iou.mean():.3f}", flush=True)
@@ -182,7 +180,7 @@ def train(options: argparse.Namespace) -> Any:  # noqa: ANN401 - torchvision shi
         batch,
         loss,
         timed.Pace(
-            options.steps,
+            max(1, round(options.passes * count / options.batch_size)),
             None if options.seconds is None else options.seconds - spent,
             options.learning_rate,
         ),
@@ -200,10 +198,11 @@ def main() -> None:
     parser.add_argument("--score", type=Path, help="a checkpoint of which to print the AP")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--seconds", type=float, help="when to end, the images included")
-    parser.add_argument("--steps", type=int, default=6000, help="when to end at the latest")
-    parser.add_argument("--images", type=int, default=4000)
-    parser.add_argument("--rows", type=int, default=40_000, help="objects to learn from")
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--images", type=int, default=3000)
+    parser.add_argument("--rows", type=int, default=15_000, help="objects to learn from")
+    parser.add_argument("--looking", type=float, default=0.4, help="share of the time, at most")
+    parser.add_argument("--passes", type=float, default=10, help="over them, at most")
+    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--processes", type=int, default=2, help="that make images")
     parser.add_argument("--seed", type=int, default=2, help="not 1: the frozen network saw those")
