@@ -44,7 +44,7 @@ def test_a_query_starts_at_the_embedding_of_its_place(transformer: Any) -> None:
 
 
 def learner(transformer: Any) -> Any:
-    options = argparse.Namespace(seed=1, warm=transformer.WARM)
+    options = argparse.Namespace(seed=1, start=None)
     return transformer.begin(options, amp=False)
 
 
