@@ -244,3 +244,6 @@ def test_the_graph_finds_what_the_network_finds_and_has_no_branches(tmp_path: Pa
         ours, theirs = values[image, :number], expected[image, :number].numpy()
         assert (np.abs(ours - theirs).max((1, 2)) <= 1e-3).mean() >= 0.9  # points may tie
         assert not values[image, number:].any()
+    nothing = session.run({"images": np.full((1, 3, 128, 160), np.nan, np.float32)})
+    assert nothing["count"].tolist() == [0]  # and not an error of the runtime
+    assert not np.asarray(nothing["masks"]).any()

@@ -264,7 +264,9 @@ class PointRend(nn.Module):
         def answers(points: Tensor) -> Tensor:
             return cast("Tensor", self.point_head(fine(points), coarse_at(masks, points), label))
 
-        logits = answers(grid(FIRST)).reshape(-1, FIRST, FIRST)
+        # of each object, though the same: where there is none, no runtime multiplies one with none
+        points = grid(FIRST).to(features.dtype) + 0 * label.unsqueeze(2)
+        logits = answers(points).reshape(-1, FIRST, FIRST)
         for _ in range(STEPS):
             side = 2 * logits.shape[-1]
             logits = F.interpolate(logits.unsqueeze(1), (side, side), mode="bilinear").squeeze(1)
