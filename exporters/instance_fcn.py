@@ -103,7 +103,8 @@ KEEP_FLOAT = (
         Precision.FP32,
     ),
 )
-LIGHT = Preprocess((320, 320), "stretch", mean=MEAN, std=STD)
+LIGHT = Preprocess((448, 448), "stretch", mean=MEAN, std=STD)
+"""Objects of 30 to 170 pixels, 4 to 21 cells, have windows that fit them."""
 MARKS = ("objectness.2.",)
 recipe = Recipe(
     name="instance_fcn",

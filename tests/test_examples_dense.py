@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from example_scripts import script
+from example_scripts import EXAMPLES, script
+from torchvision import ops as ops_of
 
 from deploykit import ops
-from deploykit.networks import detr
+from deploykit.data import sources
+from deploykit.networks import detr, loading
 from deploykit.networks.instance_fcn import InstanceFcn, Limits
 from deploykit.recipes.recipe import RECIPES
-from deploykit.training import scenes, timed
+from deploykit.training import loops, scenes, timed
 
 pytest.importorskip("skimage", reason="scikit-image is not installed")
 
@@ -149,3 +151,22 @@ def test_an_instance_fcn_learns_what_it_is_shown(windows: Any) -> None:
         made, lambda: (images, truth), loss, timed.Pace(15, learning_rate=5e-3, decay=0.3)
     ).train()
     assert float(loss(learnt(images), truth).detach()) < 0.6 * before
+
+
+def test_the_committed_instance_fcn_finds_most_objects_that_are_large_enough() -> None:
+    made: Any = loading.load_network(
+        EXAMPLES / "shapes_instances" / "instance_fcn_light.pth", loading.NetworkOptions()
+    )
+    assert (made.card.variant, made.card.class_names) == ("light", ("object",))
+    data = sources.dataset("shapes:split=val,seed=1,count=5,truth=things")
+    images, objects = loops.load(data, made.card.preprocess)
+    shares = scenes.Scenes(images / 255, *(torch.zeros(0),) * 3)
+    hits = []
+    with torch.inference_mode():
+        found = made.module(shares.normalised(made.card.preprocess))
+    for boxes, scores, true in zip(found[0], found[1], objects, strict=True):
+        wanted = torch.from_numpy(true.boxes)
+        large = (wanted[:, 2:] - wanted[:, :2]).prod(1).sqrt() > 60
+        hits += (ops_of.box_iou(wanted[large], boxes[scores > 0.5]) > 0.5).any(1).tolist()
+    assert len(hits) > 5
+    assert sum(hits) / len(hits) > 0.8

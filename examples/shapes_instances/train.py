@@ -1,4 +1,4 @@
-"""Train the example InstanceFCN on generated shapes: variant `light`, 320x320, objects of any kind.
+"""Train the example InstanceFCN on generated shapes: variant `light`, objects of any kind.
 
     python examples/shapes_instances/train.py --device cuda --seconds 480
     python examples/shapes_instances/train.py --score instance_fcn_light.pth
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from deploykit.training.scenes import Scenes
 
 VARIANT, SIZE = "light", 320
+"""Size: of the images that are learnt from, scaled by ZOOM; the network is run at its variant's."""
 HELD_OUT = f"shapes:split=val,seed=1,count=500,size={SIZE},truth=things"
 ZOOM = (0.7, 1.35)
 """The random scales; the paper has six from 0.2 to 1.5 of its images."""
@@ -243,7 +244,7 @@ def train(options: argparse.Namespace) -> nn.Module:
     started, place = time.perf_counter(), timed.device(options.device)
     torch.manual_seed(options.seed)
     recipe = RECIPES.load("instance_fcn")
-    preprocess = recipe.variant(VARIANT).preprocess
+    preprocess = recipe.variant(VARIANT).sized((SIZE, SIZE))
     spec = f"shapes:split=train,seed={options.seed},count={options.images},size={SIZE},truth=things"
     data = scenes.generated(spec, preprocess, masks=True, processes=options.processes).to(place)
     spent = time.perf_counter() - started
