@@ -90,6 +90,7 @@ ONE_FORM = {
     "keras_mask_rcnn": 1,
     "point_rend": 1,
     "point_rend_seg": 1,
+    "point_rend_deeplab": 1,
     "upernet": 1,
 }
 """Families whose variants differ in numbers alone -> how many of them stand for all."""

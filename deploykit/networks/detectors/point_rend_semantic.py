@@ -19,7 +19,7 @@ from deploykit.networks.detectors.dense import MOST
 from deploykit.networks.detectors.point_rend import Places, Table, as_points, linear, row
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 WIDTH, COARSE, GROUPS = 256, 128, 32
 """Channels of points and of the coarse head, and the groups of its norms."""
@@ -133,11 +133,41 @@ class FoldedPoints(nn.Module):
 class Doubt(nn.Module):
     """The points of a map that two classes nearly share."""
 
+    def __init__(self, count: int) -> None:
+        """Look for `count` points, or all of a smaller map."""
+        super().__init__()
+        self.count = count
+
     def forward(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return places int64[B, P] in maps float32[B, classes, H, W], and these as points."""
         height, width = logits.shape[2:]
-        chosen = most(doubt(logits), min(POINTS, height * width))
+        chosen = most(doubt(logits), min(self.count, height * width))
         return chosen, as_points(chosen, (height, width), logits)
+
+
+def refined(
+    logits: Tensor,
+    steps: int,
+    doubt: Doubt,
+    answers: Callable[[Tensor, Tensor, Tensor], Tensor],
+    *,
+    aligned: bool = False,
+) -> Tensor:
+    """Return a map twice as large `steps` times, each time with new scores of its doubtful points.
+
+    logits: float32[B, classes, H, W]. answers: (places int64[B, P], these as points float[B, P, 2],
+    the map that they are of) -> float32[B, P, classes]. aligned: The map grows with its corners
+    kept in place.
+    """
+    for _ in range(steps):
+        sides = [2 * side for side in logits.shape[2:]]
+        logits = F.interpolate(logits, sides, mode="bilinear", align_corners=aligned)
+        chosen, points = doubt(logits)
+        found = answers(chosen, points, logits).transpose(1, 2)
+        index = chosen.unsqueeze(1).expand(-1, logits.shape[1], -1)
+        logits = logits.flatten(2).scatter(2, index, found)
+        logits = logits.reshape(-1, logits.shape[1], *sides)
+    return logits
 
 
 class Head(nn.Module):
@@ -148,23 +178,19 @@ class Head(nn.Module):
         super().__init__()
         self.coarse_sem_seg_head = Coarse(channels, classes)
         self.point_head = Points(channels, classes)
-        self.places, self.doubt = Places(), Doubt()
+        self.places, self.doubt = Places(), Doubt(POINTS)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Return logits float32[B, classes, H, W] of maps of strides 4 to 32, the finest first."""
-        logits = coarse = cast("Tensor", self.coarse_sem_seg_head(maps))
+        coarse = cast("Tensor", self.coarse_sem_seg_head(maps))
         tables = Table(maps[0]), Table(coarse)
         image = torch.arange(coarse.shape[0], dtype=torch.int32)
-        for _ in range(STEPS):
-            sides = [2 * side for side in logits.shape[2:]]
-            logits = F.interpolate(logits, sides, mode="bilinear")
-            chosen, points = self.doubt(logits)
+
+        def answers(_: Tensor, points: Tensor, __: Tensor) -> Tensor:
             read = [table.read(self.places(points, image, table.sides)) for table in tables]
-            answers = self.point_head(torch.cat(read, -1)).transpose(1, 2)
-            index = chosen.unsqueeze(1).expand(-1, logits.shape[1], -1)
-            logits = logits.flatten(2).scatter(2, index, answers)
-            logits = logits.reshape(-1, logits.shape[1], *sides)
-        return logits
+            return cast("Tensor", self.point_head(torch.cat(read, -1)))
+
+        return refined(coarse, STEPS, self.doubt, answers)
 
 
 class Segmenter(nn.Module):
