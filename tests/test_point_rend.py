@@ -42,7 +42,8 @@ def head() -> PointRend:
     """A head with random weights, its coarse masks as sure as its points are."""
     torch.manual_seed(0)
     made = PointRend(CHANNELS, CLASSES).eval()
-    for layer in (made.coarse_head.prediction, made.point_head.predictor):
+    for layer in (made.coarse_head.prediction, made.point_head.get_submodule("predictor")):
+        assert isinstance(layer, torch.nn.Linear | torch.nn.Conv1d)
         layer.weight.data.normal_(0, 2)
     return made
 
@@ -91,10 +92,13 @@ def rendered(head: Any, features: Tensor, boxes: Tensor, labels: list[int]) -> T
     return found
 
 
-@pytest.mark.parametrize("form", ["trained", "folded"])
-def test_masks_are_those_of_the_paper(head: PointRend, form: str) -> None:
+@pytest.mark.parametrize(
+    ("form", "size"), [("trained", (10, 13)), ("folded", (10, 13)), ("folded", (40, 52))]
+)
+def test_masks_are_those_of_the_paper(head: PointRend, form: str, size: tuple[int, int]) -> None:
+    """A map with fewer cells than objects have points goes through the first layer as it is."""
     generator = torch.Generator().manual_seed(1)
-    features = torch.randn(2, CHANNELS, 10, 13, generator=generator, dtype=torch.float64)
+    features = torch.randn(2, CHANNELS, *size, generator=generator, dtype=torch.float64)
     boxes = torch.tensor(
         [[[0.0, 0, 52, 40], [3, 7, 30, 21]], [[20, 5, 51.5, 39], [0, 0, 0, 0]]], dtype=torch.float64
     )

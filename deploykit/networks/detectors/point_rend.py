@@ -14,19 +14,22 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
 from torch import Tensor, nn
 
+from deploykit.networks.detectors.point_layers import FoldedPoints, Points
 from deploykit.networks.states import outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from deploykit.networks.detectors.two_stage import Rois
     from deploykit.recipes.recipe import StateDict
 
 POOLED, COARSE = 14, 7
 """Sides of the coarse head's features and of its mask."""
-LAYERS, POINTS, FIRST, STEPS = 3, 784, 28, 3
-"""Layers of the point head before its predictor; points of a step; the side of the first mask, of
-which all points are computed, and how often it doubles: 28 to 224."""
+POINTS, FIRST, STEPS = 784, 28, 3
+"""Points of a step; the side of the first mask, of which all points are computed, and how often it
+doubles: 28 to 224."""
+PRESENT = 4
+"""Of so many rows for objects one is there in most images, the others being padding."""
 
 
 def bilinear(place: Tensor, cells: int) -> Tensor:
@@ -84,81 +87,6 @@ class Coarse(nn.Module):
         x = self.reduce_spatial_dim_conv(features).relu().flatten(1)
         x = self.prediction(self.fc2(self.fc1(x).relu()).relu())
         return cast("Tensor", x.reshape(-1, x.shape[1] // COARSE**2, COARSE**2))
-
-
-class Points(nn.Module):
-    """What a point is, from its fine features and the coarse masks there, which each layer reads.
-
-    As in checkpoints the layers are convolutions along the points.
-    """
-
-    def __init__(self, channels: int, classes: int, width: int) -> None:
-        """Make the layers. channels: of the features. classes: the background not among them."""
-        super().__init__()
-        for number in range(1, LAYERS + 1):
-            inputs = channels if number == 1 else width
-            setattr(self, f"fc{number}", nn.Conv1d(inputs + classes, width, 1))
-        self.predictor = nn.Conv1d(width + classes, classes, 1)
-
-    def forward(self, fine: Tensor, coarse: Tensor, label: Tensor) -> Tensor:
-        """Return the logits of each object's class at its points, float32[n, P].
-
-        fine, coarse: float32[n, P, C] and [n, P, classes]. label: int64[n, 1].
-        """
-        *layers, last = self.children()
-        found = row(last, _inner(layers, fine, coarse))
-        own = label.unsqueeze(2).expand(-1, found.shape[1], -1)
-        return found.gather(2, own).squeeze(2)
-
-    def folded(self) -> nn.Module:
-        """Return the same, which computes the logits of no other class."""
-        return FoldedPoints(self)
-
-
-def _inner(layers: Iterable[nn.Module], fine: Tensor, coarse: Tensor) -> Tensor:
-    """Return what the predictor reads, float32[n, P, C + classes].
-
-    The layers get all points as the rows of one matrix: with it, runtimes multiply, add the bias
-    and take the ReLU in one step.
-    """
-    x, here = fine.flatten(0, 1), coarse.flatten(0, 1)
-    for layer in layers:
-        x = row(layer, torch.cat([x, here], 1)).relu()
-    return torch.cat([x, here], 1).reshape(-1, fine.shape[1], x.shape[1] + here.shape[1])
-
-
-def row(layer: nn.Module, rows: Tensor) -> Tensor:
-    """Return float32[..., out] of rows float32[..., in]."""
-    if isinstance(layer, nn.Conv1d):
-        return F.linear(rows, layer.weight.squeeze(-1), layer.bias)
-    return cast("Tensor", layer(rows))
-
-
-def linear(layer: nn.Conv1d) -> nn.Linear:
-    """Return a convolution along the points as a layer of their rows."""
-    made = nn.Linear(layer.in_channels, layer.out_channels, device="meta")
-    assert layer.bias is not None
-    made.weight, made.bias = nn.Parameter(layer.weight.squeeze(-1)), nn.Parameter(layer.bias)
-    return made
-
-
-class FoldedPoints(nn.Module):
-    """What `Points` becomes: linear layers, and of the predictor the row of the object's class."""
-
-    def __init__(self, source: Points) -> None:
-        """Take the weights of `source`."""
-        super().__init__()
-        *layers, last = cast("list[nn.Conv1d]", list(source.children()))
-        for number, layer in enumerate(layers, start=1):
-            setattr(self, f"fc{number}", linear(layer))
-        self.weight, self.bias = nn.Parameter(last.weight.squeeze(-1)), last.bias
-
-    def forward(self, fine: Tensor, coarse: Tensor, label: Tensor) -> Tensor:
-        """Return what `Points` does."""
-        assert self.bias is not None
-        weight = F.embedding(label, self.weight).transpose(1, 2)  # [n, C, 1]
-        found = _inner(self.children(), fine, coarse) @ weight
-        return found.squeeze(2) + F.embedding(label, self.bias.unsqueeze(1)).squeeze(2)
 
 
 class Table:
@@ -242,7 +170,7 @@ class PointRend(nn.Module):
         """Make the layers. channels: of the map. classes: the background not among them."""
         super().__init__()
         self.coarse_head = Coarse(channels, classes, widths)
-        self.point_head = Points(channels, classes, widths.points)
+        self.point_head: nn.Module = Points(channels, classes, widths.points)
         self.places, self.doubt = Places(), Doubt()
 
     def forward(self, features: Tensor, stride: float, objects: Rois, classes: Tensor) -> Tensor:
@@ -254,15 +182,18 @@ class PointRend(nn.Module):
         boxes = objects.boxes.reshape(-1, 4)
         image = torch.arange(boxes.shape[0], dtype=torch.int32) // int(objects.boxes.shape[1])
         table, image, within = Table(features), objects.packed(image), objects.packed(boxes)
+        first = self._first(features, int(objects.boxes.shape[1]))
         label = objects.packed(classes.flatten()).clamp(min=0).to(torch.int64).reshape(-1, 1)
 
-        def fine(points: Tensor) -> Tensor:
-            return table.read(self.places(points, image, table.sides, (within, stride)))
+        def fine(points: Tensor, source: Table = table) -> Tensor:
+            return source.read(self.places(points, image, table.sides, (within, stride)))
 
         masks = self.coarse(fine)
 
         def answers(points: Tensor) -> Tensor:
-            return cast("Tensor", self.point_head(fine(points), coarse_at(masks, points), label))
+            read, here = fine(points, first or table), coarse_at(masks, points)
+            how = {"mapped": True} if first else {}
+            return cast("Tensor", self.point_head(read, here, label, **how))
 
         # of each object, though the same: where there is none, no runtime multiplies one with none
         points = grid(FIRST).to(features.dtype) + 0 * label.unsqueeze(2)
@@ -273,6 +204,13 @@ class PointRend(nn.Module):
             chosen, points = self.doubt(logits)
             logits = logits.flatten(1).scatter(1, chosen, answers(points)).reshape(-1, side, side)
         return logits.sigmoid()
+
+    def _first(self, features: Tensor, rows: int) -> Table | None:
+        """Return the first layer of each cell, None where `rows` objects have too few points."""
+        points, cells = rows * POINTS * (1 + STEPS) // PRESENT, features[0, 0].numel()
+        if cells > points or not isinstance(self.point_head, FoldedPoints):
+            return None
+        return Table(self.point_head.mapped(features))
 
     def coarse(self, fine: Callable[[Tensor], Tensor]) -> Tensor:
         """Return each class's coarse mask, logits float32[n, 49, classes].

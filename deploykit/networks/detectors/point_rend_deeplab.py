@@ -16,7 +16,8 @@ from torchvision.models import resnet
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
-from deploykit.networks.detectors.point_rend import Places, Table, linear, row
+from deploykit.networks.detectors.point_layers import linear, row
+from deploykit.networks.detectors.point_rend import Places, Table
 from deploykit.networks.detectors.point_rend_semantic import Doubt, refined
 
 if TYPE_CHECKING:

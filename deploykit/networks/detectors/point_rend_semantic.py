@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torchvision.models.detection import backbone_utils
 
 from deploykit.networks.detectors.dense import MOST
-from deploykit.networks.detectors.point_rend import Places, Table, as_points, linear, row
+from deploykit.networks.detectors.point_layers import before, linear, row
+from deploykit.networks.detectors.point_rend import Places, Table, as_points
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 WIDTH, COARSE, GROUPS = 256, 128, 32
 """Channels of points and of the coarse head, and the groups of its norms."""
@@ -105,16 +106,21 @@ class Points(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits float32[B, P, classes] of float32[B, P, C + classes]."""
-        *layers, last = self.children()
-        rows = x.flatten(0, 1)  # see the other head
-        for layer in layers:
-            rows = row(layer, rows).relu()
-        found = row(last, rows)
-        return found.reshape(-1, x.shape[1], found.shape[1])
+        return _through(self.children(), x)
 
     def folded(self) -> nn.Module:
         """Return the same with linear layers."""
         return FoldedPoints(self)
+
+
+def _through(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """Return float32[B, P, out] of float32[B, P, in]."""
+    *inner, last = layers
+    rows = x.flatten(0, 1)  # see the other head
+    for layer in inner:
+        rows = row(layer, rows).relu()
+    found = row(last, rows)
+    return found.reshape(-1, x.shape[1], found.shape[1])
 
 
 class FoldedPoints(nn.Module):
@@ -128,6 +134,15 @@ class FoldedPoints(nn.Module):
             setattr(self, name, linear(layer))
 
     forward = Points.forward
+
+    def mapped(self, features: Tensor) -> Tensor:
+        """Return what the first layer makes of a map float32[B, C + classes, H, W]."""
+        return before(cast("nn.Linear", next(self.children())), features)
+
+    def rest(self, first: Tensor) -> Tensor:
+        """Return the same as `forward` of what points read from a map of `mapped`."""
+        layer, *others = cast("list[nn.Linear]", list(self.children()))
+        return _through(others, (first + layer.bias).relu())
 
 
 class Doubt(nn.Module):
@@ -177,20 +192,29 @@ class Head(nn.Module):
         """Make the layers."""
         super().__init__()
         self.coarse_sem_seg_head = Coarse(channels, classes)
-        self.point_head = Points(channels, classes)
+        self.point_head: nn.Module = Points(channels, classes)
         self.places, self.doubt = Places(), Doubt(POINTS)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Return logits float32[B, classes, H, W] of maps of strides 4 to 32, the finest first."""
         coarse = cast("Tensor", self.coarse_sem_seg_head(maps))
-        tables = Table(maps[0]), Table(coarse)
+        tables, answer = self._read(maps[0], coarse)
         image = torch.arange(coarse.shape[0], dtype=torch.int32)
 
         def answers(_: Tensor, points: Tensor, __: Tensor) -> Tensor:
             read = [table.read(self.places(points, image, table.sides)) for table in tables]
-            return cast("Tensor", self.point_head(torch.cat(read, -1)))
+            return answer(torch.cat(read, -1))
 
         return refined(coarse, STEPS, self.doubt, answers)
+
+    def _read(
+        self, features: Tensor, coarse: Tensor
+    ) -> tuple[list[Table], Callable[[Tensor], Tensor]]:
+        """Return what points read, and what makes answers of it; see `before`."""
+        head, (high, wide) = self.point_head, coarse.shape[2:]
+        if high * wide > STEPS * POINTS or not isinstance(head, FoldedPoints):
+            return [Table(features), Table(coarse)], head
+        return [Table(head.mapped(torch.cat([features, coarse], 1)))], head.rest
 
 
 class Segmenter(nn.Module):
