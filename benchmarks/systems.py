@@ -2,6 +2,7 @@
 
     python benchmarks/systems.py --folder work             # what has no record yet
     python benchmarks/systems.py --only DETR --again
+    python benchmarks/systems.py --only DETR --speed       # only the FPS of a record anew
     python benchmarks/systems.py --table                   # of the records that there are
 
 Each of `systems_nets.py` is made with random weights that are fitted to photographs, or is one of
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import systems_nets as nets
 import torch
 from systems_list import SYSTEMS
-from systems_speed import THREADS, compared
+from systems_speed import THREADS, Paths, compared
 from systems_table import records, row, table
 
 import deploykit
@@ -51,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", action="append", choices=list(SYSTEMS), help="default: all")
     parser.add_argument("--again", action="store_true", help="what has a record too")
+    parser.add_argument("--speed", action="store_true", help="only FPS, of what has a record")
     parser.add_argument("--folder", type=Path, help="keep files here")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="measure nothing")
@@ -71,15 +73,15 @@ def sweep(options: argparse.Namespace, folder: Path) -> None:
         nets.photographs(folder)
     known = records(options.output)
     for name in options.only or SYSTEMS:
-        if name in known and not options.again:
+        if options.speed != (name in known) and not options.again:
             continue
         start = time.perf_counter()
         try:
-            found = measured(SYSTEMS[name], folder)
+            found = again(name, known[name], folder) if options.speed else measured(name, folder)
         except Exception as error:  # noqa: BLE001 - the other systems are measured all the same
             found = {"failed": f"{type(error).__name__}: {error}"[:600]}
         spent = round(time.perf_counter() - start, 1)
-        found |= {"name": name, "commit": commit(), "seconds": spent}
+        found = {"name": name, "commit": commit(), "seconds": spent} | found
         with options.output.open("a", encoding="utf-8") as file:
             file.write(json.dumps(found, sort_keys=True) + "\n")
         print(row(name, found), flush=True)
@@ -92,24 +94,21 @@ def commit() -> str:
     return done.stdout.strip()
 
 
-def measured(system: System, folder: Path) -> dict[str, Any]:
+def measured(name: str, folder: Path) -> dict[str, Any]:
     """Return what becomes of a system, from the checkpoint on."""
+    system = SYSTEMS[name]
     float_, int8, half = (
         named(system, folder, each) for each in ("onnx", "int8.onnx", "fp16.onnx")
     )
-    other = SYSTEMS[system.beside] if system.beside else None
-    beside = named(other, folder, "onnx") if other else None
-    if other and beside and not beside.exists():
-        exported(other, folder)
     made, fed = exported(system, folder)
     source = nets.source(system, folder, "calibrated")
     quantized = deploykit.quantize(float_, int8, deploykit.QuantizeOptions(source))
     deploykit.cast(float_, half)
-    one = {name: value[:1].numpy() for name, value in fed.items()}
-    weights = weights_of(system, folder)
+    one = first(fed)
+    files = paths(system, folder)
     return {
         "input": list(system.size),
-        "parameters": parameters(weights, options(system)),
+        "parameters": parameters(files.weights, options(system)),
         "macs": sum(layer.macs for layer in made.layers),
         "proof": made.artifact.made_by["max_relative_error"],
         "notes": list(quantized.notes),
@@ -118,8 +117,33 @@ def measured(system: System, folder: Path) -> dict[str, Any]:
             "75": built(half, "75", one),
         },
         **agreement(system, int8, float_, folder),
-        "cpu": compared(system, weights, float_, one, beside),
+        "cpu": compared(system, files, one),
     }
+
+
+def again(name: str, known: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a record whose FPS are measured anew, with the plain graphs that lie there."""
+    system = SYSTEMS[name]
+    made, fed = exported(system, folder, known=True)
+    cpu = compared(system, paths(system, folder), first(fed), known=True)
+    work = {"macs": sum(layer.macs for layer in made.layers), "commit": commit()}
+    return known | {"cpu": {**cpu, **work}}
+
+
+def first(fed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the first image of a batch, and what belongs to it."""
+    return {name: value[:1].numpy() for name, value in fed.items()}
+
+
+def paths(system: System, folder: Path) -> Paths:
+    """Return the files whose speeds are compared; one of another system is made if it lacks."""
+    beside = None
+    if system.beside:
+        other = SYSTEMS[system.beside]
+        beside = named(other, folder, "onnx")
+        if not beside.exists():
+            exported(other, folder)
+    return Paths(weights_of(system, folder), named(system, folder, "onnx"), beside)
 
 
 def named(system: System, folder: Path, ending: str) -> Path:
@@ -144,12 +168,15 @@ def options(system: System) -> deploykit.ExportOptions:
     )
 
 
-def exported(system: System, folder: Path) -> tuple[Made, dict[str, Any]]:
-    """Write a system's checkpoint and its FP32 file; return what `export` says, and images."""
+def exported(system: System, folder: Path, *, known: bool = False) -> tuple[Made, dict[str, Any]]:
+    """Write a system's checkpoint and its FP32 file; return what `export` says, and images.
+
+    known: a checkpoint that lies there is taken.
+    """
     text = nets.source(system, folder, "calibrated")
     fed = nets.feeds(system, RECIPES.load(system.recipe), text, nets.FITTED)
     weights = weights_of(system, folder)
-    if not system.example:
+    if not (system.example or (known and weights.exists())):
         torch.save(nets.network(system, fed).state_dict(), weights)
     return deploykit.export(weights, named(system, folder, "onnx"), options(system)), fed
 

@@ -35,7 +35,7 @@ TWO_STAGE = {
 }
 FEW = {"proposals": "60", "candidates": "200", "detections": "10"}
 """Settings of a two-stage detector with little to do behind its body."""
-REGION_SIZE = (192, 256)
+REGION_SIZE, SMALL = (192, 256), (128, 160)
 DENSE = {
     "classification_head.cls_logits": Spread(2.0, -3.0),
     "regression_head.bbox_reg": Spread(0.3),
@@ -147,29 +147,29 @@ SYSTEMS = {
         compared=4,
     ),
     "Mask R-CNN, mmdetection": System(
-        *("mask_rcnn", "mmdet_resnet50_fpn", REGION_SIZE),
+        *("mask_rcnn", "mmdet_resnet50_fpn", SMALL),
         *("mmdetection 2 and 3", TWO_STAGE, FEW),
         compared=4,
     ),
     "Mask R-CNN on Swin": System(
-        *("mask_rcnn", "mmdet_swin_tiny_fpn", REGION_SIZE),
+        *("mask_rcnn", "mmdet_swin_tiny_fpn", SMALL),
         *("mmdetection 2 and 3, Swin's own", TWO_STAGE, FEW),
         attends=True,
         compared=4,
     ),
     "Mask R-CNN on MPViT": System(
-        *("mask_rcnn", "detectron2_mpvit_tiny_fpn", REGION_SIZE),
+        *("mask_rcnn", "detectron2_mpvit_tiny_fpn", SMALL),
         *("MPViT's own, detectron2's", TWO_STAGE, FEW),
         attends=True,
         compared=4,
     ),
     "RetinaNet": System(
-        *("retinanet", "mmdet_resnet50_fpn", (128, 160), "torchvision, detectron2, mmdetection"),
+        *("retinanet", "mmdet_resnet50_fpn", SMALL, "torchvision, detectron2, mmdetection"),
         *(DENSE, SOME),
         compared=4,
     ),
     "RetinaNet on MPViT": System(
-        *("retinanet", "mmdet_mpvit_tiny_fpn", (128, 160), "MPViT's own, mmdetection's"),
+        *("retinanet", "mmdet_mpvit_tiny_fpn", SMALL, "MPViT's own, mmdetection's"),
         *(DENSE, SOME),
         attends=True,
         compared=4,

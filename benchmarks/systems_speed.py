@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from systems_list import System
 
-    Files = Mapping[str, tuple[Path, Mapping[str, Any]]]
+    Runs = Mapping[str, tuple[Path, Mapping[str, Any]]]
     """Name -> file, and what it is fed, in the order of its inputs."""
 
 TURNS, SHORTEST = 40, 0.02
@@ -41,39 +42,51 @@ DYNAMIC = "dynamic"
 """The plain exporter's graph for any batch, as ours is; `plain` is one for the one image."""
 
 
+@dataclass(frozen=True)
+class Paths:
+    """The checkpoint of a system and its file, and that of the system in whose turns it runs."""
+
+    weights: Path
+    ours: Path
+    beside: Path | None
+    """Of the same inputs."""
+
+
 def compared(
-    system: System, weights: Path, ours: Path, feeds: Mapping[str, Any], beside: Path | None
+    system: System, files: Paths, feeds: Mapping[str, Any], *, known: bool = False
 ) -> dict[str, Any]:
     """Return the seconds per image of ours and of the plain exporter's graphs, in turns.
 
-    beside: the file of another network with the same inputs, which joins the turns.
+    known: plain graphs that lie there are taken as they are.
     """
-    files = {"ours": (ours, feeds)} | ({"beside": (beside, feeds)} if beside else {})
+    ours = files.ours
+    runs = {"ours": (ours, feeds)} | ({"beside": (files.beside, feeds)} if files.beside else {})
     why = {}
     for kind in ("plain", DYNAMIC):
         path = ours.with_suffix(f".{kind}.onnx")
         try:
-            given = plainly(system, weights, path, feeds, several=kind == DYNAMIC)
+            if not (known and path.exists()):
+                plainly(system, files.weights, path, feeds, several=kind == DYNAMIC)
         except Exception as error:  # noqa: BLE001 - whatever it cannot follow is a result
             said = str(error).strip().splitlines() or [""]
             why[kind] = f"{type(error).__name__}: {said[0]}"[:200]
             continue
-        files[kind] = path, {str(place): value for place, value in enumerate(given)}
-    found = in_turns(files)
+        runs[kind] = path, feeds if system.recipe not in HEADS else {"image": feeds["images"][0]}
+    found = in_turns(runs)
     return {"seconds": found, "clock": "processor", **({"none": why} if why else {})}
 
 
-def in_turns(files: Files) -> dict[str, list[float]]:
+def in_turns(runs: Runs) -> dict[str, list[float]]:
     """Return the processor's seconds of each file's runs, turn by turn."""
-    runs = {}
-    for name, (path, fed) in files.items():
+    sessions = {}
+    for name, (path, fed) in runs.items():
         session = opened(path)
         names = [each.name for each in session.get_inputs()]
-        runs[name] = session, dict(zip(names, fed.values(), strict=True))
-    found = {name: [] for name in runs}  # type: dict[str, list[float]]
+        sessions[name] = session, dict(zip(names, fed.values(), strict=True))
+    found = {name: [] for name in sessions}  # type: dict[str, list[float]]
     for turn in range(-WARM, TURNS):
-        for name in runs if turn % 2 else reversed(runs):
-            spent = taken(*runs[name])
+        for name in sessions if turn % 2 else reversed(sessions):
+            spent = taken(*sessions[name])
             if turn >= 0:
                 found[name].append(float(f"{spent:.4g}"))
     return found
@@ -100,8 +113,8 @@ def opened(path: Path) -> ort.InferenceSession:
 
 def plainly(
     system: System, weights: Path, path: Path, feeds: Mapping[str, Any], *, several: bool
-) -> list[Any]:
-    """Write the plain exporter's graph, of one image or of any number; return what it takes."""
+) -> None:
+    """Write the plain exporter's graph, of one image or of any number."""
     how = loading.NetworkOptions(
         recipe=system.recipe,
         variant=system.variant,
@@ -127,7 +140,6 @@ def plainly(
         torch.onnx.export(
             *(module.eval(), arguments, path), external_data=False, verbose=False, **more
         )
-    return [value.numpy() for value in given]
 
 
 def torchvisions(system: System, made: Any) -> Any:  # noqa: ANN401 - torchvision ships no types

@@ -147,7 +147,14 @@ def _notes(rows: Mapping[str, Found]) -> Iterator[str]:
     for name, record in done.items():
         if SYSTEMS[name].beside in done and (found := ratio(record, "beside")):
             yield _beside(name, 1 / found, record["macs"] / done[SYSTEMS[name].beside]["macs"])
-    yield f"Commits: {', '.join(sorted({r['commit'] for r in rows.values()}))}."
+    commits = {each["commit"] for record in rows.values() for each in (record, _speed(record))}
+    yield f"Commits: {', '.join(sorted(commits))}."
+
+
+def _speed(record: Found) -> Found:
+    """Return the FPS of a record, with the commit that they are of."""
+    cpu: Found = record.get("cpu", {})
+    return {"commit": record["commit"]} | cpu
 
 
 SLOWER = 0.98

@@ -159,17 +159,20 @@ def test_a_small_system_goes_along_the_whole_road(
     import systems
     import systems_nets as nets
     import systems_speed
-    from systems_list import SYSTEMS
 
     for name, count in (("CALIBRATED", 8), ("COMPARED", 2), ("FITTED", 2)):
         monkeypatch.setattr(nets, name, count)
     monkeypatch.setattr(systems_speed, "TURNS", 1)
     monkeypatch.setattr(systems_speed, "SHORTEST", 1e-6)
     nets.photographs(tmp_path)
-    found = systems.measured(SYSTEMS["RepVGG, trained"], tmp_path)
+    found = systems.measured("RepVGG, trained", tmp_path)
     assert found["proof"] < 1e-4
     assert found["engines"]["86"]["shares"]["int8"] > 0.95
     assert found["engines"]["75"]["shares"] == {"fp16": 1.0}
     assert set(found["cpu"]["seconds"]) == {"ours", "plain", "dynamic"}
     assert found["images"] == 2
     assert found["snr"]["logits"] > 15
+    anew = systems.again("RepVGG, trained", {**found, "cpu": {}, "commit": "abc"}, tmp_path)
+    assert set(anew["cpu"]["seconds"]) == {"ours", "plain", "dynamic"}
+    assert anew["commit"] == "abc"
+    assert anew["snr"] == found["snr"]
