@@ -82,6 +82,16 @@ SYSTEMS = {
         attends=True,
         compared=8,
     ),
+    "Deformable DETR": System(
+        *("deformable_detr", "r50", (192, 256), "official, transformers 4 and 5"),
+        {
+            "class_embed": Spread(2.0, -3.0),
+            "bbox_embed.0.layers.2": Spread(1.0),
+            "sampling_offsets": Spread(3.0),
+        },
+        attends=True,
+        compared=4,
+    ),
     "Swin": System(
         *("swin", "tiny", (224, 224), "official, timm, torchvision"), _SCORES, attends=True
     ),

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from deploykit.data.preprocess import Preprocess
 from deploykit.data.presets import MEAN, STD
 from deploykit.networks import detr, detr_bodies, detr_names
-from deploykit.networks.class_names import numbered
 from deploykit.networks.detectors import dense_family
 from deploykit.networks.states import COLOURS, check_colours, children, inputs, outputs
 from deploykit.recipes.identity import Found, resolve, stated
@@ -80,12 +79,6 @@ def _variant(state: StateDict) -> str | None:
     return None
 
 
-def class_names(count: int) -> tuple[str, ...]:
-    """Return COCO's names at their ids where there are as many, else numbers."""
-    names = ("N/A", *dense_family.coco_names(1))
-    return names if count == len(names) else numbered(count)
-
-
 KEEP_FLOAT = (
     KeepFloat(
         r"^(class_embed|bbox_embed\.layers\.2)\b",
@@ -118,5 +111,5 @@ recipe = Recipe(
     identify=identify,
     outputs=dense_family.OUTPUTS,
     adapt=adapt,
-    class_names=class_names,
+    class_names=dense_family.coco_ids,
 )

@@ -85,6 +85,7 @@ ONE_FORM = {
     "hrnet": 2,
     "hrnet_seg": 4,
     "swin": 1,
+    "deformable_detr": 3,
     "detr": 1,
     "mpvit": 1,
     "keras_mask_rcnn": 1,

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from deploykit.networks.detectors import dense
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -44,22 +46,33 @@ TEMPERATURE = 10_000.0
 
 
 @functools.cache
-def positions(height: int, width: int, channels: int = WIDTH) -> NDArray[np.float32]:
+def positions(
+    height: int, width: int, channels: int = WIDTH, *, at: float = 1.0
+) -> NDArray[np.float32]:
     """Return the embedding of each place of a map, float32[1, height * width, channels].
 
     Half the channels are for the row and half for the column: sine and cosine of 2 pi times its
-    share of the map, divided by TEMPERATURE ** (2 * i / (channels / 2)) for the pair i.
+    share of the map, divided by TEMPERATURE ** (2 * i / (channels / 2)) for the pair i. at: where
+    in the first cell its place is, from 0 to 1.
     """
     half = channels // 2
-    steps = (TEMPERATURE ** (2 * np.arange(half // 2) / half)).astype(np.float32)
     axes = []
     for count in (height, width):
-        share = np.arange(1, count + 1, dtype=np.float32) / np.float32(count + 1e-6)
-        angles = (share * np.float32(2 * math.pi))[:, None] / steps
+        place = np.arange(count, dtype=np.float32) + np.float32(at)
+        share = place / np.float32(count + 1e-6)
+        angles = (share * np.float32(2 * math.pi))[:, None] / steps(half)
         axes.append(np.stack([np.sin(angles), np.cos(angles)], 2).reshape(count, half))
     rows = np.broadcast_to(axes[0][:, None], (height, width, half))
     columns = np.broadcast_to(axes[1][None], (height, width, half))
     return np.concatenate([rows, columns], 2).reshape(1, -1, channels).astype(np.float32)
+
+
+def steps(channels: int) -> NDArray[np.float32]:
+    """Return what the angles of each pair of channels are divided by, float32[channels / 2]."""
+    found: NDArray[np.float32] = (TEMPERATURE ** (2 * np.arange(channels // 2) / channels)).astype(
+        np.float32
+    )
+    return found
 
 
 class Attention(nn.Module):
@@ -228,12 +241,16 @@ class Select(nn.Module):
         """Return boxes in input pixels, scores, classes and count; the last class is nothing."""
         found, classes = logits.softmax(-1)[..., :-1].max(-1)
         scores, order = found.topk(found.shape[1])
-        centres, half = boxes[..., :2], boxes[..., 2:] / 2
-        corners = torch.cat([centres - half, centres + half], -1)
-        corners = corners * corners.new_tensor([size[1], size[0]] * 2)
-        chosen = corners.gather(1, order.unsqueeze(-1).expand(-1, -1, 4))
         count = (scores >= 0).sum(1)
+        chosen = dense.rows(in_pixels(boxes, size), order)
         return chosen, scores, classes.gather(1, order), count
+
+
+def in_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return corners in pixels of boxes float32[B, N, 4], cx, cy, w, h as shares of `size`."""
+    centres, half = boxes[..., :2], boxes[..., 2:] / 2
+    corners = torch.cat([centres - half, centres + half], -1)
+    return corners * corners.new_tensor([size[1], size[0]] * 2)
 
 
 class Network(nn.Module):

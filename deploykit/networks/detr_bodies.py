@@ -44,6 +44,19 @@ class Body(nn.Module):
         return cast("Tensor", net.layer4(net.layer3(net.layer2(net.layer1(x)))))
 
 
+class Stages(Body):
+    """The same up to each of its last three maps."""
+
+    channels_of: tuple[int, ...] = (512, 1024, 2048)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # several maps
+        """Return float32[batch, C, h, w] of the second, third and fourth stage."""
+        net = self.body
+        x = net.layer2(net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(images))))))
+        deeper = net.layer3(x)
+        return x, deeper, net.layer4(deeper)
+
+
 class LightBody(nn.Module):
     """The stages of a narrow ResNet-18 up to a sixteenth of the size, norms trained."""
 

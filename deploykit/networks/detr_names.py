@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from deploykit.recipes.recipe import StateDict
 
 _HF = "model.query_position_embeddings.weight"
 """A weight by the name that transformers gives it."""
-_BACK = r"^model\.backbone\.(conv_encoder\.)?model\."
+BACK = r"^model\.backbone\.(conv_encoder\.)?model\."
 _RULES = tuple(
     (re.compile(pattern), new)
     for pattern, new in (
-        (_BACK, "backbone.0.body."),
+        (BACK, "backbone.0.body."),
         (r"^model\.input_projection\.", "input_proj."),
         (r"^model\.query_position_embeddings\.", "query_embed."),
         (r"^class_labels_classifier\.", "class_embed."),
@@ -36,18 +38,25 @@ _SPLIT = re.compile(r"(.*_attn)\.q_proj\.(weight|bias)")
 
 
 def official(state: StateDict) -> StateDict:
-    """Return `state` with the official keys, where they are those of transformers.
+    """Return `state` with the official keys, where they are those of transformers."""
+    return joined(renamed(state, _RULES)) if _HF in state else state
 
-    Queries, keys and values are one weight there, in this order.
-    """
-    if _HF not in state:
-        return state
+
+def renamed(state: StateDict, rules: Iterable[tuple[re.Pattern[str], str]]) -> StateDict:
+    """Return `state` with every rule, a pattern and what stands for it, on every key in turn."""
     kept = dict(state)
-    for pattern, new in _RULES:
+    for pattern, new in rules:
         kept = {pattern.sub(new, key): value for key, value in kept.items()}
+    return kept
+
+
+def joined(state: StateDict) -> StateDict:
+    """Return `state` with queries, keys and values as one weight each, in this order."""
+    kept = dict(state)
     for key in [key for key in kept if _SPLIT.fullmatch(key)]:
         names = [key.replace(".q_proj.", f".{each}_proj.") for each in "qkv"]
-        if all(name in kept for name in names):
-            joined = torch.cat([kept.pop(name) for name in names])
-            kept[_SPLIT.sub(r"\1.in_proj_\2", key)] = joined
+        shapes = {kept[name].shape if name in kept else None for name in names}
+        if len(shapes) == 1 and kept[key].ndim:
+            whole = torch.cat([kept.pop(name) for name in names])
+            kept[_SPLIT.sub(r"\1.in_proj_\2", key)] = whole
     return kept

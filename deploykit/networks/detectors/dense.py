@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from deploykit import ops
 from deploykit.networks.detectors import grids
+from deploykit.recipes import identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,12 +22,21 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from deploykit.recipes.identity import Plain
+
     Array = NDArray[np.float32]
     Decode = Callable[[Tensor, Tensor], Tensor]
     """(deltas [..., 4], anchors [..., 4]) -> boxes [..., 4]."""
 
 MOST = 3840
 """Candidates that enter the NMS: TensorRT's TopK finds no more."""
+
+
+def up_to_most(value: Plain) -> int:
+    """Return a number of rows that one TopK finds. Raises: ValueError."""
+    if identity.count(value) > MOST:
+        raise ValueError(f"a whole number of 1 to {MOST}")
+    return identity.count(value)
 
 
 @dataclass(frozen=True)

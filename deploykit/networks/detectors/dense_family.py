@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from deploykit.recipes.identity import Facts, Settings
     from deploykit.recipes.recipe import StateDict
 
-if TYPE_CHECKING:
     Wrap = Callable[[Model], Module]
     """From torchvision's model to the network."""
 
@@ -267,6 +266,12 @@ def coco_names(first: int) -> tuple[str, ...]:
     """Return torchvision's names of COCO's labels from `first` on; label 0 is the background."""
     names: Sequence[str] = RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     return tuple(names[first:])
+
+
+def coco_ids(count: int) -> tuple[str, ...]:
+    """Return COCO's names at their ids, nothing at 0, where there are as many, else numbers."""
+    names = ("N/A", *coco_names(1))
+    return names if count == len(names) else numbered(count)
 
 
 @cache

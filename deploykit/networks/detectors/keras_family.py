@@ -31,13 +31,6 @@ PREPROCESS = Preprocess(
 """The family's square: the short side grows to 800 pixels, the long one has at most 1024."""
 
 
-def up_to_most(value: Plain) -> int:
-    """Return a number of boxes that TensorRT's TopK finds. Raises: ValueError."""
-    if identity.count(value) > dense.MOST:
-        raise ValueError(f"a whole number of 1 to {dense.MOST}")
-    return identity.count(value)
-
-
 def row(value: Plain) -> tuple[float, ...]:
     """Return positive numbers. Raises: ValueError."""
     return identity.levels((value,))[0]
@@ -48,8 +41,8 @@ CHOICES = {
     "detections": Choice(USUAL.detections, "objects per image", identity.count),
     "score_threshold": Choice(USUAL.score, "scores from", identity.share),
     "nms_threshold": Choice(USUAL.iou, "overlap up to", identity.share),
-    "candidates": Choice(USUAL.candidates, "candidates", up_to_most),
-    "proposals": Choice(USUAL.proposals, "proposals", up_to_most),
+    "candidates": Choice(USUAL.candidates, "candidates", dense.up_to_most),
+    "proposals": Choice(USUAL.proposals, "proposals", dense.up_to_most),
     "proposal_nms_threshold": Choice(USUAL.proposal_iou, "their overlap up to", identity.share),
     "anchor_sizes": Choice(USUAL.sides, "anchor sizes", row),
     "anchor_ratios": Choice(USUAL.ratios, "anchor ratios", row),
