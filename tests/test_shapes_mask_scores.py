@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from example_scripts import script
+from example_scripts import EXAMPLES, script
 
 from deploykit.data import sources
+from deploykit.networks import loading
 from deploykit.tasks import masks
 from deploykit.training import timed
+
+STORED = EXAMPLES / "shapes_mask_scores" / "mask_scoring_rcnn_light.pth"
 
 pytest.importorskip("skimage", reason="scikit-image is not installed")
 
@@ -80,3 +83,31 @@ def test_the_head_learns_and_the_rest_stays(train: Any, seen: Any) -> None:
     assert error < 0.5 * float(iou.var())
     after = network.state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_the_committed_one_says_what_masks_of_held_out_images_are_worth(
+    train: Any, seen: Any
+) -> None:
+    made = loading.load_network(STORED, loading.NetworkOptions())
+    data = sources.dataset("shapes:split=val,seed=3,count=16")
+    stream = train.batches(*train.load(data), np.random.default_rng(1), torch.device("cpu"))
+    found = [train.look(seen[0], *next(stream)) for _ in range(2)]
+    head = made.module.get_submodule("roi_heads.maskiou")
+    with torch.no_grad():
+        said = torch.cat(
+            [head(*rows.chosen(torch.arange(len(rows.iou)))[0])[:, 0] for rows in found]
+        )
+    right = torch.cat([rows.iou for rows in found])
+    assert len(right) > 40
+    assert float(torch.corrcoef(torch.stack([said, right]))[0, 1]) > 0.6
+    assert float(train.loss(said[:, None], right)) < 0.6 * float(right.var())
+
+
+def test_the_committed_one_finds_objects_and_scores_their_masks() -> None:
+    made = loading.load_network(STORED, loading.NetworkOptions())
+    (sample,) = sources.dataset("shapes:split=val,seed=3,count=1").samples
+    pixels, _ = made.card.preprocess(sample.read())
+    with torch.no_grad():
+        _, scores, _, count, _, worth = made.module(torch.from_numpy(pixels)[None])
+    assert count.item() >= 1
+    assert 0.5 < worth[0, 0] / scores[0, 0] < 1.1
