@@ -170,3 +170,24 @@ def test_the_committed_instance_fcn_finds_most_objects_that_are_large_enough() -
         hits += (ops_of.box_iou(wanted[large], boxes[scores > 0.5]) > 0.5).any(1).tolist()
     assert len(hits) > 5
     assert sum(hits) / len(hits) > 0.8
+
+
+def test_the_committed_detr_names_and_boxes_most_objects_that_are_large_enough() -> None:
+    made: Any = loading.load_network(
+        EXAMPLES / "shapes_detr" / "detr_light.pth", loading.NetworkOptions()
+    )
+    assert made.card.variant == "light"
+    data = sources.dataset("shapes:split=val,seed=1,count=16,size=160")
+    images, objects = loops.load(data, made.card.preprocess)
+    shares = scenes.Scenes(images / 255, *(torch.zeros(0),) * 3)
+    hits = []
+    with torch.inference_mode():
+        boxes, scores, classes, _ = made.module(shares.normalised(made.card.preprocess))
+    for k, true in enumerate(objects):
+        wanted, kinds = torch.from_numpy(true.boxes), torch.from_numpy(true.classes)
+        large = (wanted[:, 2:] - wanted[:, :2]).prod(1).sqrt() > 30
+        near = ops_of.box_iou(wanted, boxes[k]) > 0.5
+        same = (classes[k] == kinds[:, None]) & (scores[k] > 0.5)
+        hits += (near & same).any(1)[large].tolist()
+    assert len(hits) > 15
+    assert sum(hits) / len(hits) > 0.75
