@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from deploykit.data.preprocess import Preprocess
-from deploykit.data.presets import MEAN, STD
 from deploykit.networks import deformable, deformable_names, detr_bodies
 from deploykit.networks.deformable_attention import Sizes
 from deploykit.networks.detectors import dense, dense_family
+from deploykit.networks.detr_family import BLOCKS, BODY, PREPROCESS
 from deploykit.networks.states import COLOURS, check_colours, children, inputs, outputs
 from deploykit.recipes.identity import Choice, Found, assumptions, resolve, stated
 from deploykit.recipes.recipe import KeepFloat, Recipe, Variant
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
     from deploykit.recipes.identity import Facts
     from deploykit.recipes.recipe import StateDict
 
-BODY = "backbone.0.body"
-BLOCKS = {6: 50, 23: 101}
-"""Blocks in the third stage -> layers of the ResNet."""
 KINDS = ("", "_refined", "_two_stage")
 SINGLE, DILATED = "_single_scale", "_dc5"
 """What the name of a variant says of one with one map, and of one whose last stage is dilated."""
@@ -101,7 +97,6 @@ KEEP_FLOAT = (
         Precision.FP32,
     ),
 )
-PREPROCESS = Preprocess((800, 1066), "stretch", mean=MEAN, std=STD)
 MARKS = ("transformer.level_embed", "model.level_embed")
 recipe = Recipe(
     name="deformable_detr",

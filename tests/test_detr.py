@@ -11,7 +11,7 @@ from torch import nn
 
 import deploykit
 from deploykit.errors import CheckpointError
-from deploykit.networks import detr, detr_bodies, detr_names, loading
+from deploykit.networks import detr, detr_bodies, detr_names, detr_places, loading
 from deploykit.recipes.identity import Facts, found
 from deploykit.recipes.recipe import RECIPES
 
@@ -83,10 +83,80 @@ def test_an_encoder_layer_gives_what_torchs_gives() -> None:
 
 
 def test_places_are_embedded_by_the_formula() -> None:
-    made = detr.positions(3, 5)[0].reshape(3, 5, detr.WIDTH)
+    made = detr_places.positions(3, 5, detr.WIDTH)[0].reshape(3, 5, detr.WIDTH)
     angle = 2 * np.pi * np.array([2 / 3, 4 / 5]) / 10_000 ** (2 * 7 / 128)
     assert np.allclose(made[1, 3, [14, 15]], [np.sin(angle[0]), np.cos(angle[0])], atol=1e-5)
     assert np.allclose(made[1, 3, [142, 143]], [np.sin(angle[1]), np.cos(angle[1])], atol=1e-5)
+
+
+def test_places_beside_an_image_are_not_looked_at_and_the_others_count_within_it() -> None:
+    canvas, shape, sizes = (50, 70), (4, 5), torch.tensor([[50.0, 70], [25, 70], [26, 29]])
+    made = detr_places.Padding()(torch.zeros(3, 8, *shape), sizes, canvas)
+    inside = torch.zeros(3, *canvas)
+    for one, (height, width) in zip(inside, sizes.int().tolist(), strict=True):
+        one[:height, :width] = 1
+    inside = nn.functional.interpolate(inside[None], size=shape)[0]
+    assert torch.equal(inside.flatten(1) > 0, made.beside[:, 0, 0] == 0)
+    for axis, channels in ((1, slice(0, 4)), (2, slice(4, 8))):
+        place = inside.cumsum(axis) / inside.sum(axis, keepdim=True).clamp(min=1) * 2 * torch.pi
+        for pair, divisor in enumerate((1, 100)):
+            waves = torch.stack([(place / divisor).sin(), (place / divisor).cos()], -1)
+            found_ = made.place.reshape(3, *shape, 8)[..., channels][..., 2 * pair : 2 * pair + 2]
+            assert torch.allclose(waves[inside > 0], found_[inside > 0], atol=1e-5)
+
+
+def test_attention_leaves_out_the_same_keys_as_torchs() -> None:
+    theirs = skewed(nn.MultiheadAttention(detr.WIDTH, detr.HEADS, batch_first=True))
+    ours = detr.Attention(detr.Sizes()).eval()
+    ours.load_state_dict(theirs.state_dict())
+    queries, keys, values = torch.randn(3, 2, 9, detr.WIDTH).unbind()
+    out = torch.arange(9) >= torch.tensor([[5], [8]])
+    beside = (out * detr_places.UNSEEN)[:, None, None]
+    with torch.inference_mode():
+        expected = theirs(queries, keys, values, key_padding_mask=out)[0]
+        found_ = ours(queries, keys, values, beside)
+    assert (expected - found_).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_an_image_in_a_larger_canvas_gives_what_it_gives_alone(small: Any) -> None:
+    """Its body sees no pixel of one patch in another."""
+    image = torch.randn(2, 3, 64, 96)
+    canvas = torch.randn(2, 3, 128, 160)
+    canvas[:, :, :64, :96] = image
+    with torch.inference_mode():
+        alone, there = small(image), small(canvas, torch.tensor([[64.0, 96]] * 2))
+    for one, other in zip(alone, there, strict=True):
+        assert torch.allclose(one.float(), other.float(), atol=1e-3)
+
+
+def test_a_padded_detr_takes_sizes_beside_images(small: Any, tmp_path: Path) -> None:
+    weights, model = tmp_path / "detr.pth", tmp_path / "detr.onnx"
+    torch.save({"model": small.state_dict()}, weights)
+    options = deploykit.ExportOptions(input_size=(96, 96), protocol="padded")
+    deploykit.export(weights, model, options)
+    assert [given.name for given in onnx.load(model).graph.input] == ["images", "image_sizes"]
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    result = deploykit.load(model)(image)
+    made = RECIPE.variant("r50").protocol("padded").prepared(RECIPE.variant("r50").sized((64, 96)))
+    pixels, _ = made(image)
+    with torch.inference_mode():
+        boxes, scores, *_ = small(torch.from_numpy(pixels)[None])
+    assert np.allclose(result.scores, scores[0, : len(result.scores)], atol=1e-4)
+    assert np.allclose(result.boxes[0], (boxes[0, 0] / 2).clip(min=0), atol=0.05)
+
+
+def test_images_are_made_for_a_padded_detr_as_by_its_authors() -> None:
+    """The short side is 800 but for a long one above 1333, and sides are cut to whole pixels."""
+    variant = RECIPE.variant("r50")
+    made = variant.protocol("padded").prepared(variant.sized(None))
+    assert made.sizes == ((800, 1333), (1333, 800))
+    for size, scaled, canvas in (
+        ((480, 641), (800, 1068), (800, 1333)),
+        ((641, 480), (1068, 800), (1333, 800)),
+        ((300, 1000), (400, 1333), (800, 1333)),
+    ):
+        fit = made.fit(*size)
+        assert (fit.sides, fit.canvas) == (scaled, canvas)
 
 
 def test_a_dilated_stage_is_stated_and_else_said_to_be_assumed_away() -> None:

@@ -14,7 +14,7 @@ from torchvision import ops as ops_of
 
 from deploykit import ops
 from deploykit.data import sources
-from deploykit.networks import detr, loading
+from deploykit.networks import detr_places, loading
 from deploykit.networks.instance_fcn import InstanceFcn, Limits
 from deploykit.recipes.recipe import RECIPES
 from deploykit.training import loops, scenes, timed
@@ -41,7 +41,7 @@ def data(size: int, truth: str, count: int) -> Any:
 def test_a_query_starts_at_the_embedding_of_its_place(transformer: Any) -> None:
     cells = (torch.arange(10) + 0.5) / 10
     places = torch.stack(torch.meshgrid(cells, cells, indexing="xy"), -1).reshape(-1, 2)
-    expected = torch.from_numpy(detr.positions(10, 10, 128)[0])
+    expected = torch.from_numpy(detr_places.positions(10, 10, 128)[0])
     assert torch.allclose(transformer.embedded(places, 128), expected, atol=1e-4)
 
 

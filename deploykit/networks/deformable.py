@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from deploykit.networks import detr
+from deploykit.networks import detr, detr_places
 from deploykit.networks.deformable_attention import Attention, Pyramid, Sizes
 from deploykit.networks.deformable_boxes import Choose, Refine, Select, centres, proposals
 
@@ -133,7 +133,8 @@ class Transformer(nn.Module):
         shapes = tuple((int(x.shape[2]), int(x.shape[3])) for x in maps)
         width = int(maps[0].shape[1])
         places = [
-            torch.from_numpy(detr.positions(*shape, width, at=0.5)).to(maps[0].device) + level
+            torch.from_numpy(detr_places.positions(*shape, width, at=0.5)).to(maps[0].device)
+            + level
             for shape, level in zip(shapes, self.level_embed, strict=True)
         ]
         cells = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)

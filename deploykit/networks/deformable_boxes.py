@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deploykit.networks import detr
+from deploykit.networks import detr_places
 from deploykit.networks.deformable_attention import BOX
 from deploykit.networks.detectors import dense
 
@@ -72,7 +72,7 @@ class Choose(nn.Module):
         """Return boxes float32[batch, Q, 4] and [batch, Q, 2 * C] of [batch, N] and [..., 4]."""
         _, order = scores.topk(min(self.count, int(scores.shape[1])))
         boxes = dense.rows(logits, order).sigmoid()
-        step = torch.from_numpy(detr.steps(self.channels)).to(boxes.device)
+        step = torch.from_numpy(detr_places.steps(self.channels)).to(boxes.device)
         angles = (boxes * (2 * math.pi)).unsqueeze(-1) / step
         return boxes, torch.stack([angles.sin(), angles.cos()], -1).flatten(2)
 
@@ -91,5 +91,5 @@ class Select(nn.Module):
         every = logits.sigmoid().flatten(1)
         scores, order = every.topk(min(self.detections, int(every.shape[1])))
         query = torch.div(order, classes, rounding_mode="floor")
-        chosen = dense.rows(detr.in_pixels(boxes, size), query)
+        chosen = dense.rows(detr_places.in_pixels(boxes, size), query)
         return chosen, scores, order - query * classes, (scores >= 0).sum(1)

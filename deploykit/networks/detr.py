@@ -9,21 +9,17 @@ this project's own: the same network on the first stages of a narrow ResNet-18.
 from __future__ import annotations
 
 import copy
-import functools
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deploykit.networks.detectors import dense
+from deploykit.networks.detr_places import Padding, Select
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from deploykit.networks.detr_bodies import Body, LightBody
+    from deploykit.networks.detr_places import Places
 
 WIDTH, HEADS, INNER, LAYERS, QUERIES = 256, 8, 2048, 6, 100
 """Channels of the transformer, its heads, channels inside its two-layer blocks, layers of encoder
@@ -42,37 +38,6 @@ class Sizes:
 
 
 LIGHT = Sizes(width=128, heads=4, inner=512, layers=3, queries=25)
-TEMPERATURE = 10_000.0
-
-
-@functools.cache
-def positions(
-    height: int, width: int, channels: int = WIDTH, *, at: float = 1.0
-) -> NDArray[np.float32]:
-    """Return the embedding of each place of a map, float32[1, height * width, channels].
-
-    Half the channels are for the row and half for the column: sine and cosine of 2 pi times its
-    share of the map, divided by TEMPERATURE ** (2 * i / (channels / 2)) for the pair i. at: where
-    in the first cell its place is, from 0 to 1.
-    """
-    half = channels // 2
-    axes = []
-    for count in (height, width):
-        place = np.arange(count, dtype=np.float32) + np.float32(at)
-        share = place / np.float32(count + 1e-6)
-        angles = (share * np.float32(2 * math.pi))[:, None] / steps(half)
-        axes.append(np.stack([np.sin(angles), np.cos(angles)], 2).reshape(count, half))
-    rows = np.broadcast_to(axes[0][:, None], (height, width, half))
-    columns = np.broadcast_to(axes[1][None], (height, width, half))
-    return np.concatenate([rows, columns], 2).reshape(1, -1, channels).astype(np.float32)
-
-
-def steps(channels: int) -> NDArray[np.float32]:
-    """Return what the angles of each pair of channels are divided by, float32[channels / 2]."""
-    found: NDArray[np.float32] = (TEMPERATURE ** (2 * np.arange(channels // 2) / channels)).astype(
-        np.float32
-    )
-    return found
 
 
 class Attention(nn.Module):
@@ -86,8 +51,13 @@ class Attention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Return float32[batch, Q, C] of [batch, Q, C] and two of [batch, N, C]."""
+    def forward(
+        self, queries: Tensor, keys: Tensor, values: Tensor, beside: Tensor | None = None
+    ) -> Tensor:
+        """Return float32[batch, Q, C] of [batch, Q, C] and two of [batch, N, C].
+
+        beside: float32[batch, 1, 1, N], what is added where keys are not to be looked at.
+        """
         parts = zip(
             (queries, keys, values),
             self.in_proj_weight.chunk(3),
@@ -96,7 +66,7 @@ class Attention(nn.Module):
         )
         q, k, v = (nn.functional.linear(*part) for part in parts)
         scale = (self.out_proj.in_features // self.heads) ** -0.5
-        return cast("Tensor", self.out_proj(attended(q * scale, k, v, self.heads)))
+        return cast("Tensor", self.out_proj(attended(q * scale, (k, v), self.heads, beside)))
 
     def folded(self) -> nn.Module:
         """Return the same with a layer for each of the three, the scale inside the first."""
@@ -120,17 +90,35 @@ class FoldedAttention(nn.Module):
             made.append(layer)
         self.q_proj, self.k_proj, self.v_proj = made
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Return float32[batch, Q, C] of [batch, Q, C] and two of [batch, N, C]."""
-        mixed = attended(self.q_proj(queries), self.k_proj(keys), self.v_proj(values), self.heads)
+    def forward(
+        self, queries: Tensor, keys: Tensor, values: Tensor, beside: Tensor | None = None
+    ) -> Tensor:
+        """Return what `Attention` does."""
+        pair = self.k_proj(keys), self.v_proj(values)
+        mixed = attended(self.q_proj(queries), pair, self.heads, beside)
         return cast("Tensor", self.out_proj(mixed))
 
 
-def attended(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Return softmax(q k^T) v of each head, side by side: float32[batch, Q, C]."""
+def attended(
+    q: Tensor, pair: tuple[Tensor, Tensor], heads: int, beside: Tensor | None = None
+) -> Tensor:
+    """Return softmax(q k^T) v of each head, side by side: float32[batch, Q, C]; pair: k and v."""
     each = int(q.shape[2]) // heads
-    q, k, v = (x.reshape(-1, x.shape[1], heads, each).transpose(1, 2) for x in (q, k, v))
-    return ((q @ k.transpose(2, 3)).softmax(-1) @ v).transpose(1, 2).flatten(2)
+    q, k, v = (x.reshape(-1, x.shape[1], heads, each).transpose(1, 2) for x in (q, *pair))
+    looks = q @ k.transpose(2, 3)
+    looks = looks if beside is None else looks + beside
+    return (looks.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+class Image(NamedTuple):
+    """What queries look at."""
+
+    keys: Tensor
+    """float32[batch, N, C]."""
+    values: Tensor
+    """float32[batch, N, C]."""
+    beside: Tensor | None = None
+    """float32[batch, 1, 1, N], what is added where keys are not to be looked at."""
 
 
 class EncoderLayer(nn.Module):
@@ -144,10 +132,10 @@ class EncoderLayer(nn.Module):
         self.linear1, self.linear2 = nn.Linear(width, inner), nn.Linear(inner, width)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, place: Tensor) -> Tensor:
-        """Return float32[batch, N, C] of the same; place: float32[1, N, C]."""
+    def forward(self, x: Tensor, place: Tensor, beside: Tensor | None = None) -> Tensor:
+        """Return float32[batch, N, C] of the same; place: float32[1 or batch, N, C]."""
         there = x + place
-        x = self.norm1(x + self.self_attn(there, there, x))
+        x = self.norm1(x + self.self_attn(there, there, x, beside))
         return cast("Tensor", self.norm2(x + self.linear2(self.linear1(x).relu())))
 
 
@@ -162,15 +150,11 @@ class DecoderLayer(nn.Module):
         self.linear1, self.linear2 = nn.Linear(width, inner), nn.Linear(inner, width)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
 
-    def forward(self, x: Tensor, query: Tensor, image: Tensor, placed: Tensor) -> Tensor:
-        """Return float32[batch, Q, C] of the same.
-
-        query: float32[1, Q, C]. image, placed: float32[batch, N, C], without and with the
-        places.
-        """
+    def forward(self, x: Tensor, query: Tensor, image: Image) -> Tensor:
+        """Return float32[batch, Q, C] of the same; query: float32[1, Q, C]."""
         asked = x + query
         x = self.norm1(x + self.self_attn(asked, asked, x))
-        x = self.norm2(x + self.multihead_attn(x + query, placed, image))
+        x = self.norm2(x + self.multihead_attn(x + query, *image))
         return cast("Tensor", self.norm3(x + self.linear2(self.linear1(x).relu())))
 
 
@@ -182,10 +166,10 @@ class Encoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(sizes) for _ in range(sizes.layers))
 
-    def forward(self, x: Tensor, place: Tensor) -> Tensor:
-        """Return float32[batch, N, C] of the same; place: float32[1, N, C]."""
+    def forward(self, x: Tensor, place: Tensor, beside: Tensor | None = None) -> Tensor:
+        """Return float32[batch, N, C] of the same; place: float32[1 or batch, N, C]."""
         for layer in self.layers:
-            x = layer(x, place)
+            x = layer(x, place, beside)
         return x
 
 
@@ -198,11 +182,11 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(sizes) for _ in range(sizes.layers))
         self.norm = nn.LayerNorm(sizes.width)
 
-    def forward(self, query: Tensor, image: Tensor, place: Tensor) -> Tensor:
-        """Return float32[batch, Q, C] of the image, float32[batch, N, C], and its places."""
-        placed, x = image + place, torch.zeros_like(query).expand(image.shape[0], -1, -1)
+    def forward(self, query: Tensor, image: Image) -> Tensor:
+        """Return float32[batch, Q, C] of the queries' places, float32[1, Q, C]."""
+        x = torch.zeros_like(query).expand(image.keys.shape[0], -1, -1)
         for layer in self.layers:
-            x = layer(x, query, image, placed)
+            x = layer(x, query, image)
         return cast("Tensor", self.norm(x))
 
 
@@ -214,9 +198,10 @@ class Transformer(nn.Module):
         super().__init__()
         self.encoder, self.decoder = Encoder(sizes), Decoder(sizes)
 
-    def forward(self, x: Tensor, place: Tensor, query: Tensor) -> Tensor:
-        """Return float32[batch, Q, C] of float32[batch, N, C]."""
-        return cast("Tensor", self.decoder(query, self.encoder(x, place), place))
+    def forward(self, x: Tensor, places: Places, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Return float32[batch, Q, C] of float32[batch, N, C], and what the encoder makes of it."""
+        image = self.encoder(x, *places)
+        return self.decoder(query, Image(image + places.place, image, places.beside)), image
 
 
 class Boxes(nn.Module):
@@ -234,25 +219,6 @@ class Boxes(nn.Module):
         return cast("Tensor", self.layers[-1](x).sigmoid())
 
 
-class Select(nn.Module):
-    """Each query as an object of its best class, the surest first."""
-
-    def forward(self, logits: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, ...]:
-        """Return boxes in input pixels, scores, classes and count; the last class is nothing."""
-        found, classes = logits.softmax(-1)[..., :-1].max(-1)
-        scores, order = found.topk(found.shape[1])
-        count = (scores >= 0).sum(1)
-        chosen = dense.rows(in_pixels(boxes, size), order)
-        return chosen, scores, classes.gather(1, order), count
-
-
-def in_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return corners in pixels of boxes float32[B, N, 4], cx, cy, w, h as shares of `size`."""
-    centres, half = boxes[..., :2], boxes[..., 2:] / 2
-    corners = torch.cat([centres - half, centres + half], -1)
-    return corners * corners.new_tensor([size[1], size[0]] * 2)
-
-
 class Network(nn.Module):
     """The whole detector."""
 
@@ -267,24 +233,29 @@ class Network(nn.Module):
             nn.Linear(sizes.width, classes + 1),
             Boxes(sizes.width),
         )
-        self.select = Select()
+        self.padding, self.select = Padding(), Select()
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return boxes, scores, classes and count of normalised images float32[B, 3, H, W]."""
-        logits, boxes = self.raw(images)
-        found: tuple[Tensor, ...] = self.select(logits, boxes, tuple(images.shape[2:]))
+    def forward(self, images: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return boxes, scores, classes and count of normalised images float32[B, 3, H, W].
+
+        sizes: float32[B, 2], height and width of each image at the top left of its canvas; None:
+        it fills it.
+        """
+        logits, boxes = self.raw(images, sizes)
+        shown = tuple(images.shape[2:]) if sizes is None else sizes
+        found: tuple[Tensor, ...] = self.select(logits, boxes, shown)
         return found
 
-    def raw(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits float32[batch, Q, classes + 1], boxes as shares [..., 4]."""
-        x, place = self.seen(images)
+    def raw(self, images: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return logits float32[batch, Q, classes + 1], boxes as shares of the image [..., 4]."""
+        x = self.input_proj(self.backbone[0](images))
+        places = self.padding(x, sizes, tuple(images.shape[2:]))
         query = self.query_embed.weight.unsqueeze(0)
-        found = self.transformer(x, place, query)
+        found, _ = self.transformer(x.flatten(2).transpose(1, 2), places, query)
         return self.class_embed(found), self.bbox_embed(found)
 
     def seen(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the transformer is given: float32[batch, N, C], places float32[1, N, C]."""
         x = self.input_proj(self.backbone[0](images))
-        height, width = int(x.shape[2]), int(x.shape[3])
-        place = torch.from_numpy(positions(height, width, int(x.shape[1]))).to(x.device)
+        place = self.padding(x, None, tuple(images.shape[2:])).place
         return x.flatten(2).transpose(1, 2), place

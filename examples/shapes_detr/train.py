@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deploykit.data import sources
-from deploykit.networks import detr, loading
+from deploykit.networks import detr, detr_places, loading
 from deploykit.recipes.recipe import RECIPES
 from deploykit.training import loops, scenes, set_prediction, timed
 from deploykit.training.set_prediction import Objects
@@ -120,12 +120,12 @@ class Learner(nn.Module):
 
 
 def embedded(places: Tensor, channels: int) -> Tensor:
-    """Return what `detr.positions` gives at a place y, x or, for boxes, x, y as a share.
+    """Return what `detr_places.positions` gives at a place y, x or, for boxes, x, y as a share.
 
     Rows come first there; a square of places is the same set in both orders.
     """
     half = channels // 2
-    steps = detr.TEMPERATURE ** (2 * torch.arange(half // 2, device=places.device) / half)
+    steps = detr_places.TEMPERATURE ** (2 * torch.arange(half // 2, device=places.device) / half)
     angles = 2 * torch.pi * (places.flip(-1) + CELL / 2)[..., None] / steps
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(-3)
 
