@@ -23,6 +23,21 @@ def test_objects_are_assigned_at_the_cost_that_scipy_finds(rows: int, columns: i
         assert float(cost[torch.arange(rows), query].sum()) == pytest.approx(float(best), abs=1e-4)
 
 
+def test_an_assigner_gives_the_same_for_costs_of_any_shape() -> None:
+    assign = set_prediction.Assigner()
+    for shape in ((4, 3, 5), (2, 1, 5), (4, 3, 5)):
+        costs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(assign(costs), set_prediction.assigned(costs))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_replayed_assignment_is_the_one_that_is_computed_step_by_step() -> None:
+    costs = torch.randn(2, 48, 8, 25, device="cuda")
+    replayed = set_prediction.Replayed(costs[0])
+    for each in costs:
+        assert torch.equal(replayed(each), set_prediction.assigned(each))
+
+
 def corners(boxes: torch.Tensor) -> torch.Tensor:
     return torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
 

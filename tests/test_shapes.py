@@ -195,6 +195,19 @@ def test_a_label_map_has_the_class_of_every_pixel(shapes: Any) -> None:
             assert (found[y1:y2, x1:x2][item.mask] == item.category + 1).all()
 
 
+def test_things_are_the_same_objects_without_their_classes() -> None:
+    """What a network that tells no classes apart is scored on."""
+    plain = sources.dataset("shapes:seed=5,count=4,size=96")
+    bare = sources.dataset("shapes:seed=5,count=4,size=96,truth=things")
+    assert dict(bare.categories) == {1: "object"}
+    for one, other in zip(plain.samples, bare.samples, strict=True):
+        assert np.array_equal(one.read(), other.read())
+        truths: Any = (one.truth, other.truth)
+        known, things = (truth().annotations for truth in truths)
+        assert [item["category_id"] for item in things] == [1] * len(known)
+        assert [item | {"category_id": 1} for item in known] == list(things)
+
+
 def test_with_a_class_as_truth_an_image_holds_one_shape_of_it(shapes: Any) -> None:
     classes = sources.dataset("shapes:count=40,size=96,truth=class")
     found = [sample.truth() for sample in classes.samples if sample.truth]
