@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 COURSES = {
     8: (Course(epochs=3, learning_rate=1e-5),),
-    6: (Course(epochs=8, learning_rate=5e-4, scale_rate=3e-2, feature_weight=1.0),),
+    6: (Course(epochs=4, learning_rate=3e-4, scale_rate=3e-2),),
     5: tuple(
         Course(epochs=8, learning_rate=rate, scale_rate=3e-2, feature_weight=weight)
         for rate, weight in ((3e-4, 10.0), (1e-3, 10.0), (1e-3, 1.0))

@@ -9,11 +9,10 @@ import published
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
+from random_weights import check_refused
 
 import deploykit
 from deploykit.data.preprocess import Geometry
-from deploykit.errors import CheckpointError
-from deploykit.networks import loading
 from deploykit.networks.hrnet import backbone
 from deploykit.pipeline import open_model
 from deploykit.recipes.identity import Facts, found
@@ -137,9 +136,7 @@ def test_harmed_weights_are_refused_with_one_message(
     harm: Callable[[Any], Any], said: str, tmp_path: Path
 ) -> None:
     state = dict(SEGMENTER.network("w18_small", 5).state_dict())
-    torch.save(harm(state), tmp_path / "harmed.pth")
-    with pytest.raises(CheckpointError, match=said):
-        loading.load_network(tmp_path / "harmed.pth", loading.NetworkOptions())
+    check_refused(harm(state), said, tmp_path)
 
 
 def test_a_segmenter_is_exported_as_a_graph_without_branches_and_its_corners_are_read(

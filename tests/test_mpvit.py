@@ -7,9 +7,9 @@ import published
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
+from random_weights import check_refused, skewed
 
 import deploykit
-from deploykit.errors import CheckpointError
 from deploykit.networks import bodies, loading, mpvit, reparam
 from deploykit.recipes.identity import Facts
 from deploykit.recipes.recipe import RECIPES
@@ -41,21 +41,6 @@ def test_parameters_multiply_adds_and_keys_are_the_official_ones(variant: str) -
         images = torch.empty(1, 3, 224, 224)
     assert OFFICIAL[variant] == published.facts(network, images)
     assert RECIPE.identify(network.state_dict(), Facts()) == (variant, 1000)
-
-
-def skewed(network: nn.Module) -> nn.Module:
-    """Give a network random weights, uneven norms and biases far from 0."""
-    generator = torch.Generator().manual_seed(3)
-    for key, value in network.state_dict().items():
-        if not value.is_floating_point():
-            continue
-        if key.endswith("running_var") or (value.ndim == 1 and key.endswith("weight")):
-            value.copy_(torch.exp(torch.randn(value.shape, generator=generator) / 2))
-        elif value.ndim == 1:
-            value.normal_(0, 0.3, generator=generator)
-        else:
-            value.normal_(0, value[0].numel() ** -0.5, generator=generator)
-    return network.eval()
 
 
 @pytest.fixture
@@ -147,9 +132,7 @@ def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_harmed_weights_are_refused_with_one_message(
     harm: Callable[[Any], Any], said: str, little: nn.Module, tmp_path: Path
 ) -> None:
-    torch.save(harm(dict(little.state_dict())), tmp_path / "harmed.pth")
-    with pytest.raises(CheckpointError, match=said):
-        loading.load_network(tmp_path / "harmed.pth", loading.NetworkOptions())
+    check_refused(harm(dict(little.state_dict())), said, tmp_path)
 
 
 def test_an_mpvit_is_exported_as_a_graph_without_branches(

@@ -11,11 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
 from detectron2_names import BACKBONE, HEADS
+from random_weights import check_refused
 from two_stage_models import pictures, settled
 
 import deploykit
 from deploykit import backends
-from deploykit.errors import CheckpointError
 from deploykit.networks import loading
 from deploykit.networks.detectors import detectron2_layout, layouts, two_stage_models
 from deploykit.networks.detectors.point_rend import PointRend
@@ -213,9 +213,7 @@ FC2 = "roi_heads.mask_head.point_head.fc2.weight"
 def test_harmed_weights_are_refused_with_one_message(
     harm: Callable[[Any], Any], said: str, little: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    torch.save(harm(little), tmp_path / "harmed.pth")
-    with pytest.raises(CheckpointError, match=said):
-        loading.load_network(tmp_path / "harmed.pth", loading.NetworkOptions())
+    check_refused(harm(little), said, tmp_path)
 
 
 # --- the graph -----------------------------------------------------------------------------------

@@ -12,12 +12,12 @@ import published
 import pytest
 import torch
 from detectron2_names import BACKBONE
+from random_weights import check_refused
 from torchvision import ops as vision
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from deploykit.errors import CheckpointError
-from deploykit.networks import loading
 from deploykit.networks.detectors import dense_family, layouts, retinanet_layouts
 from deploykit.networks.detectors.retinanet_layouts import Coarser
 from deploykit.recipes.identity import Facts, Found, resolve
@@ -269,6 +269,4 @@ def whole() -> dict[str, Tensor]:
 def test_harmed_weights_are_refused_with_one_message(
     harm: Callable[[Any], Any], said: str, whole: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    torch.save({"model": harm(whole)}, tmp_path / "harmed.pth")
-    with pytest.raises(CheckpointError, match=said):
-        loading.load_network(tmp_path / "harmed.pth", loading.NetworkOptions())
+    check_refused({"model": harm(whole)}, said, tmp_path)

@@ -6,12 +6,11 @@ import onnx
 import published
 import pytest
 import torch
-from torch import nn
+from random_weights import TABLES, check_refused, skewed
 from torchvision.models.swin_transformer import SwinTransformer
 
 import deploykit
-from deploykit.errors import CheckpointError
-from deploykit.networks import loading, reparam, swin
+from deploykit.networks import reparam, swin
 from deploykit.recipes.identity import Facts
 from deploykit.recipes.recipe import RECIPES
 
@@ -41,29 +40,13 @@ def test_parameters_multiply_adds_and_keys_are_the_official_ones(variant: str) -
     assert OFFICIAL[variant] == published.facts(network, images)
 
 
-def skewed(network: nn.Module) -> nn.Module:
-    """Give a network random weights: uneven norms, biases of places far from 0."""
-    generator = torch.Generator().manual_seed(3)
-    for key, value in network.state_dict().items():
-        if not value.is_floating_point():
-            continue
-        if value.ndim == 1 and key.endswith("weight"):
-            value.copy_(torch.exp(torch.randn(value.shape, generator=generator) / 2))
-        elif value.ndim == 1:
-            value.normal_(0, 0.3, generator=generator)
-        elif "table" in key:
-            value.normal_(0, 1.5, generator=generator)
-        else:
-            value.normal_(0, value[0].numel() ** -0.5, generator=generator)
-    return network.eval()
-
-
 @pytest.mark.parametrize("sides", [(56, 56), (56, 112)])
 def test_shifted_windows_give_what_torchvision_gives_trained_and_folded(
     sides: tuple[int, int],
 ) -> None:
     theirs = skewed(
-        SwinTransformer([4, 4], 32, [2, 2], [1, 2], [7, 7], num_classes=5, stochastic_depth_prob=0)
+        SwinTransformer([4, 4], 32, [2, 2], [1, 2], [7, 7], num_classes=5, stochastic_depth_prob=0),
+        spreads=TABLES,
     )
     ours = swin.Classifier(swin.Architecture(32, (2, 2)), 5, sides)  # at last one row of windows
     ours.load_state_dict(dict(RECIPE.adapt(theirs.state_dict())))
@@ -99,7 +82,8 @@ def test_timms_weights_give_what_timm_gives() -> None:
     theirs: Any = skewed(
         timm.models.SwinTransformer(
             56, 4, 3, 5, embed_dim=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), window_size=7
-        )
+        ),
+        spreads=TABLES,
     )
     # Maps of 7 by 7 cannot be halved evenly: ours are made of the first two stages.
     state = RECIPE.adapt(theirs.state_dict())
@@ -128,9 +112,7 @@ def test_harmed_weights_are_refused_with_one_message(
     harm: Callable[[Any], Any], said: str, tmp_path: Path
 ) -> None:
     state = dict(RECIPE.network("tiny", 5).state_dict())
-    torch.save(harm(state), tmp_path / "harmed.pth")
-    with pytest.raises(CheckpointError, match=said):
-        loading.load_network(tmp_path / "harmed.pth", loading.NetworkOptions())
+    check_refused(harm(state), said, tmp_path)
 
 
 def test_a_swin_is_exported_as_a_graph_without_branches_and_its_biases_stand_in_place(
@@ -138,7 +120,7 @@ def test_a_swin_is_exported_as_a_graph_without_branches_and_its_biases_stand_in_
 ) -> None:
     monkeypatch.setitem(swin.VARIANTS, "tiny", swin.Architecture(32, (2, 2)))
     weights, model = tmp_path / "swin.pth", tmp_path / "swin.onnx"
-    network = skewed(RECIPE.build("tiny", 5, (224, 224)))
+    network = skewed(RECIPE.build("tiny", 5, (224, 224)), spreads=TABLES)
     torch.save({"model": network.state_dict()}, weights)
     deploykit.export(weights, model, deploykit.ExportOptions())
     graph = onnx.load(model).graph

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mmdet_names
 import numpy as np
@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
-from torch import nn
+from random_weights import TABLES, skewed
 
 from deploykit.networks import reparam, swin, swin_dense, swin_names
 from deploykit.networks.detectors.transformer_pyramid import Pyramid
@@ -22,19 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LITTLE = swin.Architecture(32, (2, 1, 1, 1))
-
-
-def skewed(network: nn.Module) -> Any:
-    """Give a network random weights, uneven norms, and biases of places far from 0."""
-    generator = torch.Generator().manual_seed(3)
-    for key, value in network.state_dict().items():
-        if value.ndim == 1 and key.endswith("weight"):
-            value.copy_(torch.exp(torch.randn(value.shape, generator=generator) / 2))
-        elif "table" in key or value.ndim == 1:
-            value.normal_(0, 1.5 if "table" in key else 0.3, generator=generator)
-        else:
-            value.normal_(0, value[0].numel() ** -0.5, generator=generator)
-    return network.eval()
 
 
 def attended(block: swin_dense.Block, x: Tensor, shift: int) -> Tensor:
@@ -76,7 +63,7 @@ def attended(block: swin_dense.Block, x: Tensor, shift: int) -> Tensor:
 def test_windows_are_padded_and_shifted_as_token_by_token(
     sides: tuple[int, int], *, shifted: bool
 ) -> None:
-    block = skewed(swin_dense.Block(32, 4, shifted=shifted)).double()
+    block = skewed(swin_dense.Block(32, 4, shifted=shifted), spreads=TABLES).double()
     x = torch.randn(1, *sides, 32, generator=torch.Generator().manual_seed(0)).double()
     with torch.no_grad():
         after = x[0] + attended(block, x[0], 2 if shifted else 0)
@@ -86,7 +73,7 @@ def test_windows_are_padded_and_shifted_as_token_by_token(
 
 
 def test_four_patches_of_mmdetection_are_joined_channel_by_channel() -> None:
-    merge = skewed(swin.Merge(32))
+    merge = skewed(swin.Merge(32), spreads=TABLES)
     x = torch.randn(2, 6, 4, 32, generator=torch.Generator().manual_seed(0))
     own = {f"backbone.layers.0.downsample.{k}": v for k, v in merge.state_dict().items()}
     state = mmdet_names.swin(own) | {"backbone.patch_embed.projection.weight": torch.zeros(1)}
@@ -116,7 +103,7 @@ def test_a_pyramid_is_exported_as_a_graph_without_branches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(swin_dense.BODIES, "tiny", LITTLE)
-    pyramid = skewed(Pyramid("swin_tiny"))
+    pyramid = skewed(Pyramid("swin_tiny"), spreads=TABLES)
     images = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = list(pyramid(images).values())

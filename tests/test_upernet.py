@@ -11,6 +11,7 @@ import published
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
+from random_weights import check_refused, skewed
 
 import deploykit
 from deploykit import backends
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
 RECIPE = RECIPES.load("upernet")
 
@@ -75,21 +76,6 @@ def test_on_mpvit_it_has_as_many_weights_as_published(variant: str) -> None:
     assert isinstance(found, Found)
     assert found.variant == variant
     assert RECIPES.load("mpvit").identify(state, Facts()) is None
-
-
-def skewed(network: nn.Module) -> Any:
-    """Give a network random weights, uneven norms and biases far from 0."""
-    generator = torch.Generator().manual_seed(3)
-    for key, value in network.state_dict().items():
-        if not value.is_floating_point():
-            continue
-        if key.endswith("running_var") or (value.ndim == 1 and key.endswith("weight")):
-            value.copy_(torch.exp(torch.randn(value.shape, generator=generator) / 2))
-        elif value.ndim == 1:
-            value.normal_(0, 0.3, generator=generator)
-        else:
-            value.normal_(0, value[0].numel() ** -0.5, generator=generator)
-    return network.eval()
 
 
 def layer(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
@@ -200,9 +186,7 @@ def test_a_file_is_exported_as_its_configuration_says_without_branches(
 def test_harmed_weights_are_refused_with_one_message(
     harm: Callable[[Any], Any], said: str, little: Any, tmp_path: Path
 ) -> None:
-    torch.save(harm(mmdet_names.swin(little.state_dict())), tmp_path / "harmed.pth")
-    with pytest.raises(CheckpointError, match=said):
-        loading.load_network(tmp_path / "harmed.pth", loading.NetworkOptions())
+    check_refused(harm(mmdet_names.swin(little.state_dict())), said, tmp_path)
 
 
 def test_another_evaluation_is_refused_by_name() -> None:
