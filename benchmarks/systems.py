@@ -125,9 +125,15 @@ def again(name: str, known: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return a record whose FPS are measured anew, with the plain graphs that lie there."""
     system = SYSTEMS[name]
     made, fed = exported(system, folder, known=True)
-    cpu = compared(system, paths(system, folder), first(fed), known=True)
+    cpu = compared(system, paths(system, folder), first(fed), known["cpu"])
     work = {"macs": sum(layer.macs for layer in made.layers), "commit": commit()}
     return known | {"cpu": {**cpu, **work}}
+
+
+def images(system: System, folder: Path) -> dict[str, Any]:
+    """Return the images that a system's weights are fitted to, as it takes them."""
+    text = nets.source(system, folder, "calibrated")
+    return nets.feeds(system, RECIPES.load(system.recipe), text, nets.FITTED)
 
 
 def first(fed: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,8 +146,8 @@ def paths(system: System, folder: Path) -> Paths:
     beside = None
     if system.beside:
         other = SYSTEMS[system.beside]
-        beside = named(other, folder, "onnx")
-        if not beside.exists():
+        beside = named(other, folder, "onnx"), first(images(other, folder))
+        if not beside[0].exists():
             exported(other, folder)
     return Paths(weights_of(system, folder), named(system, folder, "onnx"), beside)
 
@@ -173,8 +179,7 @@ def exported(system: System, folder: Path, *, known: bool = False) -> tuple[Made
 
     known: a checkpoint that lies there is taken.
     """
-    text = nets.source(system, folder, "calibrated")
-    fed = nets.feeds(system, RECIPES.load(system.recipe), text, nets.FITTED)
+    fed = images(system, folder)
     weights = weights_of(system, folder)
     if not (system.example or (known and weights.exists())):
         torch.save(nets.network(system, fed).state_dict(), weights)

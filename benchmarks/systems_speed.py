@@ -48,24 +48,28 @@ class Paths:
 
     weights: Path
     ours: Path
-    beside: Path | None
-    """Of the same inputs."""
+    beside: tuple[Path, Mapping[str, Any]] | None
+    """With its own inputs, of the same image."""
 
 
 def compared(
-    system: System, files: Paths, feeds: Mapping[str, Any], *, known: bool = False
+    system: System, files: Paths, feeds: Mapping[str, Any], known: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return the seconds per image of ours and of the plain exporter's graphs, in turns.
 
-    known: plain graphs that lie there are taken as they are.
+    known: what this returned before; plain graphs that lie there are taken as they are, and what
+    could not be made is not tried again.
     """
     ours = files.ours
-    runs = {"ours": (ours, feeds)} | ({"beside": (files.beside, feeds)} if files.beside else {})
-    why = {}
+    runs = {"ours": (ours, feeds)} | ({"beside": files.beside} if files.beside else {})
+    before = (known or {}).get("none")
+    why = dict(before) if isinstance(before, dict) else {}
     for kind in ("plain", DYNAMIC):
         path = ours.with_suffix(f".{kind}.onnx")
+        if kind in why:
+            continue
         try:
-            if not (known and path.exists()):
+            if known is None or not path.exists():
                 plainly(system, files.weights, path, feeds, several=kind == DYNAMIC)
         except Exception as error:  # noqa: BLE001 - whatever it cannot follow is a result
             said = str(error).strip().splitlines() or [""]
