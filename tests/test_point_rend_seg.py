@@ -86,7 +86,7 @@ def test_scores_are_those_of_the_paper(form: str, size: tuple[int, int]) -> None
     ]
     module = head if form == "trained" else reparam.fold(head)
     with torch.no_grad():
-        expected, found = rendered(head, maps), module(maps)  # type: ignore[arg-type]  # as made
+        expected, found = rendered(head, maps), module(maps)
     assert found.shape == (2, CLASSES, *(4 * side for side in size))
     assert (expected - found).abs().max() <= 1e-9 * expected.abs().max()
 
