@@ -20,16 +20,13 @@ if TYPE_CHECKING:
     from deploykit.recipes.identity import Facts
     from deploykit.recipes.recipe import StateDict
 
-DILATED = "_dc5"
-"""How the name of a variant ends whose last stage is dilated, which its weights do not say."""
-
 
 def build(variant: str, classes: int, _: tuple[int, int]) -> detr.Network:
     """Return the network of a variant as it was trained, in eval mode."""
     if variant == LIGHT:
         return detr.Network(detr_bodies.LightBody(), classes, detr.LIGHT).eval()
-    depth = int(variant.removesuffix(DILATED).removeprefix("r"))
-    body = detr_bodies.Body(depth, dilated=variant.endswith(DILATED))
+    depth, dilated = detr_family.body(variant)
+    body = detr_bodies.Body(depth, dilated=dilated)
     return detr.Network(body, classes, detr.Sizes(layers=detr.LAYERS)).eval()
 
 
@@ -47,15 +44,13 @@ def identify(state: StateDict, facts: Facts) -> Found | None:
         return None
     check_colours(inputs(state, "backbone.0.body.conv1.weight") or COLOURS)
     variant = stated(facts, found, recipe.variants)
-    certain = facts.variant or found == LIGHT
-    said = "" if certain else f"assumed: no dilated last stage, else --variant {variant}{DILATED}"
     count = classes - 1
     return Found(
         variant,
         count,
         resolve({}, facts),
         build=lambda: build(variant, count, (0, 0)),
-        assumed=said,
+        assumed=detr_family.assumed(variant, facts),
     )
 
 
@@ -73,21 +68,14 @@ KEEP_FLOAT = (
     ),
 )
 MARKS = ("transformer.decoder.layers.0.multihead_attn.", "model.query_position_embeddings.")
+OFFICIAL = Variant(
+    detr_family.PREPROCESS, KEEP_FLOAT, 1, ("input_proj",), {"padded": detr_family.PADDED}
+)
 recipe = Recipe(
     name="detr",
     task="detection",
     variants={
-        **{
-            name: Variant(
-                detr_family.PREPROCESS,
-                KEEP_FLOAT,
-                1,
-                ("input_proj",),
-                {"padded": detr_family.PADDED},
-            )
-            for depth in detr_family.BLOCKS.values()
-            for name in (f"r{depth}", f"r{depth}{DILATED}")
-        },
+        **dict.fromkeys(detr_family.NAMES, OFFICIAL),
         LIGHT: Variant(
             detr_family.SMALL, KEEP_FLOAT, 16, ("input_proj",), {"padded": detr_family.PADDED}
         ),

@@ -87,6 +87,7 @@ ONE_FORM = {
     "swin": 1,
     "deformable_detr": 3,
     "detr": 1,
+    "detr_panoptic": 1,
     "mpvit": 1,
     "keras_mask_rcnn": 1,
     "point_rend": 1,

@@ -100,6 +100,20 @@ def test_an_exact_mask_is_read_at_the_centres_of_pixels(seed: int) -> None:
         assert (pixels == (read >= 0.5))[sure].all()
 
 
+@pytest.mark.parametrize("size", [(37, 53), (16, 90)])
+def test_a_mask_over_the_whole_input_is_resized_by_its_logits(size: tuple[int, int]) -> None:
+    """DETR's own way, as torch resizes; what hangs over the image is cut off."""
+    values = np.random.default_rng(0).random((3, 10, 14), np.float32)
+    values[0] = values[0] > 0.5
+    logits = torch.from_numpy(values).double().clip(masks.LEAST, 1 - masks.LEAST).logit()
+    read = torch.nn.functional.interpolate(logits[None], (37, 90), mode="bilinear")[0].numpy()
+    boxes = np.array([[0, 0, 90, 37]] * 3, np.float32)
+    made = masks.paste(values, boxes, *size, pasting="whole")
+    sure = np.abs(read) > 1e-4
+    part = np.s_[:, : size[0], : size[1]]
+    assert (made == (read > 0)[part])[sure[part]].all()
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31))
 def test_run_lengths_are_those_of_the_pasted_mask(seed: int) -> None:

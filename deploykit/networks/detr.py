@@ -244,15 +244,23 @@ class Network(nn.Module):
         logits, boxes = self.raw(images, sizes)
         shown = tuple(images.shape[2:]) if sizes is None else sizes
         found: tuple[Tensor, ...] = self.select(logits, boxes, shown)
-        return found
+        return found[:-1]
 
     def raw(self, images: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return logits float32[batch, Q, classes + 1], boxes as shares of the image [..., 4]."""
         x = self.input_proj(self.backbone[0](images))
         places = self.padding(x, sizes, tuple(images.shape[2:]))
-        query = self.query_embed.weight.unsqueeze(0)
-        found, _ = self.transformer(x.flatten(2).transpose(1, 2), places, query)
+        found, _ = self.read(x, places)
         return self.class_embed(found), self.bbox_embed(found)
+
+    def read(self, x: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+        """Return what queries find, float32[batch, Q, C], in a map [batch, C, h, w], and its cells.
+
+        Those are what the encoder makes of them, float32[batch, N, C].
+        """
+        query = self.query_embed.weight.unsqueeze(0)
+        found: tuple[Tensor, Tensor] = self.transformer(x.flatten(2).transpose(1, 2), places, query)
+        return found
 
     def seen(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the transformer is given: float32[batch, N, C], places float32[1, N, C]."""

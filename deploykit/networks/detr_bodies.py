@@ -57,6 +57,20 @@ class Stages(Body):
         return x, deeper, net.layer4(deeper)
 
 
+class AllStages(Body):
+    """The same up to each of its four maps."""
+
+    channels_of: tuple[int, ...] = (256, 512, 1024, 2048)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # several maps
+        """Return float32[batch, C, h, w] of each stage."""
+        net = self.body
+        maps = [net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(images)))))]
+        for stage in (net.layer2, net.layer3, net.layer4):
+            maps.append(stage(maps[-1]))
+        return tuple(maps)
+
+
 class LightBody(nn.Module):
     """The stages of a narrow ResNet-18 up to a sixteenth of the size, norms trained."""
 

@@ -12,6 +12,7 @@ from deploykit.networks.states import children, outputs
 from deploykit.recipes.recipe import Protocol
 
 if TYPE_CHECKING:
+    from deploykit.recipes.identity import Facts
     from deploykit.recipes.recipe import StateDict
 
 BODY = "backbone.0.body"
@@ -54,3 +55,20 @@ def variant(state: StateDict) -> str | None:
     if sizes == (detr.WIDTH, detr.LAYERS, detr.QUERIES) and blocks in BLOCKS:
         return f"r{BLOCKS[blocks]}"
     return None
+
+
+DILATED = "_dc5"
+"""How the name of a variant ends whose last stage is dilated, which its weights do not say."""
+NAMES = tuple(f"r{depth}{end}" for depth in BLOCKS.values() for end in ("", DILATED))
+
+
+def body(name: str) -> tuple[int, bool]:
+    """Return the layers of the ResNet of a variant, and whether its last stage is dilated."""
+    return int(name.removesuffix(DILATED).removeprefix("r")), name.endswith(DILATED)
+
+
+def assumed(name: str, facts: Facts) -> str:
+    """Return what is assumed of the last stage where nobody states the variant."""
+    if facts.variant or name == LIGHT:
+        return ""
+    return f"assumed: no dilated last stage, else --variant {name}{DILATED}"

@@ -60,3 +60,42 @@ def joined(state: StateDict) -> StateDict:
             whole = torch.cat([kept.pop(name) for name in names])
             kept[_SPLIT.sub(r"\1.in_proj_\2", key)] = whole
     return kept
+
+
+_INSIDE = "detr."
+_MASKS = tuple(
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (r"^bbox_attention\.([qk])_proj\.", r"bbox_attention.\1_linear."),
+        (r"^mask_head\.conv(\d)\.conv\.", r"mask_head.lay\1."),
+        (r"^mask_head\.conv(\d)\.norm\.", r"mask_head.gn\1."),
+        *(
+            (rf"^mask_head\.fpn_stages\.{stage}\.{theirs}\.", f"mask_head.{ours}.")
+            for stage in range(3)
+            for theirs, ours in (
+                ("fpn_adapter", f"adapter{stage + 1}"),
+                (r"refine\.conv", f"lay{stage + 3}"),
+                (r"refine\.norm", f"gn{stage + 3}"),
+            )
+        ),
+        (r"^mask_head\.output_conv\.", "mask_head.out_lay."),
+    )
+)
+
+
+def inside(state: StateDict) -> StateDict:
+    """Return the weights of the detector inside one with masks, without its prefix."""
+    return {k.removeprefix(_INSIDE): v for k, v in state.items() if k.startswith(_INSIDE)}
+
+
+def with_masks(state: StateDict) -> StateDict:
+    """Return the weights of a DETR with masks by their official keys; no counters of norms."""
+    kept = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    own = inside(kept)
+    if _HF not in own:
+        return kept
+    others = {k: v for k, v in kept.items() if not k.startswith(_INSIDE)}
+    return {
+        **{_INSIDE + k: v for k, v in official(own).items()},
+        **renamed(others, _MASKS),
+    }

@@ -118,13 +118,22 @@ def _embedded(there: Tensor, channels: int) -> Tensor:
 class Select(nn.Module):
     """Each query as an object of its best class, the surest first."""
 
+    def __init__(self, detections: int | None = None) -> None:
+        """Take how many there are at most; None: as many as queries."""
+        super().__init__()
+        self.detections = detections
+
     def forward(self, logits: Tensor, boxes: Tensor, size: Size | Tensor) -> tuple[Tensor, ...]:
-        """Return boxes in input pixels, scores, classes and count; the last class is nothing."""
+        """Return boxes in input pixels, scores, classes, count and the queries they are of.
+
+        The last class is nothing.
+        """
         found, classes = logits.softmax(-1)[..., :-1].max(-1)
-        scores, order = found.topk(found.shape[1])
+        queries = int(found.shape[1])
+        scores, order = found.topk(min(self.detections or queries, queries))
         count = (scores >= 0).sum(1)
         chosen = dense.rows(in_pixels(boxes, size), order)
-        return chosen, scores, classes.gather(1, order), count
+        return chosen, scores, classes.gather(1, order), count, order
 
 
 def in_pixels(boxes: Tensor, size: Size | Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 Source: torchvision's `paste_masks_in_image`, whose rounding `rounded` keeps: the mask gets a border
 of one zero, the box grows with it and is cut to whole pixels, both ends included. `exact` is
-detectron2's: the mask is read at the centres of pixels, in the box as it is.
+detectron2's: the mask is read at the centres of pixels, in the box as it is. `whole` is for masks
+that each span the whole input: DETR's, of which the logits are read, at the centres of pixels too.
 """
 
 from __future__ import annotations
@@ -22,13 +23,17 @@ if TYPE_CHECKING:
     Bools: TypeAlias = NDArray[np.bool_]
     Doubles: TypeAlias = NDArray[np.float64]
 
-Pasting: TypeAlias = Literal["rounded", "exact"]
+Pasting: TypeAlias = Literal["rounded", "exact", "whole"]
 """How a mask is brought to the pixels of its box."""
 SETTING = "mask_pasting"
 """What a model's card calls it."""
 BORDER = 1
 THRESHOLD = 0.5
 """A pixel belongs to an object where its mask is above it; pasted exactly, at least it."""
+
+
+LEAST = 1e-7
+"""Nearest that a probability comes to 0 and 1 where its logit is read."""
 
 
 class Patch(NamedTuple):
@@ -68,7 +73,7 @@ def paste(
 
 def inside(values: Floats, pasting: Pasting = "rounded") -> Bools:
     """Return which pixels of a patch are the object's."""
-    return values > THRESHOLD if pasting == "rounded" else values >= THRESHOLD
+    return values >= THRESHOLD if pasting == "exact" else values > THRESHOLD
 
 
 def patches(
@@ -79,13 +84,20 @@ def patches(
     Arguments are those of `paste`. A box with a coordinate that is no finite number covers nothing.
     """
     frames, axis = np.asarray(boxes, np.float32).reshape(-1, 4), _exact
+    if pasting == "whole":
+        axis = _whole
     if pasting == "rounded":
         frames, axis = _grown(frames, masks.shape[-1]), _axis
         masks = np.pad(masks, ((0, 0), (BORDER, BORDER), (BORDER, BORDER)))
     for mask, box in zip(masks, frames, strict=True):
         left, rows_x = axis(box[0], box[2], mask.shape[1], width)
         top, rows_y = axis(box[1], box[3], mask.shape[0], height)
-        yield Patch(top, left, (rows_y @ mask @ rows_x.T).astype(np.float32))
+        if pasting == "whole":
+            surest = mask.astype(np.float64).clip(LEAST, 1 - LEAST)
+            read = 1 / (1 + np.exp(-(rows_y @ np.log(surest / (1 - surest)) @ rows_x.T)))
+        else:
+            read = rows_y @ mask @ rows_x.T
+        yield Patch(top, left, read.astype(np.float32))
 
 
 def run_lengths(
@@ -153,13 +165,30 @@ def _exact(low: float, high: float, samples: int, limit: int) -> tuple[int, Doub
     """
     if not (np.isfinite(low) and np.isfinite(high) and high > low):
         return 0, np.zeros((0, samples))
-    start, end = (int(np.clip(side, 0, limit)) for side in (np.floor(low), np.ceil(high)))
-    place = (np.arange(start, end) + 0.5 - low) * (samples / float(high - low)) - 0.5
+    start, place = _centres(low, high, samples, limit)
     near = np.floor(place).astype(np.int64)
     weights, index = np.zeros((len(place), samples + 2)), np.arange(len(place))
     weights[index, near.clip(-1, samples) + 1] = 1 - (place - near)
     weights[index, (near + 1).clip(-1, samples) + 1] += place - near
     return start, weights[:, 1:-1]
+
+
+def _whole(low: float, high: float, samples: int, limit: int) -> tuple[int, Doubles]:
+    """Return what `_exact` does, with the mask going on beside its ends as they are."""
+    start, place = _centres(low, high, samples, limit)
+    place = place.clip(0, samples - 1)
+    near = place.astype(np.int64)
+    weights, index = np.zeros((len(place), samples)), np.arange(len(place))
+    weights[index, near] = 1 - (place - near)
+    weights[index, np.minimum(near + 1, samples - 1)] += place - near
+    return start, weights
+
+
+def _centres(low: float, high: float, samples: int, limit: int) -> tuple[int, Doubles]:
+    """Return the first pixel that a box reaches, and where it and those after it lie in a mask."""
+    start, end = (int(np.clip(side, 0, limit)) for side in (np.floor(low), np.ceil(high)))
+    place = (np.arange(start, end) + 0.5 - low) * (samples / float(high - low)) - 0.5
+    return start, place.astype(np.float64)
 
 
 def compressed(segmentation: Any, size: tuple[int, int]) -> Json:  # noqa: ANN401 - JSON
