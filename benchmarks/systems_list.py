@@ -115,6 +115,12 @@ SYSTEMS = {
         classes=19,
         compared=4,
     ),
+    "PointRend DeepLabV3": System(
+        *("point_rend_deeplab", "resnet50", (96, 128), "PointRend-PyTorch"),
+        {"classifier.4": Spread(3.0), "mlp": Spread(3.0)},
+        classes=19,
+        compared=4,
+    ),
     "Mask Scoring R-CNN": System(
         *("mask_scoring_rcnn", "maskrcnn_benchmark_resnet50_fpn", REGION_SIZE),
         *("maskrcnn-benchmark", TWO_STAGE, FEW),
