@@ -12,7 +12,7 @@ from example_scripts import EXAMPLES, script
 from deploykit.data import sources
 from deploykit.networks import loading
 from deploykit.tasks import masks
-from deploykit.training import timed
+from deploykit.training import loops, timed
 
 STORED = EXAMPLES / "shapes_mask_scores" / "mask_scoring_rcnn_light.pth"
 
@@ -111,3 +111,17 @@ def test_the_committed_one_finds_objects_and_scores_their_masks() -> None:
         _, scores, _, count, _, worth = made.module(torch.from_numpy(pixels)[None])
     assert count.item() >= 1
     assert 0.5 < worth[0, 0] / scores[0, 0] < 1.1
+
+
+def test_what_scores_bring_is_the_ap_of_both_networks(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare = script("shapes_mask_scores", "compare")
+    monkeypatch.setattr(compare, "BLOCKS", 2)
+    data = sources.dataset("shapes:split=val,seed=3,count=6")
+    found = compare.compared(loading.load_network(STORED, loading.NetworkOptions()), data)
+    assert found["mask_ap_by_masks"] == pytest.approx(loops.score(STORED, data)["mask_ap"])
+    plain = loops.score(train.FROZEN, data)["mask_ap"]
+    assert found["mask_ap_by_boxes"] == pytest.approx(plain, abs=1e-4)
+    low, high = found["interval"]
+    assert low <= found["gain_of_blocks"] <= high
