@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,6 +51,27 @@ class Pace:
         parts = 10_000
         at, rise = round(done * parts), max(1, round(self.warmup * parts))
         return self.learning_rate * loops.rate(at, parts, warmup=rise, final=self.final)
+
+
+def parser(about: str | None, output: Path | None, **defaults: float) -> argparse.ArgumentParser:
+    """Return a parser of what such a training is told; a script adds what it alone is told.
+
+    about: what the script's help begins with. output: where the checkpoint goes. defaults: such as
+    images and batch_size.
+    """
+    made = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--output", type=Path, default=output, help="the checkpoint")
+    made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    made.add_argument("--seconds", type=float, default=3400.0, help="when to end, images included")
+    made.add_argument("--steps", type=int, default=10**6, help="when to end at the latest")
+    made.add_argument("--images", type=int, help="that are made")
+    made.add_argument("--batch-size", type=int)
+    made.add_argument("--processes", type=int, default=3, help="that make images")
+    made.add_argument("--seed", type=int, default=1)
+    made.set_defaults(**defaults)
+    return made
 
 
 def device(name: str) -> torch.device:

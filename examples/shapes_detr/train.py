@@ -12,7 +12,6 @@ again (as in arXiv 2203.01305); and each place of the encoder's map, which says 
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from functools import partial
@@ -30,6 +29,7 @@ from deploykit.training import loops, scenes, set_prediction, timed
 from deploykit.training.set_prediction import Objects
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
 
     from deploykit.data.preprocess import Preprocess
@@ -248,18 +248,9 @@ class Batches:
 
 def main() -> None:
     """Train and save the checkpoint, or print the AP of one."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("detr_light.pth"))
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--seconds", type=float, default=3300, help="when to end, images included")
-    parser.add_argument("--steps", type=int, default=10**6, help="when to end at the latest")
-    parser.add_argument("--images", type=int, default=12_000)
-    parser.add_argument("--batch-size", type=int, default=128)
+    output = Path(__file__).with_name("detr_light.pth")
+    parser = timed.parser(__doc__, output, images=12_000, batch_size=128)
     parser.add_argument("--learning-rate", type=float, default=4e-4)
-    parser.add_argument("--processes", type=int, default=3, help="that generate images")
-    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--start", type=Path, help="a checkpoint to go on from")
     parser.add_argument("--float32", action="store_true", help="no bfloat16 on a GPU")
     parser.add_argument("--score", type=Path, help="print the AP of this checkpoint only")

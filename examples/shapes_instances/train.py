@@ -10,7 +10,6 @@ to learn and are folded into the checkpoint, which has the paper's layers alone.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import time
@@ -29,6 +28,8 @@ from deploykit.recipes.recipe import RECIPES
 from deploykit.training import loops, scenes, timed
 
 if TYPE_CHECKING:
+    import argparse
+
     from deploykit.data.preprocess import Preprocess
     from deploykit.training.scenes import Scenes
 
@@ -212,19 +213,9 @@ class Batches:
 
 def main() -> None:
     """Train and save the checkpoint, or print the AP of one."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    default = Path(__file__).with_name("instance_fcn_light.pth")
-    parser.add_argument("--output", type=Path, default=default)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--seconds", type=float, default=3300, help="when to end, images included")
-    parser.add_argument("--steps", type=int, default=10**6, help="when to end at the latest")
-    parser.add_argument("--images", type=int, default=6000)
-    parser.add_argument("--batch-size", type=int, default=32)
+    output = Path(__file__).with_name("instance_fcn_light.pth")
+    parser = timed.parser(__doc__, output, images=6000, batch_size=32)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--processes", type=int, default=3, help="that generate images")
-    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--float32", action="store_true", help="no bfloat16 on a GPU")
     parser.add_argument("--score", type=Path, help="print the AP of this checkpoint only")
     options = parser.parse_args()

@@ -10,7 +10,6 @@ generated.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from deploykit.networks.detectors.two_stage_models import LIGHT
 from deploykit.training import augmenting, gathering, loops, timed
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
@@ -165,7 +165,7 @@ def train(options: argparse.Namespace) -> Any:  # noqa: ANN401 - torchvision shi
     started = time.perf_counter()
     torch.manual_seed(options.seed)
     network = frozen(timed.device(options.device))
-    until = None if options.seconds is None else started + options.looking * options.seconds
+    until = started + options.looking * options.seconds
     rows = gather(network, options, until)
     spent, count = time.perf_counter() - started, len(rows.iou)
     print(f"{count} objects in {spent:.0f} s, IoU {rows.iou.mean():.3f}", flush=True)
@@ -180,8 +180,8 @@ def train(options: argparse.Namespace) -> Any:  # noqa: ANN401 - torchvision shi
         batch,
         loss,
         timed.Pace(
-            max(1, round(options.passes * count / options.batch_size)),
-            None if options.seconds is None else options.seconds - spent,
+            min(options.steps, max(1, round(options.passes * count / options.batch_size))),
+            options.seconds - spent,
             options.learning_rate,
         ),
     )
@@ -190,22 +190,14 @@ def train(options: argparse.Namespace) -> Any:  # noqa: ANN401 - torchvision shi
 
 def main() -> None:
     """Train and save the checkpoint, or print what one scores."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    default = Path(__file__).with_name("mask_scoring_rcnn_light.pth")
-    parser.add_argument("--output", type=Path, default=default)
-    parser.add_argument("--score", type=Path, help="a checkpoint of which to print the AP")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--seconds", type=float, help="when to end, the images included")
-    parser.add_argument("--images", type=int, default=3000)
+    output = Path(__file__).with_name("mask_scoring_rcnn_light.pth")
+    seed = 2  # not 1: the frozen network saw those images
+    parser = timed.parser(__doc__, output, images=3000, batch_size=64, processes=2, seed=seed)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--rows", type=int, default=15_000, help="objects to learn from")
     parser.add_argument("--looking", type=float, default=0.4, help="share of the time, at most")
     parser.add_argument("--passes", type=float, default=10, help="over them, at most")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--processes", type=int, default=2, help="that make images")
-    parser.add_argument("--seed", type=int, default=2, help="not 1: the frozen network saw those")
+    parser.add_argument("--score", type=Path, help="print the AP of this checkpoint only")
     options = parser.parse_args()
     if options.score is not None:
         print(json.dumps(loops.score(options.score, sources.dataset(HELD_OUT)), indent=1))

@@ -8,7 +8,6 @@ Ends when its time is over, on two CPU cores within an hour. The images are gene
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -23,6 +22,8 @@ from deploykit.recipes.recipe import RECIPES
 from deploykit.training import augmenting, gathering, loops, timed
 
 if TYPE_CHECKING:
+    import argparse
+
     from numpy.typing import NDArray
 
     from deploykit.data.sources import Dataset
@@ -73,31 +74,20 @@ def train(options: argparse.Namespace) -> nn.Module:
     )
     spent = time.perf_counter() - started
     print(f"{len(images)} images in {spent:.0f} s", flush=True)
-    seconds = None if options.seconds is None else options.seconds - spent
     return timed.fit(
         RECIPES.load(options.recipe).network(VARIANT, len(CLASS_NAMES)).to(place),
         Batches(images, classes, options.batch_size, options.seed),
         nn.CrossEntropyLoss(label_smoothing=0.05),
-        timed.Pace(options.steps, seconds, options.learning_rate),
+        timed.Pace(options.steps, options.seconds - spent, options.learning_rate),
     ).cpu()
 
 
 def main() -> None:
     """Train and save the checkpoint, or print what one scores."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = timed.parser(__doc__, None, images=20_000, batch_size=64, processes=2)
     parser.add_argument("--recipe", choices=("swin", "mpvit"), default="swin")
-    parser.add_argument("--output", type=Path, help="RECIPE_light.pth beside this script")
-    parser.add_argument("--score", type=Path, help="a checkpoint of which to print the top-1")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--seconds", type=float, help="when to end, the images included")
-    parser.add_argument("--steps", type=int, default=20_000, help="when to end at the latest")
-    parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--processes", type=int, default=2, help="that make images")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--score", type=Path, help="print the top-1 of this checkpoint only")
     options = parser.parse_args()
     if options.score is not None:
         print(json.dumps(loops.score(options.score, sources.dataset(HELD_OUT)), indent=1))

@@ -7,7 +7,6 @@ Ends by the clock, on a GPU or on two CPU cores. Everything is seeded; the image
 
 from __future__ import annotations
 
-import argparse
 import time
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,8 @@ from deploykit.tasks.cityscapes import labels
 from deploykit.training import augmenting, gathering, loops, timed
 
 if TYPE_CHECKING:
+    import argparse
+
     from numpy.typing import NDArray
 
     from deploykit.data.preprocess import Preprocess
@@ -107,17 +108,8 @@ def train(options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the options and train."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("hrnet_small.pth"))
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
-    parser.add_argument("--seconds", type=float, default=3400, help="of everything but the start")
-    parser.add_argument("--steps", type=int, default=1_000_000, help="at most")
-    parser.add_argument("--images", type=int, default=6000)
-    parser.add_argument("--processes", type=int, default=3, help="that make the images")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=1)
+    output = Path(__file__).with_name("hrnet_small.pth")
+    parser = timed.parser(__doc__, output, images=6000, batch_size=16)
     train(parser.parse_args())
 
 

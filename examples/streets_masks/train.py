@@ -8,7 +8,6 @@ begins with the weights of the Mask R-CNN in `shapes_masks`, where the two are a
 
 from __future__ import annotations
 
-import argparse
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +28,8 @@ from deploykit.tasks.cityscapes import labels
 from deploykit.training import augmenting, gathering, loops, rendering, timed
 
 if TYPE_CHECKING:
+    import argparse
+
     from numpy.typing import NDArray
 
     from deploykit.data.preprocess import Preprocess
@@ -219,19 +220,9 @@ def train(options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the options and train."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    default = Path(__file__).with_name("point_rend_light.pth")
-    parser.add_argument("--output", type=Path, default=default)
+    output = Path(__file__).with_name("point_rend_light.pth")
+    parser = timed.parser(__doc__, output, images=6000, batch_size=16)
     parser.add_argument("--start", type=Path, default=START, help="weights to begin with")
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
-    parser.add_argument("--seconds", type=float, default=3400, help="of everything but the start")
-    parser.add_argument("--steps", type=int, default=1_000_000, help="at most")
-    parser.add_argument("--images", type=int, default=6000)
-    parser.add_argument("--processes", type=int, default=3, help="that make the images")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=1)
     train(parser.parse_args())
 
 
