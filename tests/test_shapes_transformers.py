@@ -11,7 +11,7 @@ from torch import nn
 
 from deploykit.data import sources
 from deploykit.recipes.recipe import RECIPES
-from deploykit.training import loops, timed
+from deploykit.training import gathering, loops, timed
 
 pytest.importorskip("skimage", reason="scikit-image is not installed")
 
@@ -23,8 +23,8 @@ def train() -> Any:
 
 @pytest.fixture(scope="module")
 def batches(train: Any) -> Any:
-    images, classes = train.load(
-        sources.dataset("shapes:split=train,seed=5,count=6,size=64,truth=class")
+    images, classes = gathering.classified(
+        sources.dataset("shapes:split=train,seed=5,count=6,size=64,truth=class"), train.PREPROCESS
     )
     return train.Batches(torch.from_numpy(images), torch.from_numpy(classes), 12, 3)
 

@@ -8,14 +8,21 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import torch
 
 from deploykit.data import sources
+from deploykit.training import loops
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
+    from deploykit.data.preprocess import Preprocess
     from deploykit.data.sources import Dataset
+
+    Levels = NDArray[np.uint8]
 
 Part = TypeVar("Part")
 
@@ -46,3 +53,14 @@ def part(make: Callable[[Dataset], Part], spec: str, place: tuple[int, int]) -> 
 
 def _alone() -> None:
     torch.set_num_threads(1)
+
+
+def classified(data: Dataset, preprocess: Preprocess) -> tuple[Levels, NDArray[np.int64]]:
+    """Return every image of a set, uint8[N, 3, H, W], and its class, int64[N] from 0.
+
+    The truth of each image must be the id of its class, from 1, as the `shapes` source gives it.
+    """
+    placed = loops.levels(preprocess)
+    images = [np.round(placed(sample.read())[0]).astype(np.uint8) for sample in data.samples]
+    truth = [sample.truth() for sample in data.samples if sample.truth is not None]
+    return np.stack(images), np.array([int(str(number)) - 1 for number in truth])

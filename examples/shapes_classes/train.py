@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from deploykit.data import sources
 from deploykit.recipes.recipe import RECIPES
-from deploykit.training import loops
+from deploykit.training import gathering, loops
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,14 +36,8 @@ NOWHERE = np.empty((0, 4), np.float32)
 
 def load(spec: str, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
     """Return every image of a set, uint8[N, 3, H, W], and its class, int64[N]."""
-    data, placed = sources.dataset(spec), loops.levels(preprocess)
-    images = torch.empty((len(data.samples), 3, *preprocess.size), dtype=torch.uint8)
-    classes = torch.empty(len(data.samples), dtype=torch.int64)
-    for i, sample in enumerate(data.samples):
-        images[i] = torch.from_numpy(np.round(placed(sample.read())[0]).astype(np.uint8))
-        assert sample.truth is not None
-        classes[i] = int(str(sample.truth())) - 1
-    return images, classes
+    images, classes = gathering.classified(sources.dataset(spec), preprocess)
+    return torch.from_numpy(images), torch.from_numpy(classes)
 
 
 def batches(

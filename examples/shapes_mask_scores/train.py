@@ -130,7 +130,7 @@ def loss(found: Tensor, iou: Tensor) -> Tensor:
     return nn.functional.mse_loss(found.squeeze(1), iou)
 
 
-def gather(network: Any, options: argparse.Namespace, until: float | None) -> Rows:  # noqa: ANN401 - torchvision ships no types
+def gather(network: Any, options: argparse.Namespace, until: float) -> Rows:  # noqa: ANN401 - torchvision ships no types
     """Return as many rows as are asked for, or were found until `until` on the clock."""
     place = timed.device(options.device)
     spec = f"shapes:split=train,seed={options.seed},count={options.images}"
@@ -141,7 +141,7 @@ def gather(network: Any, options: argparse.Namespace, until: float | None) -> Ro
     stream = batches(images, objects, np.random.default_rng(options.seed), place)
     while sum(len(rows.iou) for rows in found) < options.rows:
         found.append(look(network, *next(stream)))
-        if until is not None and time.perf_counter() > until:
+        if time.perf_counter() > until:
             break
     columns = [torch.cat([getattr(rows, name) for rows in found]) for name in vars(found[0])]
     return Rows(*columns)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,10 +25,6 @@ from deploykit.training import augmenting, gathering, loops, timed
 if TYPE_CHECKING:
     import argparse
 
-    from numpy.typing import NDArray
-
-    from deploykit.data.sources import Dataset
-
 VARIANT, SIZE = "light", 64
 HELD_OUT = f"shapes:split=val,seed=1,count=2000,size={SIZE},truth=class"
 CLASS_NAMES = ("circle", "square", "triangle", "star", "cross", "ring")
@@ -35,14 +32,6 @@ PREPROCESS = RECIPES.load("swin").variant(VARIANT).preprocess
 """The same for both."""
 ZOOM, SHIFT = 1.2, 0.08
 """How far training images are scaled, and moved in shares of their sides."""
-
-
-def load(data: Dataset) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return every image of a set, uint8[N, 3, H, W], and its class, int64[N]."""
-    placed = loops.levels(PREPROCESS)
-    images = [np.round(placed(sample.read())[0]).astype(np.uint8) for sample in data.samples]
-    truth = [sample.truth() for sample in data.samples if sample.truth is not None]
-    return np.stack(images), np.array([int(str(number)) - 1 for number in truth])
 
 
 class Batches:
@@ -68,6 +57,7 @@ def train(options: argparse.Namespace) -> nn.Module:
     started, place = time.perf_counter(), timed.device(options.device)
     torch.manual_seed(options.seed)
     spec = f"shapes:split=train,seed={options.seed},count={options.images},size={SIZE},truth=class"
+    load = partial(gathering.classified, preprocess=PREPROCESS)
     parts = gathering.gathered(load, spec, options.processes)
     images, classes = (
         torch.from_numpy(np.concatenate(each)).to(place) for each in zip(*parts, strict=True)
