@@ -17,7 +17,13 @@ from two_stage_models import pictures, settled
 import deploykit
 from deploykit import backends
 from deploykit.networks import loading
-from deploykit.networks.detectors import detectron2_layout, layouts, two_stage_models
+from deploykit.networks.detectors import (
+    detectron2_layout,
+    layouts,
+    light,
+    point_rend,
+    two_stage_models,
+)
 from deploykit.networks.detectors.point_rend import PointRend
 from deploykit.networks.detectors.two_stage import Rois, TwoStage
 from deploykit.networks.reparam import fold
@@ -189,6 +195,21 @@ def little() -> dict[str, Tensor]:
     """The weights of the light network."""
     torch.manual_seed(0)
     return dict(RECIPE.network("light", CLASSES).state_dict())
+
+
+def test_how_wide_the_heads_are_is_read_from_their_weights(little: dict[str, Tensor]) -> None:
+    assert point_rend.widths(official()) == point_rend.Widths()
+    assert point_rend.widths(little) == light.POINTS
+    other = point_rend.Widths(points=24, reduced=16, hidden=48)
+    with torch.device("meta"):
+        sizes = two_stage_models.Sizes(CLASSES, points=other)
+        state = two_stage_models.model("light", sizes, "mask_points").state_dict()
+    found = RECIPE.identify(state, Facts())
+    assert isinstance(found, Found)
+    assert found.build is not None
+    with torch.device("meta"):
+        made = found.build().state_dict()
+    assert {k: v.shape for k, v in made.items()} == {k: v.shape for k, v in state.items()}
 
 
 def without(*parts: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
