@@ -82,6 +82,17 @@ SYSTEMS = {
         attends=True,
         compared=8,
     ),
+    "DETR with masks": System(
+        *("detr_panoptic", "r50", (192, 256), "official, transformers 4 and 5"),
+        {
+            "class_embed": Spread(3.0),
+            "bbox_embed.layers.2": Spread(1.0),
+            "out_lay": Spread(2.0),
+        },
+        {"detections": "10"},
+        attends=True,
+        compared=4,
+    ),
     "Deformable DETR": System(
         *("deformable_detr", "r50", (192, 256), "official, transformers 4 and 5"),
         {

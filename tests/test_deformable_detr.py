@@ -107,6 +107,13 @@ def test_references_lie_in_the_middle_of_cells() -> None:
     assert np.allclose(made[[0, 7, 29]], [[1 / 12, 1 / 8], [3 / 12, 3 / 8], [5 / 6, 3 / 4]])
 
 
+def test_references_of_queries_need_no_matrix_product() -> None:
+    layer: Any = skewed(deformable.Reference(32, 2))
+    queries = torch.randn(1, 7, 32)
+    with torch.no_grad():
+        assert torch.allclose(layer.folded()(queries), layer(queries), atol=1e-6)
+
+
 def test_proposals_are_boxes_inside_the_image() -> None:
     logits, inside = deformable_boxes.proposals(((4, 6), (120, 2)))
     box = 1 / (1 + np.exp(-logits[0, [7, 24 + 21]]))
@@ -269,6 +276,8 @@ def test_its_graph_has_no_branches_and_finds_the_same(
     deploykit.export(weights, model, options)
     kinds = [node.op_type for node in onnx.load(model).graph.node]
     assert {"If", "Loop", "NonZero"}.isdisjoint(kinds)
+    floats = [node.op_type for node in onnx.load(model).graph.node if "reference" in node.name]
+    assert {"Gemm", "MatMul"}.isdisjoint(floats)
     assert kinds.count("GridSample") == 2 * 4  # both halves, levels
     image = np.random.default_rng(0).integers(0, 256, (48, 72, 3), np.uint8)
     result = deploykit.load(model)(image)

@@ -111,6 +111,27 @@ class Decoder(nn.Module):
         return x, reference
 
 
+class Reference(nn.Linear):
+    """Where queries that are weights look from: a layer of two outputs."""
+
+    def folded(self) -> nn.Module:
+        """Return the same without a matrix product, which not every engine has in FP32."""
+        return FoldedReference(self)
+
+
+class FoldedReference(nn.Module):
+    """What a `Reference` becomes."""
+
+    def __init__(self, source: Reference) -> None:
+        """Take the weights of `source`."""
+        super().__init__()
+        self.weight, self.bias = source.weight, source.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return float32[1, Q, 2] of float32[1, Q, C]."""
+        return (x.unsqueeze(2) * self.weight).sum(3) + self.bias
+
+
 class Transformer(nn.Module):
     """The encoder, the decoder and what queries begin with."""
 
@@ -126,7 +147,7 @@ class Transformer(nn.Module):
             self.pos_trans_norm = nn.LayerNorm(2 * width)
             self.choose = Choose(sizes.queries, sizes.width // 2)
         else:
-            self.reference_points = nn.Linear(width, 2)
+            self.reference_points = Reference(width, 2)
 
     def seen(self, maps: list[Tensor]) -> Pyramid:
         """Return what the encoder makes of maps float32[batch, C, h, w]."""
@@ -205,7 +226,8 @@ class Network(nn.Module):
         """Return queries and their places, float32[1 or batch, Q, C], and their references."""
         if self.sizes.two_stage:
             return self.transformer.proposed(image, self.class_embed[-1], self.bbox_embed[-1])
-        query, x = self.query_embed.weight.unsqueeze(0).chunk(2, -1)
+        both, width = self.query_embed.weight.unsqueeze(0), self.sizes.width
+        query, x = both[..., :width], both[..., width:]
         reference = self.transformer.reference_points(query).sigmoid()
         return x.expand(image.cells.shape[0], -1, -1), query, reference
 
