@@ -28,6 +28,8 @@ from deploykit.precision.sensitivity.scores import METRICS
 RECORDS = Path(__file__).parent / "results" / "proxies.jsonl"
 LOOKED_AT = 32
 """Images that outputs and layers are compared on."""
+WITHOUT = {"masks": ("gradient", "fisher")}
+"""Net -> measures that it lacks: a two-stage detector has no gradient throughout."""
 PROXIES = tuple(name for name in METRICS if name not in {"task", "output"})
 
 
@@ -60,7 +62,7 @@ def measured(folder: Path, net: str, images: int) -> dict[str, Any]:
         layers,
         deploykit.SensitivityOptions(
             calibrated=given.how(repair=("none",)),
-            metrics=METRICS,
+            metrics=tuple(name for name in METRICS if name not in WITHOUT.get(net, ())),
             images=LOOKED_AT,
             source=source(net, "val", images, 11),
         ),
