@@ -133,7 +133,8 @@ def _notes(rows: Mapping[str, Found]) -> Iterator[str]:
     for kind, said in (("plain", "for one image"), ("dynamic", "for any number")):
         slow = [name for name, each in done.items() if (ratio(each, kind) or 1.0) < SLOWER]
         yield (
-            f"Slower on a CPU than the plain exporter's graph {said}: {', '.join(slow) or 'none'}."
+            f"Slower by more than 2 % on a CPU than the plain exporter's graph {said}: "
+            f"{', '.join(slow) or 'none'}."
         )
     refused = [
         f"{name} for SM{sm}"
