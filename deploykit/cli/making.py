@@ -94,6 +94,8 @@ def export(
     protocols of swin, and protocols of mpvit (timm alone), beside the official one:
       timm             the centre of 90 % of the short side (all of it for some at 384)
       torchvision      the centre of an image whose short side is 232 (or as published)
+    protocols of detr, and protocols of detr_panoptic, beside images stretched to one size:
+      padded           at their aspect ratio, with the mask of what is beside them
 
     Examples:
         deploykit export yolov6n.pt -o yolov6n.onnx

@@ -102,11 +102,19 @@ def preprocess(model: Opened) -> Preprocess | None:
 
 
 def interfaces(model: Opened) -> list[tuple[TensorSpec, ...]]:
-    """Return the inputs of a model, once for each size of image that it takes."""
-    (first, *others), _ = onnxfile.interface(model.graph)
-    sizes = canvases.sizes(model.graph)
+    """Return the inputs of a model, once for each size of image that it takes.
+
+    Raises: ModelError for a model without inputs.
+    """
+    inputs, _ = onnxfile.interface(model.graph)
+    if not inputs:
+        raise ModelError(
+            "the model has no input, so it computes nothing of an image",
+            expected="an input that is no initializer",
+        )
+    (first, *others), sizes = inputs, canvases.sizes(model.graph)
     if len(sizes) < 2:
-        return [(first, *others)]
+        return [inputs]
     return [(replace(first, shape=(*first.shape[:2], *size)), *others) for size in sizes]
 
 
