@@ -96,11 +96,9 @@ def export(
       torchvision      the centre of an image whose short side is 232 (or as published)
     protocols of detr, and protocols of detr_panoptic, beside images stretched to one size:
       padded           at their aspect ratio, with the mask of what is beside them
-
     Examples:
-        deploykit export yolov6n.pt -o yolov6n.onnx
-        deploykit export weights.pth --recipe my_model.py --input-size 480x640 -o my_model.onnx
         deploykit export yolov6s.pt --protocol evaluation-640 -o yolov6s.onnx
+        deploykit export weights.pth --recipe my_model.py --input-size 480x640 -o my_model.onnx
         deploykit export maskrcnn.pth --input-size 480x640,640x480 -o small.onnx
         deploykit export maskrcnn.pth --fit folder:photos/ -o photos.onnx
     """
