@@ -26,6 +26,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx
 import systems_nets as nets
 import torch
 from systems_list import SYSTEMS
@@ -111,6 +112,7 @@ def measured(name: str, folder: Path) -> dict[str, Any]:
         "parameters": parameters(files.weights, options(system)),
         "macs": sum(layer.macs for layer in made.layers),
         "proof": made.artifact.made_by["max_relative_error"],
+        "branches": branches(float_),
         "notes": list(quantized.notes),
         "engines": {
             "86": built(int8, "86", one),
@@ -127,7 +129,13 @@ def again(name: str, known: dict[str, Any], folder: Path) -> dict[str, Any]:
     made, fed = exported(system, folder, known=True)
     cpu = compared(system, paths(system, folder), first(fed), known["cpu"])
     work = {"macs": sum(layer.macs for layer in made.layers), "commit": commit()}
-    return known | {"cpu": {**cpu, **work}}
+    return known | {"cpu": {**cpu, **work}, "branches": branches(named(system, folder, "onnx"))}
+
+
+def branches(path: Path) -> list[str]:
+    """Return what a file's graph has of ops whose result's shape or course its values decide."""
+    ops = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
+    return sorted(ops & {"If", "Loop", "Scan", "NonZero"})
 
 
 def images(system: System, folder: Path) -> dict[str, Any]:
@@ -154,7 +162,8 @@ def paths(system: System, folder: Path) -> Paths:
 
 def named(system: System, folder: Path, ending: str) -> Path:
     """Return where a file of a system lies."""
-    return folder / f"{system.recipe}-{system.variant}.{ending}"
+    stem = Path(system.example).stem or f"{system.recipe}-{system.variant}"
+    return folder / f"{stem}.{ending}"
 
 
 def weights_of(system: System, folder: Path) -> Path:

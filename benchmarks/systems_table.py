@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Found = dict[str, Any]
 
-TRAINED = Path(__file__).parent / "results" / "quantization.jsonl"
+RESULTS = Path(__file__).parent / "results"
 COLUMNS = (
     *("system", "network, input", "checkpoints of", "FP32 proof", "INT8 share"),
     *("INT8 against FP32", "signal to noise, dB", "build, s", "CPU FPS", "plain", "any batch"),
@@ -83,21 +83,50 @@ def _agreement(system: System, record: Found) -> str:
     measured = record["agreement"]
     names = [name for name in ("ap", "mask_ap", record["primary"]) if name in measured]
     said = ", ".join(f"{name} {measured[name]:.3f}" for name in dict.fromkeys(names))
-    drop = _drop(system.net)
-    return said if drop is None else f"{said}; costs {drop:+.4f}"
+    found = costs(system, record["primary"])
+    return said if found is None else f"{said}; costs {found[0]:+.4f} ({found[1]:,})"
 
 
-def _drop(net: str) -> float | None:
-    """Return what INT8 changes of a trained example's metric, of 2,000 images."""
-    lines = TRAINED.read_text(encoding="utf-8").splitlines() if net else []
-    values = {
-        each["method"]: each["value"]
-        for each in map(json.loads, lines)
-        if (each["net"], each["bits"], each["images"]) == (net, 8, 2000)
-    }
-    if not {"float", "default"} <= values.keys():
+def costs(system: System, metric: str) -> tuple[float, int] | None:
+    """Return what INT8 changes of a trained network's metric, and on how many labelled images.
+
+    By the records of `quantization.py`, which are of more images, or by those of its example; None
+    of a network that is not trained.
+    """
+    if not system.example:
         return None
-    return float(values["default"] - values["float"])
+    folder, name = Path(system.example).parts
+    judged = _methods(system.net) if system.net else _judged(_lines(folder), name, metric)
+    (float_, images), (int8_, others) = judged
+    assert images == others, f"{name}: FP32 and INT8 are judged on the same images"
+    return int8_ - float_, images
+
+
+def _methods(net: str) -> list[tuple[float, int]]:
+    """Return the metric in FP32 and in INT8, each with its count of images."""
+    values = {
+        each["method"]: (each["value"], each["images"])
+        for each in _lines("quantization")
+        if (each["net"], each["bits"]) == (net, 8)
+    }
+    return [values[method] for method in ("float", "default")]
+
+
+def _judged(lines: list[Found], checkpoint: str, metric: str) -> list[tuple[float, int]]:
+    """Return likewise of the FP32 file of a checkpoint, and the first INT8 file made of that."""
+    made = [each for each in lines if each["kind"] == "artifact"]
+    float_ = next(each for each in made if checkpoint in each["parents"])
+    int8_ = next(
+        each for each in made if float_["path"] in each["parents"] and "int8" in each["precision"]
+    )
+    scores = {each["model_sha256"]: each for each in lines if each["kind"] == "accuracy"}
+    found = [scores[each["sha256"]] for each in (float_, int8_)]
+    return [(each["metrics"][metric], each["images"]) for each in found]
+
+
+def _lines(name: str) -> list[Found]:
+    text = (RESULTS / f"{name}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def int8(record: Found) -> float:
@@ -130,6 +159,7 @@ def _notes(rows: Mapping[str, Found]) -> Iterator[str]:
         "Less in INT8 than 95 % (transformers: 85 %) of the multiply-accumulates: "
         f"{', '.join(low) or 'none'}."
     )
+    yield f"With If, Loop, Scan or NonZero in the main graph: {_branches(done)}."
     for kind, said in (("plain", "for one image"), ("dynamic", "for any number")):
         slow = [name for name, each in done.items() if (ratio(each, kind) or 1.0) < SLOWER]
         yield (
@@ -150,6 +180,13 @@ def _notes(rows: Mapping[str, Found]) -> Iterator[str]:
             yield _beside(name, 1 / found, record["macs"] / done[SYSTEMS[name].beside]["macs"])
     commits = {each["commit"] for record in rows.values() for each in (record, _speed(record))}
     yield f"Commits: {', '.join(sorted(commits))}."
+
+
+def _branches(rows: Mapping[str, Found]) -> str:
+    has = [name for name, each in rows.items() if each.get("branches")]
+    unseen = [name for name, each in rows.items() if "branches" not in each]
+    said = ", ".join(has) or "none"
+    return f"{said}; not looked at: {', '.join(unseen)}" if unseen else said
 
 
 def _speed(record: Found) -> Found:
