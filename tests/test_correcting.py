@@ -109,6 +109,21 @@ def test_the_mean_error_is_taken_off(layer: Any, *, biased: bool, tmp_path: Path
     np.testing.assert_allclose(better - wanted, mean * (1 - share), atol=1e-4)
 
 
+@pytest.mark.parametrize("layer", [convolution, product], ids=lambda each: each.__name__)
+def test_an_image_of_which_a_layer_sees_no_row_says_nothing_of_its_error(
+    layer: Any, tmp_path: Path
+) -> None:
+    net = Net()
+    path = net.save(tmp_path / "net.onnx", layer(net, ()), ("batch", WIDTH, SIDE, SIDE))
+    model = opened.read(path)
+    placed = placement.place(model.graph, PLAN)
+    ranges = table(model, *placement.activations(placed))
+    feeds = [{"images": each} for each in (*IMAGES, IMAGES[0][:0])]
+    found = correcting.shifts(model, placed, ranges, feeds)
+    assert found
+    assert found == correcting.shifts(model, placed, ranges, feeds[:-1])
+
+
 def test_a_layer_that_stays_float_keeps_its_bias(tmp_path: Path) -> None:
     net = Net()
     y = convolution(net, ())

@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit.backends import onnxruntime
@@ -34,7 +35,6 @@ from deploykit.recipes import opened
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    import onnx_ir as ir
     from numpy.typing import NDArray
 
     from deploykit.backends import Arrays
@@ -68,7 +68,8 @@ def shifts(
         outputs = session.run(feed)
         for name, answer in asked.items():
             found = outputs[answer].astype(np.float64)
-            seen[name].append(found.reshape(*found.shape[:2], -1).mean((0, 2)))
+            if found.size and not np.isnan(found).all():  # an image without objects has no rows
+                seen[name].append(found.reshape(*found.shape[:2], -1).mean((0, 2)))
     shifted = {name: _shift(np.array(errors)) for name, errors in seen.items()}
     return {name: tuple(each.tolist()) for name, each in shifted.items() if each.any()}
 
@@ -106,10 +107,14 @@ def _asked(graph: ir.Graph, placed: Placement, table: CalibrationTable) -> dict[
 
 
 def _mean(add: Appended, node: ir.Node, error: ir.Value) -> ir.Value:
-    """Return the mean over the places of a map, or over the rows of a product."""
+    """Return the mean over the places of a map, or over the rows of a product; NaN without rows."""
     if is_op(node, "Conv"):
         return add.node("GlobalAveragePool", error)
     columns = scaling.channels(node)
-    size = np.array([1, -1, columns], np.int64)
-    rows = add.node("Reshape", error, add.constant(f"rows.{columns}", size))
-    return add.node("GlobalAveragePool", add.node("Transpose", rows, perm=(0, 2, 1)))
+    form = add.constant(f"rows.{columns}", np.array([1, -1, columns], np.int64))
+    rows = add.node("Transpose", add.node("Reshape", error, form), perm=(0, 2, 1))
+    total = add.node("ReduceSum", rows, add.constant("over", np.array([2], np.int64)), keepdims=1)
+    size = add.node("Size", rows, dtype=ir.DataType.INT64)
+    values = add.node("Cast", size, to=int(SINGLE))
+    channels = add.constant(f"channels.{columns}", np.array(columns, np.float32))
+    return add.node("Div", total, add.node("Div", values, channels))
