@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from deploykit.recipes.recipe import RECIPES
+
 ROOT = Path(__file__).parent.parent
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ def record(**changed: Any) -> dict[str, Any]:
         "primary": "top1",
         "snr": {"logits": 25.04},
         "cpu": {"seconds": {"ours": [0.25, 0.2, 0.9], "plain": [0.3, 0.2, 0.36]}},
+        "branches": [],
         "commit": "abc",
     }
     return {**found, **changed}
@@ -109,6 +112,39 @@ def test_a_row_says_what_was_read_back_and_how_often_as_fast_it_is() -> None:
     }
 
 
+def test_what_int8_costs_is_said_by_the_records_of_the_example() -> None:
+    import systems_table
+
+    made = [
+        ("a.onnx", "fp", {"a.pth": "weights"}, {"fp32": 1.0}),
+        ("a.fp16.onnx", "half", {"a.onnx": "fp"}, {"fp16": 1.0}),
+        ("a.int8.onnx", "int", {"a.onnx": "fp"}, {"int8": 0.9}),
+        ("a.minmax.onnx", "other", {"a.onnx": "fp"}, {"int8": 0.9}),
+    ]
+    keys = ("path", "sha256", "parents", "precision")
+    lines = [{"kind": "artifact", **dict(zip(keys, each, strict=True))} for each in made]
+    for model, value in (("weights", 0.9), ("fp", 0.75), ("int", 0.5), ("other", 0.1)):
+        metrics = {"ap": value, "mask_ap": value / 2}
+        lines.append({"kind": "accuracy", "model_sha256": model, "metrics": metrics, "images": 300})
+    assert systems_table._judged(lines, "a.pth", "ap") == [(0.75, 300), (0.5, 300)]
+    assert systems_table._judged(lines, "a.pth", "mask_ap") == [(0.375, 300), (0.25, 300)]
+
+
+def test_every_trained_example_says_what_int8_costs() -> None:
+    import systems_table
+
+    trained = {name: each for name, each in systems_table.SYSTEMS.items() if each.example}
+    folders = {path.parent.name for path in (ROOT / "examples").glob("*/train.json")}
+    assert {Path(each.example).parent.name for each in trained.values()} == folders
+    metrics = {"classification": "top1", "semantic_segmentation": "miou", "detection": "ap"}
+    for name, system in trained.items():
+        metric = metrics.get(RECIPES.load(system.recipe).task, "mask_ap")
+        found = systems_table.costs(system, metric)
+        assert found is not None, name
+        assert abs(found[0]) < 0.01, name
+        assert found[1] >= 300, name
+
+
 def test_what_misses_is_named_below_the_table() -> None:
     import systems_table
 
@@ -123,14 +159,16 @@ def test_what_misses_is_named_below_the_table() -> None:
         systems_table.table(
             {
                 "Swin": record(engines=low, cpu=slow),  # a transformer: 85 % are enough
-                "HRNet": record(engines={**whole, "86": low["86"]}),
+                "HRNet": record(engines={**whole, "86": low["86"]}, branches=["If"]),
                 "PointRend": record(cpu=twice, macs=3_000),
                 "Mask Scoring R-CNN": record(cpu=same, macs=2_200),
                 "Mask R-CNN": record(cpu=alone, macs=2_000),
                 "DETR": {"failed": "OptionError: a | b", "commit": "abd"},
+                "MPViT": {k: v for k, v in record().items() if k != "branches"},
             }
         )
     )
+    assert "NonZero in the main graph: HRNet; not looked at: MPViT." in text
     assert "of the multiply-accumulates: HRNet." in text
     assert "the plain exporter's graph for one image: Swin." in text
     assert "the plain exporter's graph for any number: none." in text
@@ -171,6 +209,7 @@ def test_a_small_system_goes_along_the_whole_road(
     assert found["engines"]["75"]["shares"] == {"fp16": 1.0}
     assert set(found["cpu"]["seconds"]) == {"ours", "plain", "dynamic"}
     assert found["images"] == 2
+    assert found["branches"] == []
     assert found["snr"]["logits"] > 15
     anew = systems.again("RepVGG, trained", {**found, "cpu": {}, "commit": "abc"}, tmp_path)
     assert set(anew["cpu"]["seconds"]) == {"ours", "plain", "dynamic"}
