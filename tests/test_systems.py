@@ -122,7 +122,9 @@ def test_what_int8_costs_is_said_by_the_records_of_the_example() -> None:
         ("a.minmax.onnx", "other", {"a.onnx": "fp"}, {"int8": 0.9}),
     ]
     keys = ("path", "sha256", "parents", "precision")
-    lines = [{"kind": "artifact", **dict(zip(keys, each, strict=True))} for each in made]
+    lines: list[dict[str, Any]] = [
+        {"kind": "artifact", **dict(zip(keys, each, strict=True))} for each in made
+    ]
     for model, value in (("weights", 0.9), ("fp", 0.75), ("int", 0.5), ("other", 0.1)):
         metrics = {"ap": value, "mask_ap": value / 2}
         lines.append({"kind": "accuracy", "model_sha256": model, "metrics": metrics, "images": 300})
@@ -131,14 +133,15 @@ def test_what_int8_costs_is_said_by_the_records_of_the_example() -> None:
 
 
 def test_every_trained_example_says_what_int8_costs() -> None:
+    import systems_list
     import systems_table
 
-    trained = {name: each for name, each in systems_table.SYSTEMS.items() if each.example}
+    trained = {name: each for name, each in systems_list.SYSTEMS.items() if each.example}
     folders = {path.parent.name for path in (ROOT / "examples").glob("*/train.json")}
     assert {Path(each.example).parent.name for each in trained.values()} == folders
     metrics = {"classification": "top1", "semantic_segmentation": "miou", "detection": "ap"}
     for name, system in trained.items():
-        metric = metrics.get(RECIPES.load(system.recipe).task, "mask_ap")
+        metric = metrics.get(str(RECIPES.load(system.recipe).task), "mask_ap")
         found = systems_table.costs(system, metric)
         assert found is not None, name
         assert abs(found[0]) < 0.01, name
