@@ -161,7 +161,7 @@ def test_channels_that_reach_a_hundred_times_as_far_come_into_line(
     skewed = opened.made(graph, model.path)
     reached = reaching.reaches(skewed, tensors, feeds)
     factors = equalisation.factors(skewed.copy(), reached)
-    levelled = equalisation.scaled(skewed.copy(), factors, reached)
+    levelled = equalisation.scaled(channels.trace(skewed.copy()), factors, reached)
     for name, reach in levelled.items():
         if name.startswith(("Relu", "Add")) and plain[name].min() > 0:
             own = plain[name].max() / plain[name].min()

@@ -198,14 +198,14 @@ def test_order_and_batches_and_merging_change_nothing(values: Values, seed: int)
     for other in (streamed, merged):
         assert np.array_equal(once.counts, other.counts)
         assert (once.minimum, once.maximum) == (other.minimum, other.maximum)
-        assert once.exponent == other.exponent
+        assert once.width == other.width
 
 
 def test_zeros_that_come_first_cost_small_values_no_resolution() -> None:
     small = drawn("laplace", 8, 1000) * np.float32(2.0**-60)
     histogram = seen(np.zeros(5, np.float32))
     histogram.observe(small)
-    assert histogram.exponent == seen(small).exponent
+    assert histogram.width == seen(small).width
 
 
 def test_mse_may_clip_far_below_the_largest_value() -> None:

@@ -12,6 +12,7 @@ from deploykit.pipeline.repairing import Repair, rounded, scaled, shifted
 from deploykit.precision import probing, quality, quantization, repairs
 from deploykit.precision.quality import decibels
 from deploykit.precision.repairs import (
+    channels,
     choosing,
     comparing,
     correcting,
@@ -23,7 +24,7 @@ from deploykit.recipes import opened
 from deploykit.values import CalibrationTable, Precision, Range
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from deploykit.pipeline.repairing import Calibrated, Images, Wanted
     from deploykit.precision.placement import Placement
@@ -129,21 +130,24 @@ class _Trials:
         """Scale channels that are out of line, and calibrate again."""
         model, table = self.best.model, self.best.table
         tensors = sorted({each.tensor for each in self._means.placed.activations} | {*table.ranges})
-        if self._wanted.auto and not equalisation.factors(
-            model.copy(), table.reaches, beyond=_OUTLIER
-        ):
-            return
+        found = channels.trace(model.copy())
+        if self._wanted.auto:
+            glance = equalisation.Balance.of(found, table.reaches)
+            if not glance.factors(_OUTLIER):
+                return
         reaches = reaching.reaches(model, tensors, self._seen.chosen_on)
         before = self._measured(model, _ranges(model, reaches), _GLANCE)
         after: dict[float, Opened] = {}
-        balance = equalisation.Balance.of(model.copy(), reaches)
+        balance = equalisation.Balance.of(found, reaches)
         for beyond in (_OUTLIER, 0.0):
             factors = balance.factors(beyond)
             if factors:
                 candidate = repairs.equalised(model, factors)
-                reached = equalisation.scaled(model.copy(), factors, reaches)
+                reached = equalisation.scaled(found, factors, reaches)
                 noise = self._measured(candidate, _ranges(candidate, reached), _GLANCE)
                 after.setdefault(_number(noise), candidate)
+            if self._wanted.auto and not _helped(before, after):
+                break  # where channels out of line cost nothing, the others cost no more
         if not after:
             return
         least = min(after)
@@ -237,6 +241,10 @@ def _number(noise: float | None) -> float:
     return math.inf if noise is None else noise
 
 
+def _helped(before: float | None, after: Collection[float]) -> bool:
+    return before is not None and min(after, default=0.0) < _A_LITTLE * before
+
+
 def _uneven(reaches: Reaches) -> bool:
     """Return whether a channel reaches far beyond the middle one of its tensor."""
     live = (reach[reach > 0] for reach in reaches.values())
@@ -251,5 +259,5 @@ def _ranges(model: Opened, reaches: Reaches) -> CalibrationTable:
 
 
 def _quantised(model: Opened, table: CalibrationTable, plan: PrecisionPlan) -> Opened:
-    graph, _ = quantization.quantize(model, table, plan, float_type=Precision.FP32)
+    graph, _ = quantization.quantize(model, table, plan, float_type=Precision.FP32, trial=True)
     return opened.made(graph, model.path)

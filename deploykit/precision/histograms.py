@@ -4,7 +4,8 @@
 power of two above the largest |x| so far. When a larger value comes, each 2**k neighbouring bins
 are added into one: a bin's edges are multiples of a power of two, so the counts are those of a
 histogram made with the final range from the start. The largest |x| lies in the upper half of the
-grid, so 16384 bins or more resolve [0, max|x|].
+grid, so 16384 bins or more resolve [0, max|x|]. Values wait until there are enough to be counted
+together.
 
 To count a value costs ten times what it costs to compare it, and most values say little: one in
 sixteen tells how the millions of small ones are distributed, while the few large ones decide where
@@ -25,10 +26,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from deploykit.errors import InputError
+from deploykit.precision.waiting import BLOCK, Waiting, blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     Counts: TypeAlias = "NDArray[np.int64]"
@@ -42,8 +42,6 @@ SEARCH_BINS = 2048
 """Bins over [0, max|x|] among whose edges entropy and mse choose, as TensorRT does."""
 LARGEST = 1 << 14
 """Magnitudes that are counted one by one in any case: the largest of all seen."""
-_BLOCK = 1 << 17
-"""Values handled at a time: with the scratch arrays they fit in a core's L2 cache."""
 _GROUP = 8
 """Values whose extremes are taken together when the largest are looked for."""
 _APART = 1 << 11
@@ -56,11 +54,13 @@ _LINE = 16
 """Neighbours that come from memory together."""
 _LONG = 1 << 14
 """Values of a row from which on that is done."""
+_ENOUGH = 1 << 16
+"""Values that are counted together, at least: what goes with counting is as much for one."""
 
 
 def _places() -> NDArray[np.intp]:
     """Return one line of each _STRIDE lines of a block, in no rhythm with a map's width."""
-    starts = np.arange(0, _BLOCK // _LINE, _STRIDE)
+    starts = np.arange(0, BLOCK // _LINE, _STRIDE)
     places: NDArray[np.intp] = starts + np.random.default_rng(0).integers(0, _STRIDE, starts.size)
     return places
 
@@ -93,7 +93,7 @@ class Extremes:
 
     def observe(self, values: Values) -> None:
         """Take in an array of any shape. Raises: InputError for NaN or infinity."""
-        for block in _blocks(values):
+        for block in blocks(values):
             low = 0.0 if self._at_floor else float(block.min())
             self._extend(low, float(block.max()))
 
@@ -117,7 +117,10 @@ class Extremes:
 
 
 class Histogram(Extremes):
-    """The extremes, and how often each magnitude occurs."""
+    """The extremes, and how often each magnitude occurs.
+
+    `settle` brings its fields up to date; what is asked of it is.
+    """
 
     def __init__(self, tensor: str) -> None:
         """Start empty; `tensor` is named in errors."""
@@ -127,15 +130,20 @@ class Histogram(Extremes):
         """Complete from the bin of the LARGEST-th magnitude up, at least."""
         self.spread: Counts = np.zeros(BINS, np.int64)
         """Of the places alone, each for its neighbours."""
+        self._least = 0.0
+        """Magnitude from which on values are counted one by one."""
+        self._all, self._large, self._some = Waiting(), Waiting(), Waiting()
 
     @property
     def width(self) -> float:
         """Return the width of a bin, in the tensor's unit."""
+        self.settle()
         return math.ldexp(1.0, self.exponent - _BITS)
 
     @property
     def counts(self) -> Counts:
         """Return int64[BINS]: bin k counts the values with k <= |x| / width < k + 1."""
+        self.settle()
         reached = self._reached()
         # The bin that is reached may have been made of one that was counted and one that was not.
         return np.concatenate([self.spread[: reached + 1], self.top[reached + 1 :]])
@@ -143,37 +151,21 @@ class Histogram(Extremes):
     def observe(self, values: Values) -> None:
         """Take in an array of any shape. Raises: InputError for NaN or infinity."""
         rows = values.reshape(len(values) if values.ndim else 1, -1) if values.size else values
-        if rows[:1].size < _LONG:
-            self._observe_all(values)
-            return
-        reached = self._reached()
-        if reached < 0 and len(rows) > 1:  # the first row says what is large among the others
-            self._observe_some(rows[:1], reached)
-            rows, reached = rows[1:], self._reached()
-        self._observe_some(rows, reached)
-
-    def _observe_all(self, values: Values) -> None:
-        super().observe(values)
-        for found in self._counted(values):
-            self.top[: found.size] += found
-            self.spread[: found.size] += found
-
-    def _observe_some(self, rows: Values, reached: int) -> None:
-        least = max(reached, 0) * self.width
-        top, spread = [], []
-        for block in (block for row in rows for block in _blocks(row)):
-            top += self._large(block, least)
-            lines = block[: block.size - block.size % _LINE].reshape(-1, _LINE)
-            spread.append(lines.take(_PLACES[: np.searchsorted(_PLACES, len(lines))], 0))
-        for found in self._counted(np.concatenate(top)):
-            self.top[: found.size] += found
-        for found in self._counted(np.concatenate(spread).reshape(-1)):
-            self.spread[: found.size] += _STRIDE * found
+        if rows[:1].size >= _LONG:
+            for block in (block for row in rows for block in blocks(row)):
+                self._look_at(block)
+                self._settle_many()
+        else:
+            super().observe(values)
+            self._all.add(values.flatten())
+            self._settle_many()
 
     def merge(self, other: Extremes) -> None:
         """Take in what `other`, a histogram too, observed."""
         if not isinstance(other, Histogram):
             raise TypeError(f"a histogram cannot take in {type(other).__name__}")
+        self.settle()
+        other.settle()
         super().merge(other)
         self._grow(other.exponent)
         shift = self.exponent - other.exponent
@@ -191,55 +183,67 @@ class Histogram(Extremes):
         found: Real = np.bincount(target, self.counts, SEARCH_BINS).astype(np.float64)
         return found
 
-    def _reached(self) -> int:
-        """Return the bin of the LARGEST-th magnitude; -1 where fewer were seen."""
-        above = np.cumsum(self.top[::-1])
-        return BINS - 1 - int(np.searchsorted(above, LARGEST))
+    def _look_at(self, block: Values) -> None:
+        """Take in the extremes of a block; keep its largest values and those at the places.
 
-    def _large(self, block: Values, least: float) -> list[Values]:
-        """Take in the extremes; return arrays with all values of `least` or more, and with others.
-
-        Of groups of values only those are returned whose extremes reach so far.
+        Of groups of values those are looked at whose extremes reach as far as is asked for.
         """
+        lines = block[: block.size - block.size % _LINE].reshape(-1, _LINE)
         parts = max(1, block.size // (_GROUP * _APART))
         apart = block.size // (_GROUP * parts)
         even = parts * _GROUP * apart
         groups, rest = block[:even].reshape(parts, _GROUP, apart), block[even:]
         super().observe(rest)
-        if not even:
-            return [rest]
-        high = groups.max(axis=1)
-        low = None if self._at_floor else groups.min(axis=1)
-        self._extend(0.0 if low is None else float(low.min()), float(high.max()))
-        if not least:
-            return [block]
-        far = high >= least if low is None else (high >= least) | (low <= -least)
-        index = np.flatnonzero(far)
-        part = index // apart
-        place = index - part * apart
-        return [groups[part, :, place].reshape(-1), rest]
+        self._large.add(rest.copy())
+        if even:
+            high = groups.max(axis=1)
+            low = None if self._at_floor else groups.min(axis=1)
+            self._extend(0.0 if low is None else float(low.min()), float(high.max()))
+            self._large.add(self._reaching(groups, high, low))
+        self._some.add(lines.take(_PLACES[: np.searchsorted(_PLACES, len(lines))], 0).reshape(-1))
 
-    def _counted(self, values: Values) -> Iterator[Counts]:
-        """Yield the counts of an array whose extremes were taken in, block after block."""
-        if values.size:
-            self._grow(_exponent(self.largest))
-        length = min(_BLOCK, values.size)
-        scaled, index = np.empty(length, np.float32), np.empty(length, np.int32)
-        for block in _blocks(values):
-            part = index[: block.size]
-            np.multiply(block, np.float32(1.0 / self.width), out=scaled[: block.size])
-            np.copyto(part, scaled[: block.size], casting="unsafe")  # towards zero
-            yield np.bincount(np.absolute(part, out=part))
+    def _reaching(self, groups: Values, high: Values, low: Values | None) -> Values:
+        """Return the values of `_least` or more in groups with such extremes, and maybe others."""
+        if not self._least:
+            return groups.flatten()
+        far = high >= self._least
+        if low is not None:
+            far |= low <= -self._least
+        index = np.flatnonzero(far)
+        part = index // groups.shape[2]
+        place = index - part * groups.shape[2]
+        found: Values = groups[part, :, place].reshape(-1)
+        return found
+
+    def _settle_many(self) -> None:
+        """Count what waits if that is enough."""
+        if max(self._all.size, self._large.size, self._some.size) >= _ENOUGH:
+            self.settle()
+
+    def settle(self) -> None:
+        """Count what waits."""
+        if not (self._all or self._large or self._some):
+            return
+        self._grow(_exponent(self.largest))
+        width, signed = math.ldexp(1.0, self.exponent - _BITS), self.minimum < 0
+        for found in self._all.counted(width, signed=signed):
+            self.top[: found.size] += found
+            self.spread[: found.size] += found
+        for found in self._large.counted(width, signed=signed):
+            self.top[: found.size] += found
+        for found in self._some.counted(width, signed=signed):
+            self.spread[: found.size] += _STRIDE * found
+        self._least = max(self._reached(), 0) * width
+
+    def _reached(self) -> int:
+        """Return the bin of the LARGEST-th magnitude; -1 where fewer were seen."""
+        above = np.cumsum(self.top[::-1])
+        return BINS - 1 - int(np.searchsorted(above, LARGEST))
 
     def _grow(self, exponent: int) -> None:
         if exponent > self.exponent:
             shift, self.exponent = exponent - self.exponent, exponent
             self.top, self.spread = _folded(self.top, shift), _folded(self.spread, shift)
-
-
-def _blocks(values: Values) -> Iterator[Values]:
-    flat = values.reshape(-1)
-    return (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
 
 
 def _exponent(largest: float) -> int:

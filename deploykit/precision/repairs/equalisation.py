@@ -61,12 +61,11 @@ class Balance:
     """And that of the reach that the factor leaves."""
 
     @classmethod
-    def of(cls, model: ir.Model, reaches: Mapping[str, Doubles]) -> Balance:
-        """Look at a model, whose shapes are inferred in place.
+    def of(cls, found: Channels, reaches: Mapping[str, Doubles]) -> Balance:
+        """Look at the channels of a model.
 
         reaches: INT8 tensor -> float64[channels], the largest magnitude of each.
         """
-        found = trace(model)
         return cls(found, *_powers(found, reaches))
 
     def factors(self, beyond: float = 0.0) -> Factors:
@@ -98,8 +97,8 @@ class Balance:
 
 
 def factors(model: ir.Model, reaches: Mapping[str, Doubles], *, beyond: float = 0.0) -> Factors:
-    """Return the factors of a model, see `Balance`."""
-    return Balance.of(model, reaches).factors(beyond)
+    """Return the factors of a model, see `Balance`; its shapes are inferred in place."""
+    return Balance.of(trace(model), reaches).factors(beyond)
 
 
 def apply(model: ir.Model, given: Factors) -> None:
@@ -113,12 +112,11 @@ def apply(model: ir.Model, given: Factors) -> None:
         _scale(layer, np.exp2(exponents[layer.inputs]), np.exp2(-exponents[layer.outputs]))
 
 
-def scaled(model: ir.Model, given: Factors, reaches: Mapping[str, Doubles]) -> dict[str, Doubles]:
+def scaled(found: Channels, given: Factors, reaches: Mapping[str, Doubles]) -> dict[str, Doubles]:
     """Return how far channels reach once they are divided by their factors.
 
-    Shapes of `model` are inferred in place. Raises: InputError as `apply`.
+    Raises: InputError as `apply`.
     """
-    found = trace(model)
     divisors = np.exp2(_given(found, given))
     slots = {name: found.tensors.get(name) for name in reaches}
     return {
