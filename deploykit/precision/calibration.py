@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -131,12 +132,15 @@ def _observed(
         count,
         looked_at=_LOOKED_AT if options.candidates else 0,
     )
+    with ThreadPoolExecutor(tapping.most_workers()) as pool:
+        chosen = pool.map(lambda name: observers.chosen_range(observer, found.seen[name]), wanted)
+        ranges = dict(zip(wanted, chosen, strict=True))
     return CalibrationTable(
         model_sha256=model.sha256,
         observer=label(options),
         samples=found.names,
         samples_sha256=samples.fingerprint(found.names, found.pixel_sha256s),
-        ranges={name: observers.chosen_range(observer, found.seen[name]) for name in wanted},
+        ranges=ranges,
         size=options.size,
         factors=model.factors,
         candidates=observers.Candidates(found.seen) if options.candidates else {},
