@@ -251,3 +251,18 @@ def test_windows_of_six_dimensions_reach_as_far_as_their_values(tmp_path: Path) 
     images = np.random.default_rng(0).normal(0, 1, (1, 3, SIDE, SIDE)).astype(np.float32)
     found = reaching.reaches(opened.read(path), [split], [{"images": images}])
     assert np.allclose(found[split], np.abs(images).max((0, 2, 3)))
+
+
+def test_an_image_of_which_a_layer_sees_no_row_reaches_nowhere(tmp_path: Path) -> None:
+    net = Net()
+    map_ = net.conv("images", 3, WIDTH)
+    row = net.op("Flatten", net.op("GlobalAveragePool", map_))
+    path = net.save(tmp_path / "m.onnx", row, ("batch", 3, SIDE, SIDE))
+    images = np.random.default_rng(0).normal(0, 1, (2, 3, SIDE, SIDE)).astype(np.float32)
+    tensors, feeds = ("images", map_, row), [{"images": each} for each in (images[:0], images)]
+    model = opened.read(path)
+    found, plain = (reaching.reaches(model, tensors, each) for each in (feeds, feeds[1:]))
+    nothing = reaching.reaches(model, tensors, feeds[:1])
+    for name, width in zip(tensors, (3, WIDTH, WIDTH), strict=True):
+        assert np.array_equal(found[name], plain[name])
+        assert np.array_equal(nothing[name], np.zeros(width))

@@ -72,8 +72,9 @@ def _largest(add: Appended, value: ir.Value) -> ir.Value:
 
 
 def _over_images(answer: NDArray[np.generic]) -> NDArray[np.float64]:
-    """Return the largest finite number of each channel."""
-    numbers = np.atleast_1d(answer.astype(np.float64))
-    finite = np.where(np.isfinite(numbers), numbers, 0.0).reshape(len(numbers), -1)
-    largest: NDArray[np.float64] = finite.max(0, initial=0.0)
+    """Return the largest finite number of each channel, 0 where there are no rows."""
+    numbers = answer.astype(np.float64)
+    finite = np.where(np.isfinite(numbers), numbers, 0.0)
+    others = tuple(axis for axis in range(finite.ndim) if axis != 1)
+    largest: NDArray[np.float64] = np.atleast_1d(finite.max(others, initial=0.0))
     return largest
