@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import torchvision
 from example_scripts import script
 from torch.nn import functional
+
+from deploykit.data import sources
+from deploykit.recipes import opened
+from deploykit.recipes.recipe import RECIPES
+from deploykit.training import landmarks, loops
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +135,24 @@ def test_training_on_one_image_drives_the_loss_down(losses: Any) -> None:
     best = logits[0].max(-1).values.argmax()
     box = losses.decode(distances, anchors, torch.full((400, 1), 16.0))[0, best]
     assert torchvision.ops.box_iou(box[None], truth.boxes[0]).item() > 0.8
+
+
+def test_labels_teach_int8_by_the_same_losses(losses: Any, model: Path) -> None:
+    taught = script("shapes", "qat_loss").loss
+    assert taught.tensors == landmarks.heads(opened.read(model).graph.graph)
+    recipe = RECIPES.load("yolov6")
+    torch.manual_seed(0)
+    network = recipe.network("pico", 6).eval()
+    data = sources.dataset("shapes:split=train,seed=1,count=3,size=128")
+    images, objects = loops.load(data, recipe.variant("pico").sized((128, 128)))
+    truth = [
+        (sample.truth(), recipe.variant("pico").sized((128, 128))(sample.read())[1])
+        for sample in data.samples
+    ]
+    with torch.no_grad():
+        raw = network.raw(images / 255)
+    known = losses.pad([each.classes for each in objects], [each.boxes for each in objects])
+    wanted, _ = losses.loss(raw, known)
+    tensors = dict(zip(taught.tensors, (raw[0], raw[1].unflatten(2, (4, -1))), strict=True))
+    error, weight = taught.compute(tensors, truth)
+    torch.testing.assert_close(error / weight, wanted)

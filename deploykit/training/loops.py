@@ -65,7 +65,7 @@ def load(data: Dataset, preprocess: Preprocess, *, masks: bool = False) -> tuple
     Masks must be uncompressed run lengths, as the `shapes` source gives them, and W a multiple
     of 8. Raises: DataError for a set without truth.
     """
-    order = {number: k for k, number in enumerate(sorted(data.categories))}
+    order = numbered(data)
     placed = levels(preprocess)
     images = torch.empty((len(data.samples), 3, *preprocess.size), dtype=torch.uint8)
     objects = []
@@ -76,6 +76,19 @@ def load(data: Dataset, preprocess: Preprocess, *, masks: bool = False) -> tuple
         bits = _masks(found, placed) if masks else None
         objects.append(Objects(_classes(found, order), _boxes(found, place), bits))
     return images, objects
+
+
+def numbered(data: Dataset) -> dict[int, int]:
+    """Return category id -> its place among the sorted ids of a set."""
+    return {number: k for k, number in enumerate(sorted(data.categories))}
+
+
+def placed(truth: ImageAnnotations, order: Mapping[int, int], place: Geometry) -> Objects:
+    """Return what is known about one image where it lies in the input, without masks.
+
+    order: see `numbered`.
+    """
+    return Objects(_classes(truth.annotations, order), _boxes(truth.annotations, place))
 
 
 def levels(preprocess: Preprocess) -> Preprocess:

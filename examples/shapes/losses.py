@@ -8,13 +8,20 @@ equation 6); the YOLOv6 report (2209.02976, section 2.4) for their combination.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
 from torch import Tensor
 
-CLASS_WEIGHT, BOX_WEIGHT, BIN_WEIGHT = 1.0, 2.5, 0.5
-"""Weights of the three losses. Source: the YOLOv6 report."""
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+WEIGHTS = {"class": 1.0, "box": 2.5, "bins": 0.5}
+"""Of the three losses. Source: the YOLOv6 report."""
 CANDIDATES = 13
 """Anchors that one object may claim at most."""
 SCORE_POWER, OVERLAP_POWER = 1.0, 6.0
@@ -131,19 +138,23 @@ def loss(
     raw: class logits [B, A, classes], distances [B, A, 4 * bins], anchors [A, 2] and
     strides [A, 1] in input pixels.
     """
+    parts, norm = sums(raw, truth)
+    means = {name: part / norm for name, part in parts.items()}
+    total = torch.stack([WEIGHTS[name] * mean for name, mean in means.items()]).sum()
+    return total, {name: mean.item() for name, mean in means.items()}
+
+
+def sums(
+    raw: tuple[Tensor, Tensor, Tensor, Tensor], truth: Truth
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the parts of `loss`, not weighed nor divided yet, and the divisor."""
     logits, distances, anchors, strides = raw
     boxes = decode(distances, anchors, strides)
     targets = assign(logits.detach().sigmoid(), boxes.detach(), anchors, truth)
-    norm = targets.scores.sum().clamp(min=1)
-    class_loss = varifocal(logits, targets.scores) / norm
-
     chosen = targets.positive
     weight = targets.scores.sum(-1)[chosen]
     gap = 1 - overlap(boxes[chosen], targets.boxes[chosen], generalized=True)
-    box_loss = (gap * weight).sum() / norm
-    total = CLASS_WEIGHT * class_loss + BOX_WEIGHT * box_loss
-    parts = {"class": class_loss.item(), "box": box_loss.item()}
-
+    parts = {"class": varifocal(logits, targets.scores), "box": (gap * weight).sum()}
     bins = distances.reshape(*distances.shape[:-1], 4, -1)[chosen]
     if bins.shape[-1] > 1:
         centre = anchors.expand(*chosen.shape, 2)[chosen]
@@ -151,7 +162,20 @@ def loss(
         sides = torch.cat(
             [centre - targets.boxes[chosen][:, :2], targets.boxes[chosen][:, 2:] - centre], -1
         )
-        bin_loss = (distribution_focal(bins, sides / step) * weight).sum() / norm
-        total = total + BIN_WEIGHT * bin_loss
-        parts["bins"] = bin_loss.item()
-    return total, parts
+        parts["bins"] = (distribution_focal(bins, sides / step) * weight).sum()
+    return parts, targets.scores.sum().clamp(min=1)
+
+
+def pad(classes: Sequence[NDArray[np.int64]], boxes: Sequence[NDArray[np.float32]]) -> Truth:
+    """Return the objects of a batch as one padded `Truth`."""
+    shape = (len(boxes), max(1, *map(len, boxes)))
+    truth = Truth(
+        torch.zeros(shape, dtype=torch.int64),
+        torch.zeros(*shape, 4),
+        torch.zeros(shape, dtype=torch.bool),
+    )
+    for k, (labels, sides) in enumerate(zip(classes, boxes, strict=True)):
+        truth.labels[k, : len(labels)] = torch.from_numpy(labels)
+        truth.boxes[k, : len(labels)] = torch.from_numpy(sides)
+        truth.present[k, : len(labels)] = True
+    return truth

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from losses import Truth, loss
+from losses import Truth, loss, pad
 from torch import Tensor, nn
 
 from deploykit.data import sources
@@ -35,9 +35,6 @@ from deploykit.training.snapshots import Snapshots
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from numpy.typing import NDArray
-
-    from deploykit.data.preprocess import Floats
     from deploykit.recipes.recipe import Recipe
     from deploykit.training.loops import Objects
 
@@ -76,21 +73,6 @@ def batches(
         )
         classes = [objects[k].classes for k in chosen]
         yield loops.relit(torch.stack(pixels), rng), pad(classes, boxes)
-
-
-def pad(classes: Sequence[NDArray[np.int64]], boxes: Sequence[Floats]) -> Truth:
-    """Return the objects of a batch as one padded `Truth`."""
-    shape = (len(boxes), max(1, *map(len, boxes)))
-    truth = Truth(
-        torch.zeros(shape, dtype=torch.int64),
-        torch.zeros(*shape, 4),
-        torch.zeros(shape, dtype=torch.bool),
-    )
-    for k, (labels, sides) in enumerate(zip(classes, boxes, strict=True)):
-        truth.labels[k, : len(labels)] = torch.from_numpy(labels)
-        truth.boxes[k, : len(labels)] = torch.from_numpy(sides)
-        truth.present[k, : len(labels)] = True
-    return truth
 
 
 def train(recipe: Recipe, options: argparse.Namespace) -> nn.Module:
