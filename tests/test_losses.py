@@ -143,7 +143,7 @@ def test_labels_teach_int8_by_the_same_losses(losses: Any, model: Path) -> None:
     recipe = RECIPES.load("yolov6")
     torch.manual_seed(0)
     network: Any = recipe.network("pico", 6).eval()
-    data = sources.dataset("shapes:split=train,seed=1,count=3,size=128")
+    data: Any = sources.dataset("shapes:split=train,seed=1,count=3,size=128")
     images, objects = loops.load(data, recipe.variant("pico").sized((128, 128)))
     truth = [
         (sample.truth(), recipe.variant("pico").sized((128, 128))(sample.read())[1])
