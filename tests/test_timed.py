@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,6 +53,37 @@ def test_a_network_learns_until_the_time_is_over(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out.startswith("step 300 ")
     timed.fit(line, lambda: (points, truth), nn.functional.mse_loss, timed.Pace(10**9, 0.05))
     assert int(capsys.readouterr().out.split()[1]) < 10**9
+
+
+def test_what_was_trained_is_saved_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = timed.parser("about", tmp_path / "new" / "line.pth", score="AP", images=3)
+    line = nn.Linear(2, 1)
+    timed.run(parser.parse_args([]), lambda _: line, "x:y")
+    assert sorted(json.loads(capsys.readouterr().out)) == ["cpu_seconds", "wall_seconds"]
+    kept = torch.load(tmp_path / "new" / "line.pth", weights_only=True)
+    assert list(kept) == ["model"]
+    assert torch.equal(kept["model"]["weight"], line.weight.detach().half())
+    options = parser.parse_args(["--output", str(tmp_path / "named.pth")])
+    timed.run(options, lambda _: line, "x:y", ("a", "b"))
+    assert torch.load(tmp_path / "named.pth", weights_only=True)["names"] == ["a", "b"]
+
+
+def test_a_checkpoint_is_scored_and_nothing_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(_: object) -> nn.Module:
+        raise AssertionError
+
+    stored = Path(__file__).parent.parent / "examples" / "shapes" / "yolov6_pico.pth"
+    parser = timed.parser("about", tmp_path / "none.pth", score="AP")
+    options = parser.parse_args(["--score", str(stored)])
+    timed.run(options, train, "shapes:split=val,seed=1,count=4,size=160")
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 4
+    assert found["ap"] > 0.2
+    assert not list(tmp_path.iterdir())
 
 
 def test_averages_follow_as_one_by_one_and_shared_weights_once() -> None:

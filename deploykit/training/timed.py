@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import swa_utils
 
+from deploykit.data import sources
 from deploykit.errors import OptionError
 from deploykit.training import loops
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,14 @@ class Pace:
         return self.learning_rate * loops.rate(at, parts, warmup=rise, final=self.final)
 
 
-def parser(about: str | None, output: Path | None, **defaults: float) -> argparse.ArgumentParser:
+def parser(
+    about: str | None, output: Path | None, *, score: str = "", **defaults: float
+) -> argparse.ArgumentParser:
     """Return a parser of what such a training is told; a script adds what it alone is told.
 
-    about: what the script's help begins with. output: where the checkpoint goes. defaults: such as
-    images and batch_size.
+    about: what the script's help begins with. output: where the checkpoint goes. score: name of
+    what `run` prints of a checkpoint, where it may be asked to. defaults: such as images and
+    batch_size.
     """
     made = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -71,7 +76,32 @@ def parser(about: str | None, output: Path | None, **defaults: float) -> argpars
     made.add_argument("--processes", type=int, default=3, help="that make images")
     made.add_argument("--seed", type=int, default=1)
     made.set_defaults(**defaults)
+    if score:
+        about_score = f"print the {score} of this checkpoint only"
+        made.add_argument("--score", type=Path, help=about_score)
     return made
+
+
+def run(
+    options: argparse.Namespace,
+    train: Callable[[argparse.Namespace], nn.Module],
+    held_out: str,
+    names: Sequence[str] = (),
+) -> None:
+    """Train and save a checkpoint and say what it took, or print what the one of `--score` scores.
+
+    held_out: the images it is scored on, as SOURCE:LOCATION. names: of the classes, saved too.
+    """
+    if options.score is not None:
+        print(json.dumps(loops.score(options.score, sources.dataset(held_out)), indent=1))  # noqa: T201 - what was asked for
+        return
+    started = time.perf_counter()
+    network = train(options)
+    named = {"names": list(names)} if names else {}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": loops.half(network.state_dict()), **named}, options.output)
+    spent = {"wall_seconds": time.perf_counter() - started, "cpu_seconds": time.process_time()}
+    print(json.dumps({k: round(seconds) for k, seconds in spent.items()}), flush=True)  # noqa: T201 - what a long training says
 
 
 def device(name: str) -> torch.device:

@@ -12,7 +12,6 @@ again (as in arXiv 2203.01305); and each place of the encoder's map, which says 
 
 from __future__ import annotations
 
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -22,10 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deploykit.data import sources
 from deploykit.networks import detr, detr_places, loading
 from deploykit.recipes.recipe import RECIPES
-from deploykit.training import loops, scenes, set_prediction, timed
+from deploykit.training import scenes, set_prediction, timed
 from deploykit.training.set_prediction import Objects
 
 if TYPE_CHECKING:
@@ -249,23 +247,11 @@ class Batches:
 def main() -> None:
     """Train and save the checkpoint, or print the AP of one."""
     output = Path(__file__).with_name("detr_light.pth")
-    parser = timed.parser(__doc__, output, images=12_000, batch_size=128)
+    parser = timed.parser(__doc__, output, score="AP", images=12_000, batch_size=128)
     parser.add_argument("--learning-rate", type=float, default=4e-4)
     parser.add_argument("--start", type=Path, help="a checkpoint to go on from")
     parser.add_argument("--float32", action="store_true", help="no bfloat16 on a GPU")
-    parser.add_argument("--score", type=Path, help="print the AP of this checkpoint only")
-    options = parser.parse_args()
-    if options.score is not None:
-        print(json.dumps(loops.score(options.score, sources.dataset(HELD_OUT)), indent=1))
-        return
-    started = time.perf_counter()
-    network = train(options)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(
-        {"model": loops.half(network.state_dict()), "names": list(CLASS_NAMES)}, options.output
-    )
-    said = {"wall_seconds": round(time.perf_counter() - started)}
-    print(json.dumps(said | {"cpu_seconds": round(time.process_time())}), flush=True)
+    timed.run(parser.parse_args(), train, HELD_OUT, CLASS_NAMES)
 
 
 def train(options: argparse.Namespace) -> nn.Module:

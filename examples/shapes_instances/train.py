@@ -11,7 +11,6 @@ to learn and are folded into the checkpoint, which has the paper's layers alone.
 from __future__ import annotations
 
 import copy
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -22,10 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import fusion
 
-from deploykit.data import sources
 from deploykit.networks.instance_fcn import STRIDE, InstanceFcn, Limits
 from deploykit.recipes.recipe import RECIPES
-from deploykit.training import loops, scenes, timed
+from deploykit.training import scenes, timed
 
 if TYPE_CHECKING:
     import argparse
@@ -214,20 +212,10 @@ class Batches:
 def main() -> None:
     """Train and save the checkpoint, or print the AP of one."""
     output = Path(__file__).with_name("instance_fcn_light.pth")
-    parser = timed.parser(__doc__, output, images=6000, batch_size=32)
+    parser = timed.parser(__doc__, output, score="AP", images=6000, batch_size=32)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--float32", action="store_true", help="no bfloat16 on a GPU")
-    parser.add_argument("--score", type=Path, help="print the AP of this checkpoint only")
-    options = parser.parse_args()
-    if options.score is not None:
-        print(json.dumps(loops.score(options.score, sources.dataset(HELD_OUT)), indent=1))
-        return
-    started = time.perf_counter()
-    network = train(options)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": loops.half(network.state_dict())}, options.output)
-    said = {"wall_seconds": round(time.perf_counter() - started)}
-    print(json.dumps(said | {"cpu_seconds": round(time.process_time())}), flush=True)
+    timed.run(parser.parse_args(), train, HELD_OUT)
 
 
 def train(options: argparse.Namespace) -> nn.Module:

@@ -10,7 +10,6 @@ generated.
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,21 +190,15 @@ def train(options: argparse.Namespace) -> Any:  # noqa: ANN401 - torchvision shi
 def main() -> None:
     """Train and save the checkpoint, or print what one scores."""
     output = Path(__file__).with_name("mask_scoring_rcnn_light.pth")
+    how = {"images": 3000, "batch_size": 64, "processes": 2}
     seed = 2  # not 1: the frozen network saw those images
-    parser = timed.parser(__doc__, output, images=3000, batch_size=64, processes=2, seed=seed)
+    parser = timed.parser(__doc__, output, score="AP", seed=seed, **how)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--rows", type=int, default=15_000, help="objects to learn from")
     parser.add_argument("--looking", type=float, default=0.4, help="share of the time, at most")
     parser.add_argument("--passes", type=float, default=10, help="over them, at most")
-    parser.add_argument("--score", type=Path, help="print the AP of this checkpoint only")
-    options = parser.parse_args()
-    if options.score is not None:
-        print(json.dumps(loops.score(options.score, sources.dataset(HELD_OUT)), indent=1))
-        return
-    network = train(options)
-    state = {"model": loops.half(network.state_dict()), "names": list(network.names)}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, options.output)
+    names = list(sources.dataset(HELD_OUT).categories.values())
+    timed.run(parser.parse_args(), train, HELD_OUT, names)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Ends when its time is over, on two CPU cores within an hour. The images are gene
 
 from __future__ import annotations
 
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deploykit.data import sources
 from deploykit.recipes.recipe import RECIPES
 from deploykit.training import augmenting, gathering, loops, timed
 
@@ -74,18 +72,12 @@ def train(options: argparse.Namespace) -> nn.Module:
 
 def main() -> None:
     """Train and save the checkpoint, or print what one scores."""
-    parser = timed.parser(__doc__, None, images=20_000, batch_size=64, processes=2)
+    parser = timed.parser(__doc__, None, score="top-1", images=20_000, batch_size=64, processes=2)
     parser.add_argument("--recipe", choices=("swin", "mpvit"), default="swin")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--score", type=Path, help="print the top-1 of this checkpoint only")
     options = parser.parse_args()
-    if options.score is not None:
-        print(json.dumps(loops.score(options.score, sources.dataset(HELD_OUT)), indent=1))
-        return
-    network, names = train(options), list(CLASS_NAMES)
-    output = options.output or Path(__file__).with_name(f"{options.recipe}_{VARIANT}.pth")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"state_dict": loops.half(network.state_dict()), "names": names}, output)
+    options.output = options.output or Path(__file__).with_name(f"{options.recipe}_{VARIANT}.pth")
+    timed.run(options, train, HELD_OUT, CLASS_NAMES)
 
 
 if __name__ == "__main__":
