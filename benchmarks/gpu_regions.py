@@ -1,4 +1,4 @@
-"""Boxes of every kind, whole and hostile, and feature maps, for the checks of the kernels."""
+"""Boxes of every kind, whole and hostile, and feature maps, for the checks of ops and kernels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Regions:
     """The boxes of a batch."""
 
     boxes: Array
-    """float32[B, R, 4], xyxy."""
+    """float32[B, R, 4]: x1, y1, x2, y2 in input pixels."""
     count: Array
     """int32[B]: the rows after these are padding."""
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from gpu_regions import Regions, inside, inverted, wide
 from hypothesis import strategies as st
 
 from deploykit import ops
@@ -38,47 +38,13 @@ FORMS = {"runtime": ops.attach, "portable": ops.inline}
 TAGS = {"plugin_namespace": "deploykit", "plugin_version": "1"}
 
 
-@dataclass(frozen=True)
-class Regions:
-    """The boxes of a batch."""
-
-    boxes: Array
-    """float32[B, R, 4]: x1, y1, x2, y2 in input pixels."""
-    count: Array
-    """int32[B]: the rows after these are padding."""
-
-    def valid(self) -> Array:
-        """Return which rows are pooled, bool[B, R]."""
-        present = np.arange(self.boxes.shape[1]) < self.count[:, None]
-        valid: Array = present & np.isfinite(self.boxes).all(-1)
-        return valid
-
-    def by_image(self) -> Array:
-        """Return the valid boxes as torchvision takes them, float32[n, 5], the image first."""
-        image, _ = self.valid().nonzero()
-        rows: Array = np.column_stack([image, self.boxes[self.valid()]]).astype(np.float32)
-        return rows
-
-
 # --- kinds of boxes: each returns float64[n, 4] for an image of `size` (H, W) pixels ------------
-
-
-def inside(rng: np.random.Generator, n: int, size: Pixels) -> Array:
-    limits = np.array([size[1], size[0]])
-    low, high = (rng.random((n, 2)) * limits for _ in range(2))
-    return np.concatenate([np.minimum(low, high), np.maximum(low, high)], 1)
 
 
 def small(rng: np.random.Generator, n: int, size: Pixels) -> Array:
     boxes = inside(rng, n, size)
     boxes[:, 2:] = boxes[:, :2] + rng.random((n, 2)) * 4
     return boxes
-
-
-def large(rng: np.random.Generator, n: int, size: Pixels) -> Array:
-    """Boxes that reach far beyond the image on every side."""
-    reach = (rng.random((n, 4)) + 0.2) * max(size) * rng.choice([1.0, 30.0])
-    return np.asarray(inside(rng, n, size) + reach * [-1, -1, 1, 1])
 
 
 def outside(rng: np.random.Generator, n: int, size: Pixels) -> Array:
@@ -101,10 +67,6 @@ def empty(rng: np.random.Generator, n: int, size: Pixels) -> Array:
     return boxes
 
 
-def inverted(rng: np.random.Generator, n: int, size: Pixels) -> Array:
-    return inside(rng, n, size)[:, rng.permutation(4)]
-
-
 def strange(rng: np.random.Generator, n: int, size: Pixels) -> Array:
     """Some rows have a coordinate that is NaN or infinite."""
     unknown = np.array([np.nan, np.inf, -np.inf])
@@ -115,7 +77,7 @@ def strange(rng: np.random.Generator, n: int, size: Pixels) -> Array:
 KINDS: tuple[Callable[[np.random.Generator, int, Pixels], Array], ...] = (
     inside,
     small,
-    large,
+    wide,
     outside,
     at_the_edge,
     in_quarters,

@@ -15,13 +15,6 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "benchmarks"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _path() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        yield
-
-
 @pytest.fixture
 def two_stage() -> Any:
     import two_stage

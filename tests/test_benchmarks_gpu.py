@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import host_build
 import numpy as np
@@ -15,19 +15,9 @@ import torch
 
 from deploykit import ops as shipped_ops
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "benchmarks"
 WITH_KERNELS = {plugin.op for plugin in shipped_ops.shipped().values() if plugin.source}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _path() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        yield
 
 
 @pytest.fixture

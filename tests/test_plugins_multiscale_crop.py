@@ -11,9 +11,10 @@ import numpy as np
 import plugin_cases
 import pytest
 import torch
+from gpu_regions import Regions
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plugin_cases import FORMS, Regions
+from plugin_cases import FORMS
 
 from deploykit import ops
 from deploykit.backends import tensorrt_rtx

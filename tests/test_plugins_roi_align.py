@@ -11,9 +11,10 @@ import plugin_cases
 import pytest
 import torch
 import torchvision
+from gpu_regions import Regions, inside
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plugin_cases import FORMS, SPECIAL, Regions
+from plugin_cases import FORMS, SPECIAL
 from torchvision.ops.poolers import LevelMapper, MultiScaleRoIAlign
 
 from deploykit import ops
@@ -311,7 +312,7 @@ def test_the_kernels_pool_int8_within_one_step(attributes: dict[str, Any]) -> No
 def test_of_many_samples_none_on_the_map_is_left_out(aligned: int) -> None:
     """The kernels skip what lies outside where a bin has more than a few samples."""
     rng = np.random.default_rng(5)
-    boxes = plugin_cases.inside(rng, 8, SIZE) + rng.random((8, 1)) * [-900, -700, 1500, 900]
+    boxes = inside(rng, 8, SIZE) + rng.random((8, 1)) * [-900, -700, 1500, 900]
     found = Regions(boxes[None].astype(np.float32), np.array([8], np.int32))
     options = {"sampling_ratio": 0, "aligned": aligned, "output_height": 3, "output_width": 4}
     assert_close([in_torch, Host()], found, features(5, 1, complete(options), 1), **options)
@@ -398,7 +399,7 @@ def test_it_is_torchvisions_pooler_with_its_own_scales() -> None:
     """The whole of MultiScaleRoIAlign, whose scales come from the sizes of maps and images."""
     a = complete({"spatial_scales": FPN, "canonical_size": 224.0})
     rng, image = np.random.default_rng(6), (448, 640)
-    boxes = np.stack([plugin_cases.inside(rng, 40, image) for _ in range(2)]).astype(np.float32)
+    boxes = np.stack([inside(rng, 40, image) for _ in range(2)]).astype(np.float32)
     found = Regions(boxes, np.full(2, 40, np.int32))
     sizes = [(int(image[0] * scale), int(image[1] * scale)) for scale in FPN]
     maps = [rng.standard_normal((2, 3, *size)).astype(np.float32) for size in sizes]

@@ -11,9 +11,10 @@ import plugin_cases
 import pytest
 import torch
 import torchvision
+from gpu_regions import Regions
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plugin_cases import FORMS, SPECIAL, Regions
+from plugin_cases import FORMS, SPECIAL
 
 from deploykit import ops
 from deploykit.backends import tensorrt_rtx
