@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from deploykit.errors import CheckpointError
 from deploykit.networks import loading
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 Network = TypeVar("Network", bound="nn.Module")
 TABLES = {"table": 1.5}
 """Biases of places in the windows of a Swin transformer, far from 0."""
+
+HALVES: tuple[tuple[Callable[[Mapping[str, Any]], Any], str], ...] = (
+    (lambda s: dict(list(s.items())[: len(s) // 2]), "is not a checkpoint of"),
+    (lambda s: dict(list(s.items())[len(s) // 2 :]), "is not a checkpoint of"),
+)
+"""What is done to a checkpoint, and said of it: half of it is left."""
 
 
 def skewed(

@@ -10,6 +10,7 @@ import published
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
+from random_weights import HALVES
 
 import deploykit
 from deploykit import backends
@@ -219,8 +220,7 @@ def test_the_number_of_parts_is_in_the_weights_and_the_rest_is_stated() -> None:
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (lambda s: dict(list(s.items())[: len(s) // 2]), "is not a checkpoint of"),
-        (lambda s: dict(list(s.items())[len(s) // 2 :]), "is not a checkpoint of"),
+        *HALVES,
         (lambda s: {k: v for k, v in s.items() if "features.12" not in k}, "missing"),
         (lambda s: s | {"instance.2.weight": s["instance.2.weight"][:8]}, "is not a checkpoint of"),
     ],

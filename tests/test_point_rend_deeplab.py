@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import onnx
 import published
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
-from random_weights import check_refused, skewed
-from test_point_rend_seg import sampled
+from random_weights import HALVES, check_refused, skewed
+from rendered_points import CLASSES, MOST, POINTS, check_exported, rendered, sampled
 from torchvision.models import segmentation
 
-import deploykit
 from deploykit.networks import reparam
 from deploykit.networks.detectors import point_rend_deeplab as deeplab
 from deploykit.networks.detectors import point_rend_semantic as semantic
@@ -27,29 +25,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RECIPE = RECIPES.load("point_rend_deeplab")
-CLASSES, POINTS = 4, 80
 
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """So few points that small maps have more, found in three searches."""
     monkeypatch.setattr(deeplab, "POINTS", POINTS)
-    monkeypatch.setattr(semantic, "MOST", 32)
+    monkeypatch.setattr(semantic, "MOST", MOST)
 
 
-def rendered(head: Any, fine: Tensor, logits: Tensor, steps: int) -> Tensor:
+def expected(head: Any, fine: Tensor, logits: Tensor, steps: int) -> Tensor:
     """Return the scores as the paper makes them; points read the scores of this moment."""
-    for _ in range(steps):
-        logits = F.interpolate(logits, scale_factor=2.0, mode="bilinear", align_corners=True)
-        first, second = logits.topk(2, 1).values.unbind(1)
-        high, wide = logits.shape[2:]
-        chosen = (second - first).flatten(1).argsort(1, descending=True)[:, :POINTS]
-        cells = torch.stack([chosen % wide, chosen // wide], 2).double() + 0.5
-        points = cells / torch.tensor([wide, high])
+
+    def scores(logits: Tensor, points: Tensor) -> Tensor:
         x = torch.cat([sampled(logits, points), sampled(fine, points)], 1)
-        x = F.conv1d(x, head.mlp.weight, head.mlp.bias)
-        index = chosen.unsqueeze(1).expand(-1, CLASSES, -1)
-        logits = logits.flatten(2).scatter(2, index, x).reshape(-1, CLASSES, high, wide)
+        return F.conv1d(x, head.mlp.weight, head.mlp.bias)
+
+    for _ in range(steps):
+        logits = rendered(logits, scores, align_corners=True)
     return logits
 
 
@@ -64,11 +57,11 @@ def test_scores_are_those_of_the_paper(steps: int) -> None:
     )
     sides = [8 << steps, 12 << steps]
     with torch.no_grad():
-        expected = rendered(head, fine, coarse, steps)
+        wanted = expected(head, fine, coarse, steps)
         for form in (head, reparam.fold(head)):
             found = form(fine, coarse, sides)
             assert list(found.shape[2:]) == sides
-            assert (expected - found).abs().max() <= 1e-9 * expected.abs().max()
+            assert (wanted - found).abs().max() <= 1e-9 * wanted.abs().max()
 
 
 DIGESTS = {
@@ -117,7 +110,7 @@ def little(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     ("harm", "said"),
     [
         (lambda s: {k: v for k, v in s.items() if "layer2" not in k}, "missing"),
-        (lambda s: dict(list(s.items())[: len(s) // 2]), "is not a checkpoint of"),
+        HALVES[0],
         (lambda s: s | {"head.mlp.weight": torch.zeros(3, 9, 1)}, "is not a checkpoint of"),
         (lambda s: s | {"head.mlp.weight": torch.tensor(1.0)}, "is not a checkpoint of"),
         (lambda s: s | {"backbone.backbone.conv1.weight": torch.zeros(64, 1, 7, 7)}, "1 channel"),
@@ -133,12 +126,4 @@ def test_harmed_weights_are_refused_with_one_message(
 def test_a_segmenter_is_exported_as_a_graph_without_branches(
     little: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    torch.save({"model": little}, tmp_path / "points.pth")
-    options = deploykit.ExportOptions(input_size=(32, 64))
-    deploykit.export(tmp_path / "points.pth", tmp_path / "points.onnx", options)
-    graph = onnx.load(tmp_path / "points.onnx").graph
-    kinds = [node.op_type for node in graph.node]
-    assert {"If", "Loop", "NonZero"}.isdisjoint(kinds)
-    assert kinds.count("TopK") == 9  # three parts in each of three steps
-    shape = [d.dim_value for d in graph.output[0].type.tensor_type.shape.dim]
-    assert shape[1:] == [CLASSES, 32, 64]
+    check_exported(little, tmp_path, searches=9)  # three parts in each of three steps

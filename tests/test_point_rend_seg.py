@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import detectron2_names
-import onnx
 import published
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
-from random_weights import check_refused, skewed
+from random_weights import HALVES, check_refused, skewed
+from rendered_points import CLASSES, MOST, POINTS, check_exported, rendered, sampled
 
-import deploykit
 from deploykit.networks import reparam
 from deploykit.networks.detectors import point_rend_semantic as semantic
 from deploykit.recipes.identity import Facts, Found
@@ -25,23 +24,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RECIPE = RECIPES.load("point_rend_seg")
-CLASSES, CHANNELS = 4, 8
+CHANNELS = 8
 
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """So few points that small maps have more, found in three searches."""
-    monkeypatch.setattr(semantic, "POINTS", 80)
-    monkeypatch.setattr(semantic, "MOST", 32)
+    monkeypatch.setattr(semantic, "POINTS", POINTS)
+    monkeypatch.setattr(semantic, "MOST", MOST)
 
 
-def sampled(maps: Tensor, points: Tensor) -> Tensor:
-    """Return float[n, C, P] of maps float[n, C, H, W] at points [n, P, 2] within 0 and 1."""
-    found = F.grid_sample(maps, 2 * points.unsqueeze(2) - 1, align_corners=False)
-    return found.squeeze(3)
-
-
-def rendered(head: semantic.Head, maps: list[Tensor]) -> Tensor:
+def expected(head: semantic.Head, maps: list[Tensor]) -> Tensor:
     """Return the scores as the papers make them."""
     own: Any = head
     parts = []
@@ -56,19 +49,15 @@ def rendered(head: semantic.Head, maps: list[Tensor]) -> Tensor:
         parts.append(x)
     predictor = own.coarse_sem_seg_head.predictor
     logits = coarse = F.conv2d(torch.stack(parts).sum(0), predictor.weight, predictor.bias)
-    for _ in range(2):
-        logits = F.interpolate(logits, scale_factor=2.0, mode="bilinear", align_corners=False)
-        first, second = logits.topk(2, 1).values.unbind(1)
-        high, wide = logits.shape[2:]
-        chosen = (second - first).flatten(1).argsort(1, descending=True)[:, :80]
-        cells = torch.stack([chosen % wide, chosen // wide], 2).double() + 0.5
-        points = cells / torch.tensor([wide, high])
+
+    def scores(_: Tensor, points: Tensor) -> Tensor:
         x = torch.cat([sampled(maps[0], points), sampled(coarse, points)], 1)
         for layer in (own.point_head.fc1, own.point_head.fc2, own.point_head.fc3):
             x = F.conv1d(x, layer.weight, layer.bias).relu()
-        x = F.conv1d(x, own.point_head.predictor.weight, own.point_head.predictor.bias)
-        index = chosen.unsqueeze(1).expand(-1, CLASSES, -1)
-        logits = logits.flatten(2).scatter(2, index, x).reshape(-1, CLASSES, high, wide)
+        return F.conv1d(x, own.point_head.predictor.weight, own.point_head.predictor.bias)
+
+    for _ in range(2):
+        logits = rendered(logits, scores, align_corners=False)
     return logits
 
 
@@ -86,9 +75,9 @@ def test_scores_are_those_of_the_paper(form: str, size: tuple[int, int]) -> None
     ]
     module = head if form == "trained" else reparam.fold(head)
     with torch.no_grad():
-        expected, found = rendered(head, maps), module(maps)
+        wanted, found = expected(head, maps), module(maps)
     assert found.shape == (2, CLASSES, *(4 * side for side in size))
-    assert (expected - found).abs().max() <= 1e-9 * expected.abs().max()
+    assert (wanted - found).abs().max() <= 1e-9 * wanted.abs().max()
 
 
 def test_the_most_doubtful_points_are_found_whatever_their_number() -> None:
@@ -162,8 +151,7 @@ def little() -> dict[str, Tensor]:
     [
         (lambda s: {k: v for k, v in s.items() if "point_head" not in k}, "missing"),
         (lambda s: {k: v for k, v in s.items() if "fpn" not in k}, "missing"),
-        (lambda s: dict(list(s.items())[: len(s) // 2]), "is not a checkpoint of"),
-        (lambda s: dict(list(s.items())[len(s) // 2 :]), "is not a checkpoint of"),
+        *HALVES,
         (lambda s: s | {"sem_seg_head.point_head.fc1.weight": torch.tensor(1.0)}, "fc1"),
         (lambda s: s | {"backbone.body.conv1.weight": torch.zeros(64, 1, 7, 7)}, "1 channel"),
     ],
@@ -178,12 +166,4 @@ def test_harmed_weights_are_refused_with_one_message(
 def test_a_segmenter_is_exported_as_a_graph_without_branches(
     little: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    torch.save({"model": little}, tmp_path / "points.pth")
-    options = deploykit.ExportOptions(input_size=(32, 64))
-    deploykit.export(tmp_path / "points.pth", tmp_path / "points.onnx", options)
-    graph = onnx.load(tmp_path / "points.onnx").graph
-    kinds = [node.op_type for node in graph.node]
-    assert {"If", "Loop", "NonZero"}.isdisjoint(kinds)
-    assert kinds.count("TopK") == 6  # three parts in each of two steps
-    shape = [d.dim_value for d in graph.output[0].type.tensor_type.shape.dim]
-    assert shape[1:] == [CLASSES, 32, 64]
+    check_exported(little, tmp_path, searches=6)  # three parts in each of two steps
