@@ -59,6 +59,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.stem, last))  # stable: else as they were
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Make a run of several processes shorter; one of a few files begins at once."""
+    if hasattr(session.config, "workerinput"):
+        import untraced
+
+        untraced.install()
+
+
 def pytest_configure() -> None:
     """Take interrupts, which the background jobs of a shell ignore: some tests send them."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
