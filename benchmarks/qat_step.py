@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from deploykit.recipes.opened import Opened
-    from deploykit.training.fake_quant import FakeQuantized, Scales
+    from deploykit.training.fake_quant import FakeQuantized
+    from deploykit.training.steps import Scales
 
     Step = Callable[[], None]
 

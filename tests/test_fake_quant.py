@@ -81,10 +81,8 @@ class Subject:
     def exported(self, net: FakeQuantized, float_type: Precision = FP32) -> ir.Model:
         """Return the Q/DQ form of the network's weights and thresholds of this moment."""
         graph = self.model.copy()
-        for name, weight in net.graph.named_parameters():
-            graph.graph.initializers[name].const_value = ir.tensor(
-                weight.detach().numpy(), name=name
-            )
+        for name, weight in net.weights().items():
+            graph.graph.initializers[name].const_value = ir.tensor(weight.numpy(), name=name)
         path = self.model.path.with_name("learned.onnx")
         candidate = opened.made(graph, path)
         table = replace(net.ranged(), model_sha256=candidate.sha256)
@@ -180,6 +178,63 @@ def test_the_gradient_of_a_threshold_is_that_of_lsq(subject: Callable[[str], Sub
     assert fake.thresholds.logs.grad is not None
     found = fake.thresholds.logs.grad[place].item()
     assert found == pytest.approx(float(by_step) * threshold / 127, rel=1e-3)
+
+
+def test_weights_beyond_a_limit_are_clipped_here_and_in_the_file(
+    subject: Callable[[str], Subject],
+) -> None:
+    one = subject("zoo")
+    fake = one.fake(grid=Grid(FP32), scales="learned")
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        fake.limits.logs -= torch.rand(len(fake.limits.logs), generator=rng)
+    fake.refresh()
+    whole = {name: weight.detach() for name, weight in fake.graph.named_parameters()}
+    clipped = {n for n, weight in fake.weights().items() if not torch.equal(weight, whole[n])}
+    assert clipped == {name for name in whole if name in fake.limits}
+    stored = one.run(one.exported(fake))
+    noise = apart(one.run(one.model.graph), stored)
+    assert apart(outputs(fake.eval(), one.x), stored) < noise / 1000
+
+
+def test_limits_come_down_to_the_largest_weights(subject: Callable[[str], Subject]) -> None:
+    fake = subject("branches").fake(grid=Grid(FP32), scales="learned")
+    before = fake.limits.logs.detach().clone()
+    with torch.no_grad():
+        fake.limits.logs += 1
+    fake.refresh()
+    assert torch.equal(fake.limits.logs, before)
+
+
+def test_the_gradients_of_weights_and_limits_are_those_of_lsq(
+    subject: Callable[[str], Subject],
+) -> None:
+    fake = subject("branches").fake(scales="learned", grid=Grid(FP32, 4))
+    with torch.no_grad():
+        fake.limits.logs -= 0.5  # some weights are clipped
+    fake.refresh()
+    name, function = fake._weights[0]
+    weight = fake.graph.constant(name)
+    upstream = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    torch.autograd.backward((function.train()(weight) * upstream).sum())
+    levels, axis = fake.grid.levels, function._axis
+    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
+    limit = fake.limits.of(name).detach().float().requires_grad_()
+    own = weight.detach().requires_grad_()
+    step = limit.reshape(shape) / levels
+    level = own / step
+    exact = torch.where(level.abs() <= levels + 0.5, level, levels * level.detach().sign())
+    kept = (exact + (exact.round().clamp(-levels, levels) - exact).detach()) * step
+    torch.autograd.backward((kept * upstream).sum())
+    assert own.grad is not None
+    assert limit.grad is not None
+    assert weight.grad is not None
+    assert fake.limits.logs.grad is not None
+    torch.testing.assert_close(weight.grad, own.grad)
+    share = np.sqrt(levels * weight.numel() / len(limit))
+    wanted = limit.grad.double() * limit.detach().double() / share
+    found = fake.limits.logs.grad[: len(limit)]
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
 
 
 def test_fewer_bits_are_coarser_steps(subject: Callable[[str], Subject]) -> None:

@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from deploykit.pipeline.made import StrPath
     from deploykit.recipes.opened import Opened
     from deploykit.training.batches import Batches
-    from deploykit.training.fake_quant import FakeQuantized, Scales
+    from deploykit.training.fake_quant import FakeQuantized
     from deploykit.training.objectives import Loss
     from deploykit.training.retraining import Run, Trained
+    from deploykit.training.steps import Scales
     from deploykit.values import Artifact, CalibrationTable, Json, Progress
 
 _TABLE, _PARTIAL = ".calibration.json", ".partial"

@@ -6,15 +6,15 @@ the same graph: a Q/DQ pair in the file is one function here.
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
-from deploykit.errors import OptionError, unknown_name
+from deploykit.errors import OptionError
 from deploykit.precision.quantization.arithmetic import (
     MIN_SCALE,
     activation_scale,
@@ -24,6 +24,7 @@ from deploykit.precision.quantization.arithmetic import (
 )
 from deploykit.precision.quantization.sharing import readings
 from deploykit.training import graphs, rounding
+from deploykit.training.steps import Limits, Thresholds
 from deploykit.values import INT8_LEVELS, Precision
 
 if TYPE_CHECKING:
@@ -32,17 +33,12 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from deploykit.precision.placement import Placement, Weight
+    from deploykit.precision.placement import Placement
     from deploykit.precision.quantization.sharing import Reading
     from deploykit.training.graphs.interpreting import Reader
+    from deploykit.training.steps import Scales
     from deploykit.values import CalibrationTable
 
-Scales: TypeAlias = Literal["fixed", "learned", "moving"]
-"""fixed: the table's; learned: by their gradient; moving: a moving average of the largest value."""
-_MOMENTUM = 0.99
-"""Of the moving average, each step."""
-_LEAST = MIN_SCALE[Precision.FP32] * INT8_LEVELS
-"""Smallest threshold: that of a tensor that is always 0."""
 MIN_BITS = 2
 
 
@@ -76,66 +72,6 @@ class Grid:
         return float(activation_scale(wide, scale_type(wide, self.float_type)))
 
 
-class Thresholds(nn.Module):
-    """The magnitude that the steps of each calibrated tensor reach, in the order of names."""
-
-    logs: Tensor
-    """float64[tensors]: logarithms, so that one rate suits large and small ones."""
-
-    def __init__(self, values: Mapping[str, float], scales: Scales) -> None:
-        """Start from those of a table. Raises: OptionError for an unknown kind of scales."""
-        super().__init__()
-        if scales not in get_args(Scales):
-            raise unknown_name("kind of scales", scales, get_args(Scales))
-        self.scales = scales
-        self.names = tuple(sorted(values))
-        self.places = {name: place for place, name in enumerate(self.names)}
-        given = [max(values[name], _LEAST) for name in self.names]
-        logs = torch.tensor(given, dtype=torch.float64).log()
-        if scales == "learned":
-            self.logs = nn.Parameter(logs)
-        else:
-            self.register_buffer("logs", logs)
-        self._given = dict(zip(self.names, zip(logs.tolist(), given, strict=True), strict=True))
-        self.settle()
-
-    @torch.no_grad()
-    def settle(self) -> None:
-        """Bring the thresholds of this moment to the host, all at once: each waits for a GPU."""
-        self._reached: list[float] = self.logs.exp().tolist()
-
-    def reached(self, names: Collection[str]) -> float:
-        """Return the largest threshold of some tensors, as it was when settled."""
-        return max(self._reached[self.places[name]] for name in names)
-
-    def values(self) -> dict[str, float]:
-        """Return the threshold of each tensor; one that did not move is as it was given."""
-        found = {}
-        for name, log in zip(self.names, self.logs.tolist(), strict=True):
-            before, value = self._given[name]
-            found[name] = value if log == before else math.exp(log)
-        return found
-
-    def of(self, names: Collection[str]) -> Tensor:
-        """Return the largest threshold of some tensors, with its gradient."""
-        places = [self.places[name] for name in names]
-        if len(places) == 1:
-            return self.logs[places[0]].exp()
-        return torch.stack([self.logs[place] for place in places]).max().exp()
-
-    @torch.no_grad()
-    def move(self, tensors: Mapping[str, Tensor]) -> None:
-        """Move towards the largest magnitudes of a batch, that of all processes together."""
-        if not tensors:
-            return
-        seen = torch.stack([each.abs().amax().double() for each in tensors.values()])
-        if distributed.is_initialized():
-            distributed.all_reduce(seen, distributed.ReduceOp.MAX)
-        places = [self.places[name] for name in tensors]
-        new = _MOMENTUM * self.logs[places].exp() + (1 - _MOMENTUM) * seen
-        self.logs[places] = new.clamp(min=_LEAST).log()
-
-
 class FakeQuantized(nn.Module):
     """A graph whose layers read what INT8 keeps of weights and activations."""
 
@@ -159,6 +95,7 @@ class FakeQuantized(nn.Module):
         names = {name for found in placed.activations for name in found.ranges}
         list(readings(placed.activations, table))  # raises where one is missing
         self.thresholds = Thresholds({n: table.ranges[n].threshold for n in names}, scales)
+        self.limits = Limits(self._clippable() if scales == "learned" else {})
         self.refresh()
 
     def refresh(self) -> None:
@@ -175,15 +112,19 @@ class FakeQuantized(nn.Module):
                 reading, self.thresholds, self.grid, rectifies=reading.tensor in bare
             )
             self.graph.insert(reading.tensor, reading.readers, rounds)
-        together: dict[tuple[str, int | None], list[Weight]] = {}
-        for weight in self.placed.weights:
-            together.setdefault((weight.tensor, weight.axis), []).append(weight)
-        for (tensor, axis), users in together.items():
-            where = [(weight.node, 1) for weight in users]
-            function = _Weights(self._array(tensor), axis, self.grid)
+        for (tensor, axis), where in self._stored().items():
+            function = _Weights(tensor, self._clipped(tensor, axis), axis, self.grid, self.limits)
             self.graph.insert(tensor, where, function)
             self._weights.append((tensor, function))
         self._settle()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return what learns by name, on the host, clipped as it is read."""
+        axes = {tensor: axis for tensor, axis in self._stored() if tensor in self.limits}
+        return {
+            name: self._clipped(name, axes[name]) if name in axes else each.detach().cpu().clone()
+            for name, each in self.graph.named_parameters()
+        }
 
     def ranged(self) -> CalibrationTable:
         """Return the table with the thresholds of this moment."""
@@ -206,7 +147,7 @@ class FakeQuantized(nn.Module):
         self.thresholds.settle()
         if not self._weights:
             return
-        largest = [each.largest(self.graph.constant(name)) for name, each in self._weights]
+        largest = [each.reached(self.graph.constant(name)) for name, each in self._weights]
         device, sizes = largest[0].device, [len(each) for each in largest]
         told = torch.split(torch.cat(largest).cpu(), sizes)
         steps = [
@@ -216,9 +157,33 @@ class FakeQuantized(nn.Module):
         for (_, each), one in zip(self._weights, moved, strict=True):
             each.taken = one
 
-    def _array(self, tensor: str) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = self.graph.constant(tensor).detach().cpu().numpy()
+    def _stored(self) -> dict[tuple[str, int | None], list[Reader]]:
+        """Return weight, and the axis of its channels -> what reads it as INT8."""
+        found: dict[tuple[str, int | None], list[Reader]] = {}
+        for weight in self.placed.weights:
+            found.setdefault((weight.tensor, weight.axis), []).append((weight.node, 1))
         return found
+
+    def _clippable(self) -> dict[str, Tensor]:
+        """Return the largest magnitudes of the weights that INT8 alone reads, in one way."""
+        learns, stored = dict(self.graph.named_parameters()), self._stored()
+        ways = Counter(tensor for tensor, _ in stored)
+        return {
+            tensor: _largest(learns[tensor].detach(), axis)
+            for (tensor, axis), where in stored.items()
+            if tensor in learns and ways[tensor] == 1 and self.graph.reads(tensor) == {*where}
+        }
+
+    @torch.no_grad()
+    def _clipped(self, tensor: str, axis: int | None) -> Tensor:
+        """Return a weight as the file holds it, on the host; limits beyond it are lowered."""
+        weights = self.graph.constant(tensor).detach()
+        if tensor in self.limits:
+            largest = _largest(weights, axis)
+            self.limits.lower(tensor, largest)
+            bound = _along(self.limits.bound(tensor, largest), weights, axis)
+            weights = torch.clamp(weights, -bound, bound)
+        return weights.cpu().clone()
 
 
 def with_thresholds(table: CalibrationTable, values: Mapping[str, float]) -> CalibrationTable:
@@ -259,26 +224,33 @@ class _Weights(nn.Module):
     taken: Tensor
     """float32[channels]: the steps of this moment, see `FakeQuantized`."""
 
-    def __init__(self, weights: NDArray[np.float32], axis: int | None, grid: Grid) -> None:
+    def __init__(
+        self, name: str, weights: Tensor, axis: int | None, grid: Grid, limits: Limits
+    ) -> None:
         super().__init__()
-        self._axis, self._grid = axis, grid
-        self._small = weight_scale_type(weights * _f32(grid.coarser), axis, grid.float_type)
+        self._name, self._axis, self._grid = name, axis, grid
+        self._limits = (limits,)  # hidden: it is a part of who owns it
+        wide = weights.numpy() * _f32(grid.coarser)
+        self._small = weight_scale_type(wide, axis, grid.float_type)
 
     def forward(self, weights: Tensor) -> Tensor:
-        """Return what the layer sees; the gradient passes as it is, for no weight is clipped."""
-        return rounding.straight(weights, self._rounded(weights))
+        """Return what the layer sees; where no weight is clipped the gradient passes as it is."""
+        (limits,), given = self._limits, self._rounded(weights)
+        if not (self.training and self._name in limits):
+            return rounding.straight(weights, given)
+        step = _along(self.taken, weights, self._axis)
+        return rounding.clipped(weights, given, limits.of(self._name), step, self._grid.levels)
 
     @torch.no_grad()
     def _rounded(self, weights: Tensor) -> Tensor:
-        levels = self._grid.levels
-        shape = [-1 if i == self._axis else 1 for i in range(weights.ndim)]
-        found = rounding.on_grid(weights.float(), self.taken.reshape(shape), (-levels, levels))
+        levels, step = self._grid.levels, _along(self.taken, weights, self._axis)
+        found = rounding.on_grid(weights.float(), step, (-levels, levels))
         return found.to(weights.dtype)
 
-    def largest(self, weights: Tensor) -> Tensor:
-        """Return the largest magnitude that each step has to reach, float32[channels]."""
-        axes = [i for i in range(weights.ndim) if i != self._axis]
-        return weights.abs().amax(axes).float().reshape(-1)
+    def reached(self, weights: Tensor) -> Tensor:
+        """Return the magnitude that each step has to reach, float32[channels]."""
+        (limits,) = self._limits
+        return limits.bound(self._name, _largest(weights, self._axis))
 
     def steps(self, largest: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the steps by the arithmetic of the file, float32[channels]."""
@@ -288,6 +260,17 @@ class _Weights(nn.Module):
         kind = self._grid.float_type if wide else self._small
         with np.errstate(over="ignore"):  # the loss tells of weights beyond all numbers
             return weight_scales(column, along, kind).reshape(-1)
+
+
+def _largest(weights: Tensor, axis: int | None) -> Tensor:
+    """Return the largest magnitude of each channel, float32[channels]."""
+    others = [i for i in range(weights.ndim) if i != axis]
+    return weights.abs().amax(others).float().reshape(-1)
+
+
+def _along(each: Tensor, weights: Tensor, axis: int | None) -> Tensor:
+    """Return a number of each channel in a shape that multiplies weights."""
+    return each.reshape([-1 if i == axis else 1 for i in range(weights.ndim)])
 
 
 def _f32(value: float) -> np.float32:

@@ -99,7 +99,7 @@ class Run:
     def result(self) -> Trained:
         """Return what was learnt so far."""
         self.average.refresh()
-        weights = {n: p.detach().cpu().clone() for n, p in self.average.graph.named_parameters()}
+        weights = self.average.weights()
         curve = tuple(
             {name: value / self.steps for name, value in sorted(each.items())} for each in self.sums
         )
@@ -152,7 +152,13 @@ def begin(  # noqa: PLR0913 - three nouns and three independent choices
 def _learner(student: FakeQuantized, course: Course) -> Learner:
     steps = [p for p in student.thresholds.parameters() if p.requires_grad]
     weights = list(student.graph.parameters())
-    return Learner(course.optimizer, [(weights, course.learning_rate), (steps, course.scale_rate)])
+    limits = list(student.limits.parameters())
+    rates = (course.learning_rate, course.scale_rate, _CALM * course.scale_rate)
+    return Learner(course.optimizer, list(zip((weights, steps, limits), rates, strict=True)))
+
+
+_CALM = 0.1
+"""Of the rate of other steps, that of a channel's: what few weights say of it varies more."""
 
 
 def advance(run: Run, batches: Batches, progress: Progress) -> Iterator[Run]:
@@ -228,15 +234,21 @@ _LEFT = 0.01
 def _tensors(net: FakeQuantized) -> dict[str, Tensor]:
     """Return everything that learns, on the host."""
     found = {name: p.detach().cpu().clone() for name, p in net.graph.named_parameters()}
-    return {**found, _LOGS: net.thresholds.logs.detach().cpu().clone()}
+    return found | {name: each.detach().cpu().clone() for name, each in _steps(net).items()}
 
 
-_LOGS = "thresholds of activations"
+def _steps(net: FakeQuantized) -> dict[str, Tensor]:
+    """Return the logarithms that the steps come from."""
+    limits = net.limits.named_parameters()
+    return {
+        "thresholds of activations": net.thresholds.logs,
+        **{f"limits of weights: {name}": each for name, each in limits},
+    }
 
 
 @torch.no_grad()
 def _load(net: FakeQuantized, state: Mapping[str, Tensor]) -> None:
     """Put everything that learns back."""
-    own = {**dict(net.graph.named_parameters()), _LOGS: net.thresholds.logs}
+    own = {**dict(net.graph.named_parameters()), **_steps(net)}
     for name, tensor in own.items():
         tensor.copy_(state[name])

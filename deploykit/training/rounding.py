@@ -44,6 +44,16 @@ def straight(weights: Tensor, given: Tensor) -> Tensor:
     return found
 
 
+def clipped(weights: Tensor, given: Tensor, limit: Tensor, step: Tensor, levels: int) -> Tensor:
+    """Return `given`, what is kept of the weights, with the gradients of LSQ for both.
+
+    limit: that of each channel, which learns. step: of each channel, as `weights` is shaped; given
+    reaches `levels` of them.
+    """
+    found: Tensor = _Clipping.apply(weights, limit, given, step, levels)
+    return found
+
+
 class _Rounding(torch.autograd.Function):
     """What INT8 keeps of an activation, with the gradients of LSQ.
 
@@ -93,3 +103,33 @@ class _Straight(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 - torch's
         del ctx
         return upstream[0], None
+
+
+class _Clipping(torch.autograd.Function):
+    """Rounded and clipped weights in place of others, with the gradients of LSQ.
+
+    Source: as `_Rounding`; a channel has a step of its own.
+    """
+
+    @staticmethod
+    def forward(  # noqa: PLR0913, PLR0917 - one value each
+        ctx: Any,  # noqa: ANN401 - torch's
+        weights: Tensor,
+        limit: Tensor,
+        given: Tensor,
+        step: Tensor,
+        levels: int,
+    ) -> Tensor:
+        ctx.levels, ctx.kind = levels, limit.dtype
+        ctx.save_for_backward(weights, given, step)
+        return given.view_as(given)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
+        (weights, given, step), levels = ctx.saved_tensors, ctx.levels
+        inside = upstream[0] * (weights.abs() <= (levels + 0.5) * step)
+        pull = (upstream[0] * given - inside * weights) / step
+        others = [i for i, size in enumerate(step.shape) if size == 1]
+        pull = pull.sum(others).to(ctx.kind).reshape(-1)
+        each = max(1, weights.numel() // max(1, step.numel()))
+        return inside, pull / (levels * math.sqrt(levels * each)), None, None, None

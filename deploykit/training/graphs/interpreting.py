@@ -117,16 +117,18 @@ class GraphModule(nn.Module):
         self._reads.update(dict.fromkeys(readers, len(self._functions) - 1))
         self._behind.setdefault(tensor, []).append(len(self._functions) - 1)
 
+    def reads(self, tensor: str) -> set[Reader]:
+        """Return what reads a tensor, the outputs of the graph left out."""
+        steps = self._steps
+        return {(s.node.name, i) for s in steps for i, t in enumerate(s.inputs) if t == tensor}
+
     def bare(self, tensor: str, readers: Collection[Reader]) -> bool:
         """Return whether these are all readers of a Relu; from then on they take what it is of.
 
         The function that is inserted for them must give 0 for what lies below.
         """
         relus = {s.outputs[0] for s in self._steps if s.node.op == "Relu"} - {*self.outputs}
-        steps = (
-            (s.node.name, i) for s in self._steps for i, t in enumerate(s.inputs) if t == tensor
-        )
-        found = tensor in relus and {*steps} <= {*readers}
+        found = tensor in relus and self.reads(tensor) <= {*readers}
         self._bare.update({tensor} if found else ())
         return found
 
