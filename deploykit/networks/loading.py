@@ -9,7 +9,7 @@ from deploykit import tasks
 from deploykit.data import fitting
 from deploykit.errors import CheckpointError, unknown_name
 from deploykit.files import extensions
-from deploykit.networks import checkpoint, class_names, pickled, reparam
+from deploykit.networks import checkpoint, class_names, pickled, reparam, unset
 from deploykit.recipes import metadata
 from deploykit.recipes.candidates import candidates
 from deploykit.recipes.identity import Facts, Found
@@ -107,7 +107,7 @@ def _network(
     state = adapted(recipe, loaded.state)
     variant = recipe.variant(found.like or found.variant)
     preprocess, sizes = _preprocess(variant, found, options)
-    with extensions.blamed(f"recipe {recipe.name}"):
+    with extensions.blamed(f"recipe {recipe.name}"), unset.Unset():
         module = (
             found.build()
             if found.build

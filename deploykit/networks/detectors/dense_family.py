@@ -8,7 +8,6 @@ from enum import Enum
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import nn
 from torchvision.models import detection
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights, backbone_utils
@@ -19,6 +18,7 @@ from deploykit.data.feeding import IMAGE_SIZES
 from deploykit.data.preprocess import Preprocess
 from deploykit.data.presets import MEAN, STD
 from deploykit.errors import OptionError
+from deploykit.networks import unset
 from deploykit.networks.class_names import numbered
 from deploykit.networks.detectors import two_stage_models
 from deploykit.networks.detectors.settings import Knob, agree, anchored, apply, choices
@@ -121,11 +121,11 @@ def found(
     pickled detector is set up in a way that is not carried.
     """
     knobs = DENSE | ANCHORS | IMAGE
-    with torch.device("meta"):
+    with unset.on_paper():
         base = choices(make(sizes), knobs)
     settings = resolve(base, facts)
     check_levels(len(sizes.stages) - len(STAGES), settings)
-    with torch.device("meta"):
+    with unset.on_paper():
         agree(_set_up(make(sizes), settings, sizes), facts, knobs)
     return Found(
         variant,

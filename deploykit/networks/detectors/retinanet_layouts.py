@@ -15,14 +15,13 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
 from torch import nn
 from torchvision.models.detection import retinanet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
-from deploykit.networks import bodies, mm_config, mpvit
+from deploykit.networks import bodies, mm_config, mpvit, unset
 from deploykit.networks.detectors import (
     adapted,
     dense,
@@ -231,7 +230,7 @@ def found(variant: str, sizes: Sizes, state: StateDict, facts: Facts) -> Found:
     said = stored(state, sizes, facts)
     more = {} if "anchors" in said else dense_family.ANCHORS
     knobs = dense_family.DENSE | more | dense_family.IMAGE
-    with torch.device("meta"):
+    with unset.on_paper():
         base = choices(model(variant, sizes), knobs) | layout.choices(variant, said)
     settings = resolve(base, facts, said)
 

@@ -6,10 +6,10 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import nn
 
 from deploykit.errors import CheckpointError, unknown_name
+from deploykit.networks import unset
 from deploykit.networks.class_names import numbered
 from deploykit.networks.detectors import dense_family, layouts
 from deploykit.networks.detectors import two_stage_contract as contract
@@ -152,7 +152,7 @@ def identify(state: StateDict, facts: Facts, head: Head) -> Found | None:
     layout = layouts.of_mark(state)
     stored = {} if layout is None else layout.stored(state, wanted, facts)
     knobs = KNOBS | _image(variant) | ({} if "anchors" in stored else ANCHORS)
-    with torch.device("meta"):
+    with unset.on_paper():
         usual = choices(model(variant, wanted, head), knobs)
     base = usual | ({} if layout is None else layout.choices(variant, stored))
     settings = resolve(base, facts, stored)
@@ -162,7 +162,7 @@ def identify(state: StateDict, facts: Facts, head: Head) -> Found | None:
     if "anchors" not in stored:
         dense_family.check_levels(len(wanted.stages) - len(STAGES), settings)
     make = partial(_made, variant, wanted, head, settings)
-    with torch.device("meta"):
+    with unset.on_paper():
         agree(make(), facts, knobs)
     return Found(
         variant,
