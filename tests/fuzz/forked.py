@@ -35,9 +35,12 @@ _LEFT = ("deploykit-graph-", "deploykit-build-")
 
 def warm() -> None:
     """Import what commands need, so that forks need not."""
+    import cv2
     import onnx.checker
+    import onnx.reference
     import onnx.shape_inference
     import onnxruntime
+    import onnxscript.optimizer
     import torch
     from PIL import Image
 
@@ -47,7 +50,7 @@ def warm() -> None:
     for name in deploykit.__all__:
         getattr(deploykit, name)
     Image.init()
-    del onnx, onnxruntime, torch, cli, pipeline
+    del cv2, onnx, onnxruntime, onnxscript, torch, cli, pipeline
     gc.collect()
     gc.freeze()
 
