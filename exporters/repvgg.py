@@ -1,7 +1,8 @@
-"""RepVGG A0 to B3, plain and grouped: ImageNet classifiers of one folded 3x3 convolution each.
+"""RepVGG A0 to B3, plain and grouped, and RepOpt-VGG: ImageNet classifiers of 3x3 convolutions.
 
-Source: RepVGG (arXiv 2101.03697, tables 2 and 4) and github.com/DingXiaoH/RepVGG (MIT) for
-widths, depths and parameter names; timm's names are read too.
+Source: RepVGG (arXiv 2101.03697, tables 2 and 4), github.com/DingXiaoH/RepVGG (MIT) and, for what
+RepOptimizer trains without branches, RepOptimizers (MIT) for widths, depths and parameter names;
+timm's names are read too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from deploykit.data.preprocess import Preprocess
 from deploykit.data.presets import MEAN, PRESETS, STD
+from deploykit.networks.blocks import VGGBlock
 from deploykit.networks.reparam import RepVGGBlock
 from deploykit.networks.states import COLOURS, check_colours, children, inputs, outputs
 from deploykit.recipes.recipe import KeepFloat, Recipe, Variant
@@ -36,9 +38,10 @@ class Architecture:
     """Channels of each stage."""
     groups: int = 1
     """Groups of every second block, counted from the first of stage1."""
+    block: type[RepVGGBlock | VGGBlock] = RepVGGBlock
 
 
-_DEEP = (4, 6, 16, 1)
+_DEEP, _DEEPER = (4, 6, 16, 1), (8, 14, 24, 1)
 _A0 = Architecture((2, 4, 14, 1), (48, 96, 192, 1280))
 _B1, _B2, _B3 = (
     Architecture(_DEEP, (128, 256, 512, 2048)),
@@ -60,6 +63,10 @@ VARIANTS = {
     "b3g2": replace(_B3, groups=2),
     "b3g4": replace(_B3, groups=4),
     "pico": Architecture((2, 2, 3, 1), (24, 48, 96, 192)),
+    "b1_repopt": replace(_B1, block=VGGBlock),
+    "b2_repopt": replace(_B2, block=VGGBlock),
+    "l1_repopt": replace(_B1, depths=_DEEPER, block=VGGBlock),
+    "l2_repopt": replace(_B2, depths=_DEEPER, block=VGGBlock),
 }
 """`pico` is this project's own, for small images."""
 STEM_LIMIT = 64
@@ -73,14 +80,15 @@ class Network(nn.Module):
         """Make the network as it is trained."""
         super().__init__()
         channels, number = min(STEM_LIMIT, architecture.widths[0]), 1
-        self.stage0 = RepVGGBlock((3, channels), stride=2)
+        block = architecture.block
+        self.stage0 = block((3, channels), stride=2)
         stages = []
         for depth, width in zip(architecture.depths, architecture.widths, strict=True):
             blocks = nn.Sequential()
             for i in range(depth):
                 groups = architecture.groups if number % 2 == 0 else 1
                 pair, stride = (channels if i == 0 else width, width), 2 if i == 0 else 1
-                blocks.append(RepVGGBlock(pair, stride=stride, groups=groups))
+                blocks.append(block(pair, stride=stride, groups=groups))
                 number += 1
             stages.append(blocks)
             channels = width
@@ -133,18 +141,20 @@ def identify(state: StateDict, _: Facts) -> tuple[str, int] | None:
 
 
 def _signature(state: StateDict) -> tuple[object, ...]:
-    """Return what tells the variants apart: depths, widths, and inputs per group."""
+    """Return what tells the variants apart: blocks, depths, widths, and inputs per group."""
     stages = [f"stage{i}" for i in range(1, 5)]
     return (
+        MARKS[-1] in state,
         tuple(len(children(state, stage)) for stage in stages),
         tuple(_first(outputs(state, name) for name in _convs(f"{stage}.0")) for stage in stages),
         inputs(state, *_convs("stage1.1")),
     )
 
 
-def _convs(block: str) -> tuple[str, str]:
-    """Return the names of a block's 3x3 weight, as it is trained and folded."""
-    return f"{block}.rbr_dense.conv.weight", f"{block}.rbr_reparam.weight"
+def _convs(block: str) -> tuple[str, ...]:
+    """Return the names of a block's 3x3 weight, as it is trained, folded and without branches."""
+    kinds = "rbr_dense.conv", "rbr_reparam", "conv"
+    return tuple(f"{block}.{kind}.weight" for kind in kinds)
 
 
 def _first(values: Iterable[int | None]) -> int | None:
@@ -152,7 +162,7 @@ def _first(values: Iterable[int | None]) -> int | None:
 
 
 def _expected(a: Architecture) -> tuple[object, ...]:
-    return a.depths, a.widths, a.widths[0] // a.groups
+    return a.block is VGGBlock, a.depths, a.widths, a.widths[0] // a.groups
 
 
 PREPROCESS = PRESETS["imagenet"].sized((224, 224))
@@ -164,13 +174,17 @@ KEEP_FLOAT = (
         "about a thousandth of the work",
     ),
 )
+WHOLE = replace(PREPROCESS, crop_fraction=1.0)
+"""RepOptimizers': the short side to size."""
 PICO = Preprocess((64, 64), "letterbox", mean=MEAN, std=STD)
-MARKS = ("rbr_", "conv_kxk.", "reparam")
+SEEN = {"pico": PICO, **{name: WHOLE for name, a in VARIANTS.items() if a.block is VGGBlock}}
+MARKS = ("rbr_", "conv_kxk.", "reparam", "stage1.0.conv.weight")
+"""The last: of networks without branches."""
 recipe = Recipe(
     name="repvgg",
     task="classification",
     variants={
-        name: Variant(PICO if name == "pico" else PREPROCESS, KEEP_FLOAT, features=("stage4",))
+        name: Variant(SEEN.get(name, PREPROCESS), KEEP_FLOAT, features=("stage4",))
         for name in VARIANTS
     },
     build=build,

@@ -79,6 +79,10 @@ OFFICIAL = {
     ("repvgg", "b1"): Official(51829480, 57415016, 11815485440, 453, "8d8f62711f12d37a"),
     ("repvgg", "b1g2"): Official(41360104, 45782376, 8809742336, 453, "1299eb570f439433"),
     ("repvgg", "b1g4"): Official(36125416, 39966056, 7306870784, 453, "46666072001e423e"),
+    ("repvgg", "b1_repopt"): Official(51829480, 51841832, 11815485440, 170, "8cc062159c8bf66c"),
+    ("repvgg", "b2_repopt"): Official(80315112, 80330536, 18376609792, 170, "742bc1b06059a464"),
+    ("repvgg", "l1_repopt"): Official(76018920, 76037928, 21063925760, 290, "9f3fdc3e0d964521"),
+    ("repvgg", "l2_repopt"): Official(118109032, 118132776, 32827297792, 290, "fc3687cc930bb499"),
 }
 VARIANTS = [(name, variant) for name in SHIPPED for variant in SHIPPED[name].variants]
 ONE_FORM = {
