@@ -32,6 +32,7 @@ import torch
 from systems_list import SYSTEMS
 from systems_speed import THREADS, Paths, compared
 from systems_table import records, row, table
+from torch.utils.flop_counter import FlopCounterMode
 
 import deploykit
 from deploykit.networks import loading
@@ -72,7 +73,7 @@ def sweep(options: argparse.Namespace, folder: Path) -> None:
     """Measure system after system, a record at a time."""
     if not (folder / "regions.json").exists():
         nets.photographs(folder)
-    known = records(options.output)
+    known = {name: each for name, each in records(options.output).items() if "failed" not in each}
     for name in options.only or SYSTEMS:
         if options.speed != (name in known) and not options.again:
             continue
@@ -109,7 +110,7 @@ def measured(name: str, folder: Path) -> dict[str, Any]:
     files = paths(system, folder)
     return {
         "input": list(system.size),
-        "parameters": parameters(files.weights, options(system)),
+        **trained(files.weights, options(system), one),
         "macs": sum(layer.macs for layer in made.layers),
         "proof": made.artifact.made_by["max_relative_error"],
         "branches": branches(float_),
@@ -195,10 +196,15 @@ def exported(system: System, folder: Path, *, known: bool = False) -> tuple[Made
     return deploykit.export(weights, named(system, folder, "onnx"), options(system)), fed
 
 
-def parameters(weights: Path, how: deploykit.ExportOptions) -> int:
-    """Return how many weights the network has as it was trained."""
-    made = loading.load_network(weights, how).module
-    return sum(each.numel() for each in made.parameters())
+def trained(
+    weights: Path, how: deploykit.ExportOptions, feeds: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return how many weights and multiply-accumulates the network has as it was trained."""
+    made = loading.load_network(weights, how).module.eval()
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        made(*map(torch.from_numpy, feeds.values()))
+    count = sum(each.numel() for each in made.parameters())
+    return {"parameters": count, "work": counter.get_total_flops() // 2}
 
 
 def built(model: Path, sm: str, feeds: Mapping[str, Any]) -> dict[str, Any]:

@@ -157,14 +157,14 @@ def _notes(rows: Mapping[str, Found]) -> Iterator[str]:
     low = [name for name, each in done.items() if int8(each) < SYSTEMS[name].least]
     yield (
         "Less in INT8 than 95 % (transformers: 85 %) of the multiply-accumulates: "
-        f"{', '.join(low) or 'none'}."
+        f"{'; '.join(low) or 'none'}."
     )
     yield f"With If, Loop, Scan or NonZero in the main graph: {_branches(done)}."
     for kind, said in (("plain", "for one image"), ("dynamic", "for any number")):
         slow = [name for name, each in done.items() if (ratio(each, kind) or 1.0) < SLOWER]
         yield (
             f"Slower by more than 2 % on a CPU than the plain exporter's graph {said}: "
-            f"{', '.join(slow) or 'none'}."
+            f"{'; '.join(slow) or 'none'}."
         )
     refused = [
         f"{name} for SM{sm}"
@@ -172,12 +172,12 @@ def _notes(rows: Mapping[str, Found]) -> Iterator[str]:
         for sm, engine in record["engines"].items()
         if "failed" in engine
     ]
-    yield f"No engine: {', '.join(refused) or 'none'}."
+    yield f"No engine: {'; '.join(refused) or 'none'}."
     failed = [name for name in rows if name not in done]
-    yield f"Not to the end of the road: {', '.join(failed) or 'none'}."
+    yield f"Not to the end of the road: {'; '.join(failed) or 'none'}."
     for name, record in done.items():
         if SYSTEMS[name].beside in done and (found := ratio(record, "beside")):
-            yield _beside(name, 1 / found, record["macs"] / done[SYSTEMS[name].beside]["macs"])
+            yield _beside(name, 1 / found, work(record) / work(done[SYSTEMS[name].beside]))
     commits = {each["commit"] for record in rows.values() for each in (record, _speed(record))}
     yield f"Commits: {', '.join(sorted(commits))}."
 
@@ -185,8 +185,8 @@ def _notes(rows: Mapping[str, Found]) -> Iterator[str]:
 def _branches(rows: Mapping[str, Found]) -> str:
     has = [name for name, each in rows.items() if each.get("branches")]
     unseen = [name for name, each in rows.items() if "branches" not in each]
-    said = ", ".join(has) or "none"
-    return f"{said}; not looked at: {', '.join(unseen)}" if unseen else said
+    said = "; ".join(has) or "none"
+    return f"{said}; not looked at: {'; '.join(unseen)}" if unseen else said
 
 
 def _speed(record: Found) -> Found:
@@ -199,6 +199,11 @@ SLOWER = 0.98
 """Of the plain graph's speed, below which ours is called slower: medians differ by that much."""
 MORE = 1.15
 """Times of the other system's time that one takes beside its share of work at most."""
+
+
+def work(record: Found) -> float:
+    """Return the multiply-accumulates of a network as it was trained, or of its file."""
+    return float(record["work"] if "work" in record else record["macs"])
 
 
 def _beside(name: str, time: float, work: float) -> str:

@@ -125,13 +125,13 @@ def test_masks_are_those_of_the_paper(head: PointRend, form: str, size: tuple[in
 def test_the_head_has_as_many_weights_and_multiply_adds_as_published() -> None:
     with torch.device("meta"):
         head = PointRend(256, 80)
-        rows = torch.empty(4, 784, 256), torch.empty(4, 784, 80)
+        read = torch.empty(4, 256, 784), torch.empty(4, 80, 784)
         label = torch.zeros(4, 1, dtype=torch.int64)
         coarse = published.multiply_adds(head.coarse_head, torch.empty(1, 256, 14, 14))
-        points = published.multiply_adds(head.point_head, *rows, label)
+        points = published.multiply_adds(head.point_head, *read, label)
     assert coarse + points == 30_752_768 + 4 * 223_383_552
     counted = [sum(p.numel() for p in part.parameters()) for part in head.children()]
-    assert counted == [18_176_080, 285_776, 0, 0]
+    assert counted == [18_176_080, 285_776, 0, 0, 0]
 
 
 # --- the files -----------------------------------------------------------------------------------

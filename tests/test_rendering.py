@@ -58,13 +58,14 @@ def test_points_show_what_the_masks_of_their_objects_have_there(known: rendering
 def test_most_points_lie_where_the_coarse_mask_of_the_label_is_in_doubt() -> None:
     torch.manual_seed(0)
     line = (torch.arange(7) - 3.0).repeat(7, 1)  # in doubt on the middle column
-    masks = torch.stack([torch.full((7, 7), 5.0), 8 * line], -1).reshape(1, 49, 2)
-    found = rendering.doubtful(masks.expand(2, -1, -1), torch.tensor([1, 1]))
+    head = PointRend(CHANNELS, CLASSES, Widths(32, 16, 64))
+    masks = torch.stack([torch.full((7, 7), 5.0), 8 * line])[None]
+    found = rendering.doubtful(head, masks.expand(2, -1, -1, -1), torch.tensor([1, 1]))
     assert found.shape == (2, rendering.POINTS, 2)
     assert 0 <= found.min() < found.max() <= 1
     near = ((found[..., 0] - 0.5).abs() < 0.17).float().mean()
     assert near > rendering.IMPORTANT
-    even = rendering.doubtful(masks, torch.tensor([0]))
+    even = rendering.doubtful(head, masks, torch.tensor([0]))
     assert 0.2 < ((even[..., 0] - 0.5).abs() < 0.17).float().mean() < 0.5
 
 

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
 from torch import Tensor
 
-from deploykit.networks.detectors.point_rend import COARSE, Places, Table, coarse_at, grid
+from deploykit.networks.detectors.point_rend import COARSE, Stack, grid
+from deploykit.networks.detectors.point_tables import Places
 
 if TYPE_CHECKING:
     from deploykit.networks.detectors.point_rend import PointRend
@@ -57,40 +58,39 @@ def losses(head: PointRend, features: Tensor, stride: float, known: Objects) -> 
 
     features: float32[B, C, H, W], the pyramid's finest map. stride: Input pixels to its cells.
     """
-    table, place = Table(features), features.device
+    stack, place = Stack(features), features.device
 
     def fine(points: Tensor) -> Tensor:
-        taps = head.places(points, known.image, table.sides, (known.boxes, stride))
-        return table.read(taps)
+        return stack.read(head.places(points, known.image, stack, known.boxes, stride))
 
     masks = head.coarse(fine)
     whole = known.at(grid(COARSE * _FINER).to(place)).reshape(-1, 1, *(COARSE * _FINER,) * 2)
     right = (F.avg_pool2d(whole, _FINER) >= 0.5).float().flatten(1)
-    points = doubtful(masks.detach(), known.label)
-    found = head.point_head(fine(points), coarse_at(masks, points), known.label.unsqueeze(1))
+    points = doubtful(head, masks.detach(), known.label)
+    found = head.point_head(fine(points), head.coarse_at(masks, points), known.label.unsqueeze(1))
     return {
-        "coarse": _entropy(_own(masks, known.label), right),
+        "coarse": _entropy(_own(masks.flatten(2), known.label), right),
         "points": _entropy(found, known.at(points)),
     }
 
 
-def doubtful(masks: Tensor, label: Tensor) -> Tensor:
+def doubtful(head: PointRend, masks: Tensor, label: Tensor) -> Tensor:
     """Return random points [n, POINTS, 2], most of them where the label's coarse mask is in doubt.
 
-    masks: logits float[n, 49, classes]. label: int64[n].
+    masks: logits float[n, classes, 7, 7]. label: int64[n].
     """
     count, certain = len(masks), round(POINTS * IMPORTANT)
     offered = torch.rand(count, POINTS * OVERSAMPLING, 2, device=masks.device)
-    sure = _own(coarse_at(masks, offered), label).abs()
+    sure = _own(head.coarse_at(masks, offered), label).abs()
     best = sure.topk(certain, largest=False).indices.unsqueeze(2).expand(-1, -1, 2)
     rest = torch.rand(count, POINTS - certain, 2, device=masks.device)
     return torch.cat([offered.gather(1, best), rest], 1)
 
 
 def _own(logits: Tensor, label: Tensor) -> Tensor:
-    """Return float[n, P], the label's of logits float[n, P, classes]."""
-    chosen = label.reshape(-1, 1, 1).expand(-1, logits.shape[1], 1)
-    return logits.gather(2, chosen).squeeze(2)
+    """Return float[n, P], the label's of logits float[n, classes, P]."""
+    chosen = label.reshape(-1, 1, 1).expand(-1, 1, logits.shape[2])
+    return logits.gather(1, chosen).squeeze(1)
 
 
 def _entropy(found: Tensor, right: Tensor) -> Tensor:

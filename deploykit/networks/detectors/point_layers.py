@@ -5,17 +5,17 @@ As in checkpoints the layers are convolutions along the points; see `point_rend`
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-LAYERS = 3
-"""Before the predictor."""
+LAYERS, SIDE = 3, 28
+"""Before the predictor; the square of the other is how many points of an object go through them."""
+BLOCK = 16
+"""Channels that runtimes hold together: a map of whole blocks goes through a layer in half the time
+of one with a part of a block."""
 
 
 class Points(nn.Module):
@@ -32,28 +32,19 @@ class Points(nn.Module):
     def forward(self, fine: Tensor, coarse: Tensor, label: Tensor) -> Tensor:
         """Return the logits of each object's class at its points, float32[n, P].
 
-        fine, coarse: float32[n, P, C] and [n, P, classes]. label: int64[n, 1].
+        fine, coarse: float32[n, C, P] and [n, classes, P]. label: int64[n, 1].
         """
         *layers, last = self.children()
-        found = _inner(layers, fine.flatten(0, 1), coarse.flatten(0, 1))
-        found = row(last, found.reshape(-1, fine.shape[1], found.shape[1]))
-        own = label.unsqueeze(2).expand(-1, found.shape[1], -1)
-        return found.gather(2, own).squeeze(2)
+        x = fine
+        for layer in layers:
+            x = layer(torch.cat([x, coarse], 1)).relu()
+        found = last(torch.cat([x, coarse], 1))
+        own = label.unsqueeze(2).expand(-1, -1, found.shape[2])
+        return cast("Tensor", found.gather(1, own).squeeze(1))
 
     def folded(self) -> nn.Module:
         """Return the same, which computes the logits of no other class."""
         return FoldedPoints(self)
-
-
-def _inner(layers: Iterable[nn.Module], x: Tensor, here: Tensor) -> Tensor:
-    """Return what the predictor reads, float32[n * P, C + classes].
-
-    The layers get all points as the rows of one matrix: with it, runtimes multiply, add the bias
-    and take the ReLU in one step.
-    """
-    for layer in layers:
-        x = row(layer, torch.cat([x, here], 1)).relu()
-    return torch.cat([x, here], 1)
 
 
 def row(layer: nn.Module, rows: Tensor) -> Tensor:
@@ -82,32 +73,57 @@ def before(layer: nn.Linear, features: Tensor) -> Tensor:
 
 
 class FoldedPoints(nn.Module):
-    """What `Points` becomes: linear layers, and of the predictor the row of the object's class."""
+    """What `Points` becomes: of the predictor the row of the object's class alone.
+
+    The points of an object are a map of `SIDE` by `SIDE`, for which runtimes have their fastest
+    convolutions, and what a layer makes of the coarse masks is added to what it makes of the rest:
+    to put both into one map would copy it.
+    """
 
     def __init__(self, source: Points) -> None:
         """Take the weights of `source`."""
         super().__init__()
         *layers, last = cast("list[nn.Conv1d]", list(source.children()))
         for number, layer in enumerate(layers, start=1):
-            setattr(self, f"fc{number}", linear(layer))
-        self.weight, self.bias = nn.Parameter(last.weight.squeeze(-1)), last.bias
+            inner, own = _divided(layer.weight.unsqueeze(-1), last.out_channels)
+            setattr(self, f"fc{number}", _convolution(inner, None))
+            setattr(self, f"own{number}", _convolution(_filled(own), layer.bias))
+        inner, own = _divided(last.weight.squeeze(-1), last.out_channels)
+        self.weight, self.own, self.bias = nn.Parameter(inner), nn.Parameter(own), last.bias
 
     def mapped(self, features: Tensor) -> Tensor:
         """Return what the first layer makes of a map float32[B, C, H, W] alone."""
-        return before(cast("nn.Linear", next(self.children())), features)
+        return cast("Tensor", self.get_submodule("fc1")(features))
 
     def forward(
         self, fine: Tensor, coarse: Tensor, label: Tensor, *, mapped: bool = False
     ) -> Tensor:
         """Return what `Points` does. mapped: fine is what points read from a map of `mapped`."""
         assert self.bias is not None
-        layers = cast("list[nn.Linear]", list(self.children()))
-        x, here = fine.flatten(0, 1), coarse.flatten(0, 1)
-        if mapped:
-            first, *layers = layers
-            own = F.linear(here, first.weight[:, -here.shape[1] :], first.bias)
-            x = (x + own).relu()
-        weight = F.embedding(label, self.weight).transpose(1, 2)  # [n, C, 1]
-        x = _inner(layers, x, here)
-        found = x.reshape(-1, fine.shape[1], x.shape[1]) @ weight
-        return found.squeeze(2) + F.embedding(label, self.bias.unsqueeze(1)).squeeze(2)
+        both = fine, _filled(coarse)
+        x, here = (each.reshape(-1, each.shape[1], SIDE, SIDE) for each in both)
+        for number in range(1, LAYERS + 1):
+            own = getattr(self, f"own{number}")(here)
+            known = mapped and number == 1
+            x = ((x if known else getattr(self, f"fc{number}")(x)) + own).relu()
+        inner, own = (F.embedding(label, each) for each in (self.weight, self.own))  # [n, 1, C]
+        found = inner @ x.flatten(2) + own @ coarse
+        return (found + F.embedding(label, self.bias.unsqueeze(1))).squeeze(1)
+
+
+def _divided(weight: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Return weights float32[out, in, ...] of all inputs but the classes, and of these."""
+    return weight[:, :-classes], weight[:, -classes:]
+
+
+def _filled(values: Tensor) -> Tensor:
+    """Return float32[n, C, ...] with zeros behind its channels, to whole blocks."""
+    return F.pad(values, (0, 0) * (values.ndim - 2) + (0, -int(values.shape[1]) % BLOCK))
+
+
+def _convolution(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
+    """Return a layer of weights float32[out, in, 1, 1]."""
+    made = nn.Conv2d(weight.shape[1], len(weight), 1, bias=bias is not None, device="meta")
+    made.weight = nn.Parameter(weight)
+    made.bias = None if bias is None else nn.Parameter(bias)
+    return made

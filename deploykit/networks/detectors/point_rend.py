@@ -2,7 +2,7 @@
 
 Source: Kirillov et al., PointRend: Image Segmentation as Rendering (arXiv 1912.08193, sections 3
 and 4); the names of parameters are those of detectron2's project. The code is written from the
-paper, in fixed shapes: as many points of each object at each step, read from rows of a table.
+paper, in fixed shapes: as many points of each object at each step, all read by one GridSample.
 """
 
 from __future__ import annotations
@@ -14,31 +14,22 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
 from torch import Tensor, nn
 
-from deploykit.networks.detectors.point_layers import FoldedPoints, Points
+from deploykit.networks.detectors.point_layers import SIDE, FoldedPoints, Points
 from deploykit.networks.states import outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from deploykit.networks.detectors.two_stage import Rois
     from deploykit.recipes.recipe import StateDict
 
 POOLED, COARSE = 14, 7
 """Sides of the coarse head's features and of its mask."""
-POINTS, FIRST, STEPS = 784, 28, 3
+POINTS, FIRST, STEPS = SIDE**2, SIDE, 3
 """Points of a step; the side of the first mask, of which all points are computed, and how often it
 doubles: 28 to 224."""
 PRESENT = 4
 """Of so many rows for objects one is there in most images, the others being padding."""
-
-
-def bilinear(place: Tensor, cells: int) -> Tensor:
-    """Return the weights with which a place reads each of `cells` in a row, float[..., cells].
-
-    place: float[...], 0 is the first cell's centre. What lies outside counts as zero.
-    """
-    apart = place.unsqueeze(-1) - torch.arange(cells, dtype=place.dtype, device=place.device)
-    return (1 - apart.abs()).clamp(min=0)
 
 
 def grid(side: int) -> Tensor:
@@ -83,66 +74,51 @@ class Coarse(nn.Module):
         self.prediction = nn.Linear(widths.hidden, classes * COARSE**2)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return logits float32[n, classes, 49] of features float32[n, C, 14, 14]."""
+        """Return logits float32[n, classes, 7, 7] of features float32[n, C, 14, 14]."""
         x = self.reduce_spatial_dim_conv(features).relu().flatten(1)
         x = self.prediction(self.fc2(self.fc1(x).relu()).relu())
-        return cast("Tensor", x.reshape(-1, x.shape[1] // COARSE**2, COARSE**2))
+        return cast("Tensor", x.reshape(-1, x.shape[1] // COARSE**2, COARSE, COARSE))
 
 
-class Table:
-    """A map as a table, of which points read rows."""
+class Stack:
+    """The maps of a batch as one, below each other, a row of zeros below each."""
 
     def __init__(self, features: Tensor) -> None:
-        """Keep the map, float32[B, C, H, W]."""
-        self.sides = int(features.shape[2]), int(features.shape[3])
-        self.rows = features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
+        """Stack maps float32[B, C, H, W]."""
+        channels, self.height, self.width = (int(size) for size in features.shape[1:])
+        below = F.pad(features, (0, 0, 0, 1)).transpose(0, 1)
+        self.map = below.reshape(1, channels, -1, self.width)
 
-    def read(self, taps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Return float32[n, P, C]: the sum of the rows int64[n, P], each times its [n, P, 1]."""
-        parts = [F.embedding(place, self.rows) * weight for place, weight in taps]
-        return sum(parts[1:], parts[0])
+    def read(self, places: Tensor) -> Tensor:
+        """Return float32[n, C, P] at float32[1, n, P, 2], see `Places`."""
+        return F.grid_sample(self.map, places, align_corners=False).squeeze(0).transpose(0, 1)
 
 
 class Places(nn.Module):
-    """From points to the rows of a table, and the weights with which they are read."""
+    """From points of boxes to where these are read, in GridSample's units: -1 to 1 over a map."""
 
     def forward(
-        self,
-        points: Tensor,
-        image: Tensor,
-        sides: tuple[int, int],
-        within: tuple[Tensor, float] | None = None,
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Return rows int64[n, P] and weights float32[n, P, 1], four times, see `Table`.
+        self, points: Tensor, image: Tensor, stack: Stack, boxes: Tensor, stride: float
+    ) -> Tensor:
+        """Return float32[1, n, P, 2].
 
-        points: float32[n or 1, P, 2], x before y, 0 to 1 over the map or a box. image: int32[n],
-        which of the batch. sides: of the map, H and W. within: boxes float32[n, 4] in input pixels,
-        and how many of these there are to a cell.
+        points: float32[n or 1, P, 2], x before y, 0 to 1 over a box. image: int[n], which of the
+        batch. boxes: float32[n, 4] in input pixels, of which `stride` are a cell of the maps.
         """
-        height, width = sides
-        if within is None:
-            place = points * points.new_tensor([width, height]) - 0.5
-        else:
-            (low, high), stride = within[0].unsqueeze(1).chunk(2, 2), within[1]
-            place = (low + points * (high - low)) / stride - 0.5
-        x, y = place.unbind(-1)
-        first = image.to(torch.int64).unsqueeze(1) * (height * width)
-        return [
-            (first + line * width + column, (down * across).unsqueeze(-1))
-            for line, down in _cells(y, height)
-            for column, across in _cells(x, width)
-        ]
+        low, high = boxes.unsqueeze(1).chunk(2, 2)
+        x, y = ((low + points * (high - low)) / stride).unbind(-1)
+        down = y + (image * (stack.height + 1)).to(y.dtype).unsqueeze(1)
+        sides = stack.width, stack.map.shape[2]
+        units = [2 * place / side - 1 for place, side in zip((x, down), sides, strict=True)]
+        return torch.stack(units, -1).unsqueeze(0)
 
 
-def _cells(place: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
-    """Return the two cells in a row of `count` that a place is between, and their weights."""
-    low = place.floor()
-    found = []
-    for cell in (low, low + 1):
-        inside = cell.clamp(0, count - 1)
-        weight = torch.where(cell == inside, 1 - (place - cell).abs(), 0.0)
-        found.append((inside.to(torch.int64), weight))
-    return found
+class Inside(nn.Module):
+    """From points of boxes to where these are in maps of the boxes, as `Places` has it."""
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Return float32[n, P, 1, 2] of points float32[n, P, 2]."""
+        return 2 * points.unsqueeze(2) - 1
 
 
 class Doubt(nn.Module):
@@ -171,7 +147,7 @@ class PointRend(nn.Module):
         super().__init__()
         self.coarse_head = Coarse(channels, classes, widths)
         self.point_head: nn.Module = Points(channels, classes, widths.points)
-        self.places, self.doubt = Places(), Doubt()
+        self.places, self.inside, self.doubt = Places(), Inside(), Doubt()
 
     def forward(self, features: Tensor, stride: float, objects: Rois, classes: Tensor) -> Tensor:
         """Return masks float32[n, 224, 224], 0 to 1: packed rows, see `Rois.packed`.
@@ -181,17 +157,17 @@ class PointRend(nn.Module):
         """
         boxes = objects.boxes.reshape(-1, 4)
         image = torch.arange(boxes.shape[0], dtype=torch.int32) // int(objects.boxes.shape[1])
-        table, image, within = Table(features), objects.packed(image), objects.packed(boxes)
+        stack, image, within = Stack(features), objects.packed(image), objects.packed(boxes)
         first = self._first(features, int(objects.boxes.shape[1]))
         label = objects.packed(classes.flatten()).clamp(min=0).to(torch.int64).reshape(-1, 1)
 
-        def fine(points: Tensor, source: Table = table) -> Tensor:
-            return source.read(self.places(points, image, table.sides, (within, stride)))
+        def fine(points: Tensor, source: Stack = stack) -> Tensor:
+            return source.read(self.places(points, image, source, within, stride))
 
         masks = self.coarse(fine)
 
         def answers(points: Tensor) -> Tensor:
-            read, here = fine(points, first or table), coarse_at(masks, points)
+            read, here = fine(points, first or stack), self.coarse_at(masks, points)
             how = {"mapped": True} if first else {}
             return cast("Tensor", self.point_head(read, here, label, **how))
 
@@ -205,26 +181,25 @@ class PointRend(nn.Module):
             logits = logits.flatten(1).scatter(1, chosen, answers(points)).reshape(-1, side, side)
         return logits.sigmoid()
 
-    def _first(self, features: Tensor, rows: int) -> Table | None:
-        """Return the first layer of each cell, None where `rows` objects have too few points."""
+    def _first(self, features: Tensor, rows: int) -> Stack | None:
+        """Return the first layer of each cell, None where `rows` objects have too few points.
+
+        A weighted mean of what a layer makes of cells is what it makes of the mean.
+        """
         points, cells = rows * POINTS * (1 + STEPS) // PRESENT, features[0, 0].numel()
         if cells > points or not isinstance(self.point_head, FoldedPoints):
             return None
-        return Table(self.point_head.mapped(features))
+        return Stack(self.point_head.mapped(features))
 
     def coarse(self, fine: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return each class's coarse mask, logits float32[n, 49, classes].
+        """Return each class's coarse mask, logits float32[n, classes, 7, 7].
 
-        fine: The features float32[n, P, C] at points of each box.
+        fine: The features float32[n, C, P] at points of each box.
         """
-        place = next(self.parameters()).device
-        pooled = fine(grid(POOLED).to(place)).transpose(1, 2)
+        pooled = fine(grid(POOLED).to(next(self.parameters()).device))
         pooled = pooled.reshape(-1, pooled.shape[1], POOLED, POOLED)
-        return cast("Tensor", self.coarse_head(pooled).transpose(1, 2))
+        return cast("Tensor", self.coarse_head(pooled))
 
-
-def coarse_at(masks: Tensor, points: Tensor) -> Tensor:
-    """Return the coarse masks float32[n, 49, classes] at points, float32[n, P, classes]."""
-    x, y = (points * COARSE - 0.5).unbind(-1)
-    seen = bilinear(y, COARSE).unsqueeze(-1) * bilinear(x, COARSE).unsqueeze(-2)
-    return seen.flatten(2).to(masks.dtype) @ masks
+    def coarse_at(self, masks: Tensor, points: Tensor) -> Tensor:
+        """Return the coarse masks float32[n, classes, 7, 7] at points, float32[n, classes, P]."""
+        return F.grid_sample(masks, self.inside(points), align_corners=False).squeeze(3)

@@ -17,8 +17,8 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 from deploykit.networks.detectors.point_layers import linear, row
-from deploykit.networks.detectors.point_rend import Places, Table
 from deploykit.networks.detectors.point_rend_semantic import Doubt, refined
+from deploykit.networks.detectors.point_tables import Places, Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,7 +17,8 @@ from torchvision.models.detection import backbone_utils
 
 from deploykit.networks.detectors.dense import MOST
 from deploykit.networks.detectors.point_layers import before, linear, row
-from deploykit.networks.detectors.point_rend import Places, Table, as_points
+from deploykit.networks.detectors.point_rend import as_points
+from deploykit.networks.detectors.point_tables import Places, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
