@@ -23,6 +23,9 @@ COLUMNS = (
     *("INT8 against FP32", "signal to noise, dB", "build, s", "CPU FPS", "plain", "any batch"),
 )
 
+NOTHING = "FP32 finds nothing"
+"""Said where a detector of other things sees none on the photographs."""
+
 
 def records(path: Path) -> dict[str, Found]:
     """Return the last record of each system."""
@@ -82,7 +85,7 @@ def _seconds(engine: Found) -> str:
 def _agreement(system: System, record: Found) -> str:
     measured = record["agreement"]
     names = [name for name in ("ap", "mask_ap", record["primary"]) if name in measured]
-    said = ", ".join(f"{name} {measured[name]:.3f}" for name in dict.fromkeys(names))
+    said = ", ".join(f"{name} {measured[name]:.3f}" for name in dict.fromkeys(names)) or NOTHING
     found = costs(system, record["primary"])
     return said if found is None else f"{said}; costs {found[0]:+.4f} ({found[1]:,})"
 

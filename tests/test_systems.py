@@ -138,6 +138,15 @@ def test_every_trained_example_says_what_int8_costs() -> None:
         assert found[1] >= 300, name
 
 
+def test_a_row_says_where_there_was_nothing_to_agree_on() -> None:
+    import systems_table
+
+    nothing = record(agreement={}, snr={}, primary="mask_ap")
+    assert "| FP32 finds nothing; costs +0.0007 (2,000) |  |" in systems_table.row(
+        "Mask R-CNN, trained", nothing
+    )
+
+
 def test_what_misses_is_named_below_the_table() -> None:
     import systems_table
 
