@@ -33,6 +33,11 @@ def biased(net: Net, x: str, before: int, behind: int, **attributes: Any) -> str
     return net.op("Conv", x, weights, bias, kernel_shape=[3, 3], pads=[1] * 4, **attributes)
 
 
+def factors_of(model: ir.Model, reaches: Any) -> Any:
+    """What the channels of a model would be divided by."""
+    return equalisation.Balance.of(channels.trace(model), reaches).factors()
+
+
 def first(net: Net) -> str:
     return net.op("Relu", biased(net, "images", 3, WIDTH))
 
@@ -139,7 +144,7 @@ def wild(model: Opened) -> dict[str, NDArray[np.float64]]:
 )
 def test_whatever_the_ranges_are_the_outputs_keep_every_bit(build: Build, tmp_path: Path) -> None:
     model = saved(build, tmp_path)
-    factors = equalisation.factors(model.copy(), wild(model))
+    factors = factors_of(model.copy(), wild(model))
     assert factors
     assert max(abs(e) for each in factors.values() for e in each) > 2
     graph = model.copy()
@@ -155,12 +160,12 @@ def test_channels_that_reach_a_hundred_times_as_far_come_into_line(
     tensors = list(channels.trace(model.copy()).tensors)
     feeds = [{"images": np.random.default_rng(3).random((4, 3, SIDE, SIDE), np.float32)}]
     plain = reaching.reaches(model, tensors, feeds)
-    skew = equalisation.factors(model.copy(), wild(model))
+    skew = factors_of(model.copy(), wild(model))
     graph = model.copy()
     equalisation.apply(graph, {n: tuple(-3 * e for e in each) for n, each in skew.items()})
     skewed = opened.made(graph, model.path)
     reached = reaching.reaches(skewed, tensors, feeds)
-    factors = equalisation.factors(skewed.copy(), reached)
+    factors = factors_of(skewed.copy(), reached)
     levelled = equalisation.scaled(channels.trace(skewed.copy()), factors, reached)
     for name, reach in levelled.items():
         if name.startswith(("Relu", "Add")) and plain[name].min() > 0:
@@ -195,7 +200,7 @@ def test_what_is_not_in_proportion_stops_it(
     function: Callable[[Net, str], str], tmp_path: Path
 ) -> None:
     model = saved(lambda net: last(net, function(net, biased(net, "images", 3, WIDTH))), tmp_path)
-    assert equalisation.factors(model.copy(), wild(model)) == {}
+    assert factors_of(model.copy(), wild(model)) == {}
 
 
 def test_an_output_and_what_is_added_to_it_stay(tmp_path: Path) -> None:
@@ -204,7 +209,7 @@ def test_an_output_and_what_is_added_to_it_stay(tmp_path: Path) -> None:
     output = str(model.graph.graph.outputs[0].name)
     assert not found.tensors[output].any()
     graph = model.copy()
-    equalisation.apply(graph, equalisation.factors(model.copy(), wild(model)))
+    equalisation.apply(graph, factors_of(model.copy(), wild(model)))
     np.testing.assert_array_equal(run(graph), run(model.graph))
 
 
@@ -214,7 +219,7 @@ def test_a_clip_at_zero_alone_is_a_relu(tmp_path: Path) -> None:
         return last(net, net.op("Clip", biased(net, "images", 3, WIDTH), zero))
 
     model = saved(build, tmp_path)
-    assert equalisation.factors(model.copy(), wild(model))
+    assert factors_of(model.copy(), wild(model))
 
 
 @pytest.mark.parametrize("reach", [0.0, np.nan, np.inf])
@@ -223,7 +228,7 @@ def test_a_range_that_is_no_number_scales_nothing(reach: float, tmp_path: Path) 
     reaches = wild(model)
     for each in reaches.values():
         each[:] = reach
-    factors = equalisation.factors(model.copy(), reaches)
+    factors = factors_of(model.copy(), reaches)
     assert all(abs(e) < 40 for each in factors.values() for e in each)
     graph = model.copy()
     equalisation.apply(graph, factors)
@@ -232,7 +237,7 @@ def test_a_range_that_is_no_number_scales_nothing(reach: float, tmp_path: Path) 
 
 def test_factors_that_would_change_the_function_are_refused(tmp_path: Path) -> None:
     model = saved(residual, tmp_path)
-    factors = dict(equalisation.factors(model.copy(), wild(model)))
+    factors = dict(factors_of(model.copy(), wild(model)))
     name, exponents = next(iter(factors.items()))
     for wrong in (
         {name: exponents},  # the other side of the sum would keep its scale

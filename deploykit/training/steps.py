@@ -101,14 +101,18 @@ class Limits(nn.Module):
         largest: weight -> float32[channels], the largest magnitude of each.
         """
         super().__init__()
-        self._sizes = {name: len(each) for name, each in largest.items()}
+        self._parts: dict[str, slice] = {}
+        start = 0
+        for name, each in largest.items():
+            self._parts[name] = slice(start, start + len(each))
+            start += len(each)
         logs = [each.double().clamp(min=_NOTHING).log() for each in largest.values()]
         if logs:
             self.logs = nn.Parameter(torch.cat(logs))
 
     def __contains__(self, name: str) -> bool:
         """Return whether a weight has limits."""
-        return name in self._sizes
+        return name in self._parts
 
     def of(self, name: str) -> Tensor:
         """Return the limits of a weight, float64[channels], with their gradient."""
@@ -128,6 +132,4 @@ class Limits(nn.Module):
             part.copy_(torch.minimum(part, largest.double().clamp(min=_NOTHING).log()))
 
     def _part(self, name: str) -> Tensor:
-        names = list(self._sizes)
-        start = sum(self._sizes[each] for each in names[: names.index(name)])
-        return self.logs[start : start + self._sizes[name]]
+        return self.logs[self._parts[name]]

@@ -96,11 +96,6 @@ class Balance:
         return exponents
 
 
-def factors(model: ir.Model, reaches: Mapping[str, Doubles], *, beyond: float = 0.0) -> Factors:
-    """Return the factors of a model, see `Balance`; its shapes are inferred in place."""
-    return Balance.of(trace(model), reaches).factors(beyond)
-
-
 def apply(model: ir.Model, given: Factors) -> None:
     """Divide the output channels of layers by their factors, and multiply what reads them.
 
