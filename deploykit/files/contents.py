@@ -105,7 +105,8 @@ def read(
             found = file.read(HEAD)
             if whole(found):
                 check(os.fstat(file.fileno()).st_size)
-                found += file.read()
+                file.seek(0)
+                found = file.read()  # to add the rest to the first bytes would copy all
     except OSError as reason:
         raise error(f"cannot read {path}: {reason.strerror or reason}") from reason
     if not found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,15 +35,15 @@ class Opened:
     """Whether `path` holds what `graph` computes."""
     notes: tuple[str, ...] = ()
     """What was done to the graph of the file, and guessed about it, for the user."""
-    known_sha256: str = ""
-    """Of the file's content, where `data` is another."""
+    hashed: Future[str] | None = field(default=None, repr=False)
+    """Hash (hex) of the file's content; None: `data` is that content, and not hashed yet."""
     factors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Of `CalibrationTable`: what channels were divided by since the file was read."""
 
     @cached_property
     def sha256(self) -> str:
         """Return the hash (hex) of the file's content."""
-        return self.known_sha256 or hashlib.sha256(self.data).hexdigest()
+        return (self.hashed or _hashed(self.data)).result()
 
     @cached_property
     def card(self) -> ModelCard | None:
@@ -67,10 +68,8 @@ class Opened:
         data = onnxfile.to_bytes(graph, self.path) if computes else self.data
         stored = self.as_stored and not computes
         said = (*self.notes, *notes)
-        known = self.sha256
-        return replace(
-            self, data=data, graph=graph, as_stored=stored, notes=said, known_sha256=known
-        )
+        hashed = self.hashed or _hashed(self.data)
+        return replace(self, data=data, graph=graph, as_stored=stored, notes=said, hashed=hashed)
 
     def write(self) -> None:
         """Write it to `path`, atomically. Raises: OutputError."""
@@ -88,8 +87,8 @@ def read(path: str | os.PathLike[str]) -> Opened:
 
 def parsed(data: bytes, path: Path) -> Opened:
     """Return the ONNX model in `data`, the content of `path`. Raises: ModelError."""
-    graph = onnxfile.parse(data, path)
-    return Opened(path, data, graph)
+    hashed = _hashed(data)
+    return Opened(path, data, onnxfile.parse(data, path), hashed=hashed)
 
 
 def made(graph: ir.Model, path: Path) -> Opened:
@@ -99,3 +98,12 @@ def made(graph: ir.Model, path: Path) -> Opened:
     """
     data = onnxfile.to_bytes(graph, path)
     return Opened(path, data, graph)
+
+
+def _hashed(data: bytes) -> Future[str]:
+    """Return what will be the hash (hex) of `data`: a core of its own looks for it."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        return pool.submit(lambda: hashlib.sha256(data).hexdigest())
+    finally:
+        pool.shutdown(wait=False)
