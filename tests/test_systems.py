@@ -192,6 +192,32 @@ def test_the_page_shows_the_records() -> None:
     assert rows in (ROOT / "docs" / "systems.md").read_text(encoding="utf-8")
 
 
+def test_a_file_is_opened_first_in_half_of_the_rounds_and_never_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import systems_speed as speed
+
+    opened: list[str] = []
+    ran: list[str] = []
+
+    def ready(path: Path, _: object) -> tuple[str, None]:
+        opened.append(path.name)
+        return path.name, None
+
+    def taken(name: str, _: None) -> float:
+        ran.append(name)
+        return 1.0
+
+    monkeypatch.setattr(speed, "_ready", ready)
+    monkeypatch.setattr(speed, "taken", taken)
+    files = ("ours", "plain", "dynamic")
+    found = speed.in_turns({name: (Path(name), {}) for name in files})
+    assert {name: len(each) for name, each in found.items()} == dict.fromkeys(files, 40)
+    rounds = [opened[start : start + 4] for start in range(0, len(opened), 4)]
+    assert rounds == [["ours", *files], ["dynamic", *files[::-1]]] * 2
+    assert ran[:7] == ["ours", *files[::-1], *files]
+
+
 def test_a_small_system_goes_along_the_whole_road(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
