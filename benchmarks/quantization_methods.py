@@ -128,7 +128,7 @@ def planned(given: Cell, _: Path | None) -> tuple[Any, list[str]]:
     made = deploykit.plan(given.model, chosen, asked)
     run = ptq(given, "mse", "none", plan=chosen)[0]
     said = f"{len(made.choice.kept)} of {len(made.costs.layers)} layers in float; "
-    return run, [said + f"drop {made.real} on the images of the plan"]
+    return run, [said + f"drop {made.drop} on the images of the plan"]
 
 
 def _coarse_plan(given: Cell) -> tuple[Any, list[str]]:
@@ -157,18 +157,21 @@ def _coarse_plan(given: Cell) -> tuple[Any, list[str]]:
         return by_torch(FakeQuantized(model.graph, placed, table, grid=grid).eval())
 
     few = Cell(given.folder, given.net, given.method, given.bits, WATCHED)
-    whole = judged(floats(given, None)[0], few, seed=7)["value"]
-    found = confirming.confirmed(
-        times,
-        losses,
-        0.005,
-        lambda kept: whole - judged(network(kept), few, seed=7)["value"],
-        scaled=False,
+    whole = judged(floats(given, None)[0], few, seed=7)
+
+    def lost(kept: Sequence[str]) -> confirming.Drop:
+        found = judged(network(kept), few, seed=7)
+        parts = [one - other for one, other in zip(whole["folds"], found["folds"], strict=True)]
+        return confirming.drop(whole["value"] - found["value"], parts)
+
+    found = confirming.confirmed(times, losses, 0.005, lost, scaled=False)
+    best = found.best or min(found.tried, key=lambda each: each.drop.most)
+    tried = ", ".join(
+        f"{len(t.choice.kept)} {t.choice.drop:.4f} {t.drop.real:.4f} {t.drop.most:.4f}"
+        for t in found.tried
     )
-    best = found.best or min(found.tried, key=lambda each: each.real)
-    tried = ", ".join(f"{len(t.choice.kept)} {t.choice.drop:.4f} {t.real:.4f}" for t in found.tried)
-    said = [f"{len(best.choice.kept)} of {len(losses)} layers in float; drop {best.real:.4f}"]
-    return network(best.choice.kept), [*said, f"in float, predicted, measured: {tried}"]
+    said = [f"{len(best.choice.kept)} of {len(losses)} layers in float; drop {best.drop.real:.4f}"]
+    return network(best.choice.kept), [*said, f"in float, predicted, measured, at most: {tried}"]
 
 
 def peer(given: Cell, venv: Path | None) -> tuple[Any, list[str]]:

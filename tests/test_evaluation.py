@@ -312,6 +312,26 @@ def test_a_model_is_scored_on_the_images_it_was_run_on(limit: int | None, images
     assert (found.scores.value, found.images) == (1, images)
 
 
+def test_parts_of_a_set_are_scored_with_the_whole() -> None:
+    def shifted(outputs: Mapping[str, Floats], _: Sequence[Geometry]) -> list[Detections]:
+        levels = outputs["level"]  # an object is found where it is in the first four images alone
+        return [found((0, 0.5, i + 99 * (i > 3), i, i + 20 + 99 * (i > 3), i + 20)) for i in levels]
+
+    data, how = squares(7), contract(shifted)
+    seen: list[str] = []
+
+    def watched(batch: Batch) -> dict[str, Floats]:
+        seen.extend(batch.names)
+        return run(batch)
+
+    parts = [replace(data, samples=data.samples[a:b]) for a, b in ((0, 3), (3, 5), (5, 7))]
+    whole, scores = evaluation.evaluate_parts(watched, parts, how, batch_size=2)
+    assert seen == [sample.name for sample in data.samples]
+    assert whole == evaluation.evaluate(run, data, how).scores
+    assert scores == tuple(evaluation.evaluate(run, part, how).scores for part in parts)
+    assert [each.value for each in scores] == [1.0, pytest.approx(0.5, abs=0.02), 0.0]
+
+
 def test_images_that_no_canvas_holds_at_their_scale_are_counted() -> None:
     within = Preprocess((10, 10), resize="corner", limits=(10, 10), rounding="down")
     beyond = replace(within, limits=(40, 40))

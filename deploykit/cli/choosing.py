@@ -129,6 +129,10 @@ class Wanted:
     evaluations: Annotated[
         int | None, Option(help="Plans that are measured, at most.  [default: 8]")
     ] = None
+    confidence: Annotated[
+        float | None,
+        Option(help="That the drop is held on other images too; 0.5: on these.  [default: 0.95]"),
+    ] = None
 
     def fields(self) -> dict[str, Any]:
         """Return the fields of `PlanOptions` that were given. Raises: OptionError."""
@@ -180,9 +184,10 @@ def plan(
     text = "\n".join([layers.planned(made), *made.notes])
     data = {**made.to_json(), "notes": list(made.notes)}
     printing.emit(data, text, as_json=as_json)
-    if not made.met:
+    if not made.met and made.drop is not None:
         raise ProofError(
-            f"none of {len(made.tried)} plans holds the drop: the best loses {made.real:.4f}",
+            f"none of {len(made.tried)} plans holds the drop: the best loses {made.drop.real:.4f}, "
+            f"on other images at most {made.drop.most:.4f}",
             fix="allow more, measure on more images, or make INT8 better first: --repair, qat",
         )
 

@@ -51,13 +51,16 @@ def planned(made: Planned) -> str:
                 len(each.choice.kept),
                 f"{each.choice.seconds * 1e3:.3f}",
                 f"{each.choice.drop:.4f}" if math.isfinite(each.choice.drop) else "-",
-                f"{each.real:.4f}",
+                f"{each.drop.real:.4f}",
+                f"{each.drop.most:.4f}",
             )
             for each in made.tried
         ]
-        lines.append(table(("in float", "ms", "predicted drop", "measured drop"), rows))
+        lines.append(table(("in float", "ms", "predicted drop", "measured drop", "at most"), rows))
+    if made.drop is not None:
         lines.append(
-            f"{made.named} of the float model {made.reference:.4f}, the plan loses {made.real:.4f}"
+            f"{made.named} of the float model {made.reference:.4f}, the plan loses "
+            f"{made.drop.real:.4f}, on other images at most {made.drop.most:.4f}"
         )
     lines += [f"  {name}" for name in made.choice.kept[:_NAMED]]
     if len(made.choice.kept) > _NAMED:

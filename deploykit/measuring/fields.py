@@ -48,7 +48,7 @@ _LAYER = record(
 )
 _CHOICE = record(
     {"layers": whole(0), "seconds": number(0)},
-    dict.fromkeys(("predicted_drop", "real_drop"), schema.nothing_or(number())),
+    dict.fromkeys(("predicted_drop", "real_drop", "most_drop"), schema.nothing_or(number())),
 )
 CHECKS: Mapping[str, Check] = {
     **dict.fromkeys(("measure", "gpu"), text()),

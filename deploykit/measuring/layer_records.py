@@ -59,7 +59,8 @@ class PlanRecord(Kept):
     primary: str
     """The task's name of the number that drops; empty: nothing was measured."""
     tried: tuple[Mapping[str, Any], ...]
-    """Choices that were measured: layers in float, seconds, predicted_drop, real_drop."""
+    """Choices that were measured: layers in float, seconds, predicted_drop, real_drop, most_drop:
+    what they lose on other images too, but for a chance."""
     frontier: tuple[Mapping[str, Any], ...]
     """Choices of which each is the fastest for its predicted drop."""
     chosen: Mapping[str, Any]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from deploykit.pipeline.made import StrPath
     from deploykit.precision.placement import Placement
     from deploykit.precision.planning.choosing import Choice
-    from deploykit.precision.planning.confirming import Tried
+    from deploykit.precision.planning.confirming import Drop, Tried
     from deploykit.precision.planning.costs import Costs
     from deploykit.precision.sensitivity.scores import Sensitivities
     from deploykit.recipes.opened import Opened
@@ -62,6 +62,8 @@ class PlanOptions:
     limit: int | None = None
     evaluations: int = confirming.EVALUATIONS
     """Choices that are measured, at most."""
+    confidence: float = confirming.CONFIDENCE
+    """That the drop is held on other images too; 0.5: on those of `source` alone."""
 
     def __post_init__(self) -> None:
         """Check what can be checked without the model. Raises: OptionError."""
@@ -76,6 +78,7 @@ class PlanOptions:
                 "a drop is measured on images",
                 fix="add --source, such as coco:DIR, or choose how many layers: --keep-float 6",
             )
+        confirming.check_confidence(self.confidence)
         if self.evaluations < 1 or self.batch < 1:
             raise OptionError("evaluations and batch", expected="at least 1")
 
@@ -93,14 +96,14 @@ class Planned:
     """Of sensitivity, by which the layers were weighed."""
     tried: tuple[Tried, ...] = ()
     frontier: tuple[Choice, ...] = ()
-    real: float | None = None
+    drop: Drop | None = None
     """What the task loses, measured; None: it was not."""
     reference: float | None = None
     """The float model's number."""
     named: str = ""
     """What the task calls it."""
     met: bool = True
-    """Whether it holds what was allowed."""
+    """Whether it holds what was allowed, on other images too."""
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> Json:
@@ -110,10 +113,10 @@ class Planned:
             **_plain(self.choice),
             "seconds_int8": self.costs.seconds(()),
             "seconds_fp16": self.costs.seconds(self.costs.layers),
-            "real_drop": self.real,
+            **_lost(self.drop),
             "reference": self.reference,
             "met": self.met,
-            "tried": [{**_plain(each.choice), "real_drop": each.real} for each in self.tried],
+            "tried": [{**_plain(each.choice), **_lost(each.drop)} for each in self.tried],
             "frontier": [_plain(each) for each in self.frontier],
         }
 
@@ -124,6 +127,11 @@ def _plain(choice: Choice) -> Json:
         "seconds": choice.seconds,
         "predicted_drop": choice.drop if math.isfinite(choice.drop) else None,
     }
+
+
+def _lost(drop: Drop | None) -> Json:
+    real, most = drop or (None, None)
+    return {"real_drop": real, "most_drop": most}
 
 
 def plan(
@@ -158,7 +166,8 @@ def plan(
         made = Planned(output, _with(base, choice, losses, metric), choice, times, metric)
     else:
         subject, table, _ = quantizing.calibrated(subject, base, placed, how, progress)
-        trials = Trials(subject, base, table, str(options.source), options.limit, progress)
+        images = str(options.source), options.limit, options.confidence
+        trials = Trials(subject, base, table, *images, progress)
         made = _measured(output, trials, times, losses, metric, options)
     made = replace(made, notes=(*made.notes, *_unknown(subject, placed, found)))
     data = plans.to_json(made.plan, model_sha256=subject.sha256)
@@ -213,8 +222,8 @@ _TRUSTED = 0.99
 def _record(model: Opened, made: Planned, options: PlanOptions) -> PlanRecord:
     """Return what a report says of it."""
 
-    def counted(choice: Choice, real: float | None = None) -> Json:
-        found = {**_plain(choice), "real_drop": real, "layers": len(choice.kept)}
+    def counted(choice: Choice, drop: Drop | None = None) -> Json:
+        found = {**_plain(choice), **_lost(drop), "layers": len(choice.kept)}
         del found["kept"]
         return found
 
@@ -225,9 +234,9 @@ def _record(model: Opened, made: Planned, options: PlanOptions) -> PlanRecord:
         batch_size=options.batch,
         measure=made.metric,
         primary=made.named,
-        tried=tuple(counted(each.choice, each.real) for each in made.tried),
+        tried=tuple(counted(each.choice, each.drop) for each in made.tried),
         frontier=tuple(map(counted, made.frontier)),
-        chosen=counted(made.choice, made.real),
+        chosen=counted(made.choice, made.drop),
         seconds_int8=made.costs.seconds(()),
         seconds_fp16=made.costs.seconds(made.costs.layers),
     )
@@ -259,7 +268,7 @@ def _measured(  # noqa: PLR0913, PLR0917 - what one search is about
     found = confirming.confirmed(
         times, losses, allowed, trials.drop, most=options.evaluations, scaled=metric == "task"
     )
-    best = found.best or min(found.tried, key=lambda each: each.real)
+    best = found.best or min(found.tried, key=lambda each: each.drop.most)
     notes = []
     if trials.told:
         notes.append("what the float model finds was taken for the truth")
@@ -276,7 +285,7 @@ def _measured(  # noqa: PLR0913, PLR0917 - what one search is about
         metric,
         found.tried,
         choosing.frontier(times, found.drops),
-        best.real,
+        best.drop,
         trials.reference,
         trials.named,
         found.best is not None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -13,6 +14,7 @@ from deploykit.errors import DataError
 from deploykit.files import onnxfile
 from deploykit.pipeline import opening, teaching
 from deploykit.precision import placement
+from deploykit.precision.planning import confirming
 from deploykit.precision.quantization.writing import insert
 from deploykit.recipes import describing, opened
 from deploykit.tasks import evaluation
@@ -23,9 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from deploykit.data.sources import Dataset
+    from deploykit.precision.planning.confirming import Drop
     from deploykit.recipes.opened import Opened
     from deploykit.tasks.task import Scores
     from deploykit.values import CalibrationTable, PrecisionPlan, Progress
+
+
+_PARTS = 20
+"""Of the images, whose scores say how much chance there is in those of all."""
 
 
 @dataclass(frozen=True)
@@ -38,29 +45,34 @@ class Trials:
     table: CalibrationTable
     source: str
     limit: int | None
+    confidence: float = confirming.CONFIDENCE
     progress: Progress = silent
 
-    def drop(self, kept: Sequence[str]) -> float:
+    def drop(self, kept: Sequence[str]) -> Drop:
         """Return what the task loses with the layers `kept` in float besides those of the plan.
 
         Raises: DataError, ModelError.
         """
-        lost = self._float.lost(self._scores(self._with(kept)))
+        (before, whole), (found, now) = self._float, self._scores(self._with(kept))
+        lost = before.lost(found)
         if math.isnan(lost):
             raise self._unsaid()
-        return lost
+        parts = (one.lost(other) for one, other in zip(whole, now, strict=True))
+        known = [each for each in parts if not math.isnan(each)]
+        return confirming.drop(lost, known, self.confidence)
 
     @property
     def reference(self) -> float:
         """Return the task's number of the float model. Raises: DataError where it has none."""
-        if self._float.value is None:
+        value = self._float[0].value
+        if value is None:
             raise self._unsaid()
-        return self._float.value
+        return value
 
     @property
     def named(self) -> str:
         """Return what the task calls its number."""
-        return self._float.primary
+        return self._float[0].primary
 
     @cached_property
     def contract(self) -> Contract:
@@ -93,7 +105,14 @@ class Trials:
         return any(sample.truth is None for sample in self._given.samples)
 
     @cached_property
-    def _float(self) -> Scores:
+    def _parts(self) -> list[Dataset]:
+        """Return the images in parts that follow each other: what is alike stays together."""
+        data, count = self._data, min(_PARTS, len(self._data.samples))
+        ends = [len(data.samples) * part // count for part in range(count + 1)]
+        return [replace(data, samples=data.samples[a:b]) for a, b in itertools.pairwise(ends)]
+
+    @cached_property
+    def _float(self) -> tuple[Scores, tuple[Scores, ...]]:
         return self._scores(self.model)
 
     def _unsaid(self) -> DataError:
@@ -112,12 +131,11 @@ class Trials:
         path, card = self.model.path, self.model.card
         return opening.Model(path, self.model.sha256, opening.ONNXRUNTIME, session, card)
 
-    def _scores(self, model: Opened) -> Scores:
-        """Return what the task makes of a model."""
+    def _scores(self, model: Opened) -> tuple[Scores, tuple[Scores, ...]]:
+        """Return what the task makes of a model, on all images and on each part of them."""
         running = self._running(model)
         batch = feeding.batch(running.session.inputs[0])
         size = samples.batch_size(None, batch, self.contract.preprocess.size)
-        found = evaluation.evaluate(
-            running.forward, self._data, self.contract, batch_size=size, progress=self.progress
+        return evaluation.evaluate_parts(
+            running.forward, self._parts, self.contract, batch_size=size, progress=self.progress
         )
-        return found.scores

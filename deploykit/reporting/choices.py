@@ -144,7 +144,8 @@ def _said(plan: PlanRecord) -> str:
     if plan.tried:
         text += (
             " Large points are measured drops, lines lead to what was predicted of them, small "
-            "points are the fastest choice for each predicted drop."
+            "points are the fastest choice for each predicted drop. On other images a choice loses "
+            "at most what the last column says, but for a chance."
         )
     return text
 
@@ -156,10 +157,11 @@ def _tried(plan: PlanRecord) -> Table:
             milliseconds(each["seconds"]),
             number(each.get("predicted_drop"), ".4f"),
             number(each.get("real_drop"), ".4f"),
+            number(each.get("most_drop"), ".4f"),
         )
         for each in plan.tried
     )
-    header = ("Layers in float", "Predicted ms", "Predicted drop", "Measured drop")
+    header = ("Layers in float", "Predicted ms", "Predicted drop", "Measured drop", "At most")
     return Table(
-        f"Choices that were measured, by {plan.primary}", header, rows, frozenset({1, 2, 3})
+        f"Choices that were measured, by {plan.primary}", header, rows, frozenset({1, 2, 3, 4})
     )

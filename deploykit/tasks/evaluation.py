@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deploykit.data import samples
@@ -63,6 +63,34 @@ def evaluate(  # noqa: PLR0913 - three nouns and three independent switches
     ):
         judge.add(batch, run(batch))
     return judge.found()
+
+
+def evaluate_parts(
+    run: Forward,
+    parts: Sequence[Dataset],
+    contract: Contract,
+    *,
+    batch_size: int = 1,
+    progress: Progress = silent,
+) -> tuple[Scores, tuple[Scores, ...]]:
+    """Return the scores on a data set, and on each of the parts that it is given in.
+
+    Every image is run once. Raises: as `evaluate`.
+    """
+    everything = replace(parts[0], samples=[each for part in parts for each in part.samples])
+    whole = Judge(everything, contract, None)
+    judges = [Judge(part, contract, None) for part in parts]
+    batches = (
+        (judge, batch)
+        for judge, part in zip(judges, parts, strict=True)
+        for batch in samples.batches(part, contract.preprocess, batch_size)
+    )
+    count = sum(-(-len(part.samples) // batch_size) for part in parts)
+    for judge, batch in progress(batches, "evaluate", count):
+        outputs = run(batch)
+        for each in (whole, judge):
+            each.add(batch, outputs)
+    return whole.found().scores, tuple(judge.found().scores for judge in judges)
 
 
 class Judge:
