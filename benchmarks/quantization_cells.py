@@ -14,13 +14,12 @@ import deploykit
 from deploykit.data import feeding, samples, sources
 from deploykit.pipeline.opening import open_model
 from deploykit.tasks import evaluation
-from deploykit.tasks.evaluation import Judge
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from deploykit.backends import Arrays
-    from deploykit.tasks.evaluation import Contract
+    from deploykit.data.samples import Batch
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -106,28 +105,19 @@ def judged(run: Any, given: Cell, seed: int = 11) -> dict[str, Any]:  # noqa: AN
         replace(data, samples=data.samples[start : start + size])
         for start in range(0, len(data.samples), size)
     ]
-    whole, folds, primary = Judge(data, contract, None), [], ""
-    for part in parts:
-        judge = Judge(part, contract, None)
-        _run(run, part, contract, model.session.inputs, (whole, judge))
-        scores = judge.found().scores
-        folds.append(scores.value)
-        primary = scores.primary
-    return {"primary": primary, "value": whole.found().scores.value, "folds": folds}
+    inputs = model.session.inputs
+    count = samples.batch_size(4, feeding.batch(inputs[0]), contract.preprocess.size)
 
-
-def _run(
-    run: Any,  # noqa: ANN401 - a runner
-    data: Any,  # noqa: ANN401 - a data set
-    contract: Contract,
-    inputs: Any,  # noqa: ANN401 - of the model
-    judges: Sequence[Judge],
-) -> None:
-    size = samples.batch_size(4, feeding.batch(inputs[0]), contract.preprocess.size)
-    for batch in samples.batches(data, contract.preprocess, size):
+    def forward(batch: Batch) -> Mapping[str, Any]:
         outputs = run(feeding.feeds(inputs, batch.images, batch.geometries))
-        for judge in judges:
-            judge.add(batch, feeding.unfilled(outputs, inputs[0], len(batch.names)))
+        return feeding.unfilled(outputs, inputs[0], len(batch.names))
+
+    whole, folds = evaluation.evaluate_parts(forward, parts, contract, batch_size=count)
+    return {
+        "primary": whole.primary,
+        "value": whole.value,
+        "folds": [each.value for each in folds],
+    }
 
 
 def by_torch(network: Any, device: str = "cpu") -> Any:  # noqa: ANN401 - a module
