@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,11 +98,6 @@ def judged(run: Any, given: Cell, seed: int = 11) -> dict[str, Any]:  # noqa: AN
     card = model.contract()
     contract = evaluation.Contract(card.preprocess, card.class_names, model.task())
     data = sources.dataset(source(given.net, "val", given.images, seed))
-    size = math.ceil(len(data.samples) / FOLDS)
-    parts = [
-        replace(data, samples=data.samples[start : start + size])
-        for start in range(0, len(data.samples), size)
-    ]
     inputs = model.session.inputs
     count = samples.batch_size(4, feeding.batch(inputs[0]), contract.preprocess.size)
 
@@ -112,11 +105,11 @@ def judged(run: Any, given: Cell, seed: int = 11) -> dict[str, Any]:  # noqa: AN
         outputs = run(feeding.feeds(inputs, batch.images, batch.geometries))
         return feeding.unfilled(outputs, inputs[0], len(batch.names))
 
-    whole, folds = evaluation.evaluate_parts(forward, parts, contract, batch_size=count)
+    found = evaluation.evaluate(forward, data, contract, batch_size=count, parts=FOLDS)
     return {
-        "primary": whole.primary,
-        "value": whole.value,
-        "folds": [each.value for each in folds],
+        "primary": found.scores.primary,
+        "value": found.scores.value,
+        "folds": [each.value for each in found.parts],
     }
 
 

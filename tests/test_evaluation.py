@@ -325,11 +325,12 @@ def test_parts_of_a_set_are_scored_with_the_whole() -> None:
         return run(batch)
 
     parts = [replace(data, samples=data.samples[a:b]) for a, b in ((0, 3), (3, 5), (5, 7))]
-    whole, scores = evaluation.evaluate_parts(watched, parts, how, batch_size=2)
+    made = evaluation.evaluate(watched, data, how, batch_size=2, parts=3)
     assert seen == [sample.name for sample in data.samples]
-    assert whole == evaluation.evaluate(run, data, how).scores
-    assert scores == tuple(evaluation.evaluate(run, part, how).scores for part in parts)
-    assert [each.value for each in scores] == [1.0, pytest.approx(0.5, abs=0.02), 0.0]
+    assert made.scores == evaluation.evaluate(run, data, how).scores
+    assert made.parts == tuple(evaluation.evaluate(run, part, how).scores for part in parts)
+    assert [each.value for each in made.parts] == [1.0, pytest.approx(0.5, abs=0.02), 0.0]
+    assert len(evaluation.evaluate(run, data, how, parts=20).parts) == 7
 
 
 def test_images_that_no_canvas_holds_at_their_scale_are_counted() -> None:

@@ -162,7 +162,7 @@ def evaluate(
         teacher = _opened(against, replace(options, backend=None), opened.card)
         data = teaching.told_by((opened, teacher), (chosen, teacher.task(task)), data)
         told = {"against": teacher.path.name, "against_sha256": teacher.sha256}
-    scores, images, shrunk = evaluation.evaluate(
+    scores, images, shrunk, _ = evaluation.evaluate(
         opened.forward,
         handing_in.with_files(data, path_or_none(options.predictions)),
         Contract(opened.contract().preprocess, opened.contract().class_names, chosen),

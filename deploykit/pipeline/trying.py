@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from deploykit.data.sources import Dataset
     from deploykit.precision.planning.confirming import Drop
     from deploykit.recipes.opened import Opened
-    from deploykit.tasks.task import Scores
+    from deploykit.tasks.evaluation import Evaluation
     from deploykit.values import CalibrationTable, PrecisionPlan, Progress
 
 
@@ -53,18 +52,18 @@ class Trials:
 
         Raises: DataError, ModelError.
         """
-        (before, whole), (found, now) = self._float, self._scores(self._with(kept))
-        lost = before.lost(found)
+        before, found = self._float, self._evaluated(self._with(kept))
+        lost = before.scores.lost(found.scores)
         if math.isnan(lost):
             raise self._unsaid()
-        parts = (one.lost(other) for one, other in zip(whole, now, strict=True))
+        parts = (one.lost(other) for one, other in zip(before.parts, found.parts, strict=True))
         known = [each for each in parts if not math.isnan(each)]
         return confirming.drop(lost, known, self.confidence)
 
     @property
     def reference(self) -> float:
         """Return the task's number of the float model. Raises: DataError where it has none."""
-        value = self._float[0].value
+        value = self._float.scores.value
         if value is None:
             raise self._unsaid()
         return value
@@ -72,7 +71,7 @@ class Trials:
     @property
     def named(self) -> str:
         """Return what the task calls its number."""
-        return self._float[0].primary
+        return self._float.scores.primary
 
     @cached_property
     def contract(self) -> Contract:
@@ -105,15 +104,8 @@ class Trials:
         return any(sample.truth is None for sample in self._given.samples)
 
     @cached_property
-    def _parts(self) -> list[Dataset]:
-        """Return the images in parts that follow each other: what is alike stays together."""
-        data, count = self._data, min(_PARTS, len(self._data.samples))
-        ends = [len(data.samples) * part // count for part in range(count + 1)]
-        return [replace(data, samples=data.samples[a:b]) for a, b in itertools.pairwise(ends)]
-
-    @cached_property
-    def _float(self) -> tuple[Scores, tuple[Scores, ...]]:
-        return self._scores(self.model)
+    def _float(self) -> Evaluation:
+        return self._evaluated(self.model)
 
     def _unsaid(self) -> DataError:
         return DataError(f"{self._given.name} says nothing about the task's metric")
@@ -131,11 +123,16 @@ class Trials:
         path, card = self.model.path, self.model.card
         return opening.Model(path, self.model.sha256, opening.ONNXRUNTIME, session, card)
 
-    def _scores(self, model: Opened) -> tuple[Scores, tuple[Scores, ...]]:
+    def _evaluated(self, model: Opened) -> Evaluation:
         """Return what the task makes of a model, on all images and on each part of them."""
         running = self._running(model)
         batch = feeding.batch(running.session.inputs[0])
         size = samples.batch_size(None, batch, self.contract.preprocess.size)
-        return evaluation.evaluate_parts(
-            running.forward, self._parts, self.contract, batch_size=size, progress=self.progress
+        return evaluation.evaluate(
+            running.forward,
+            self._data,
+            self.contract,
+            batch_size=size,
+            parts=_PARTS,
+            progress=self.progress,
         )

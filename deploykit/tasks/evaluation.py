@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deploykit.data import samples
@@ -38,26 +38,29 @@ class Evaluation(NamedTuple):
     """How many were run."""
     shrunk: int = 0
     """How many of them no canvas held at their own scale."""
+    parts: tuple[Scores, ...] = ()
+    """Of as many parts of the images as were asked for."""
 
 
-def evaluate(  # noqa: PLR0913 - three nouns and three independent switches
+def evaluate(  # noqa: PLR0913 - three nouns and four independent switches
     run: Forward,
     dataset: Dataset,
     contract: Contract,
     *,
     batch_size: int = 1,
     limit: int | None = None,
+    parts: int = 0,
     progress: Progress = silent,
 ) -> Evaluation:
     """Return the scores of `run` (a batch -> outputs) on a data set.
 
     The truth about an image is read when its result is there; only the images that were run
-    count, see `samples.choose` for `limit`.
+    count, see `samples.choose` for `limit`. parts: see `Judge`.
 
     Raises: OptionError for images without truth; DataError where the truth does not fit the model
         or an image is unreadable; what the task's metric raises.
     """
-    judge = Judge(dataset, contract, limit)
+    judge = Judge(dataset, contract, limit, parts)
     for batch in samples.batches(
         dataset, contract.preprocess, batch_size, limit=limit, progress=progress
     ):
@@ -65,39 +68,19 @@ def evaluate(  # noqa: PLR0913 - three nouns and three independent switches
     return judge.found()
 
 
-def evaluate_parts(
-    run: Forward,
-    parts: Sequence[Dataset],
-    contract: Contract,
-    *,
-    batch_size: int = 1,
-    progress: Progress = silent,
-) -> tuple[Scores, tuple[Scores, ...]]:
-    """Return the scores on a data set, and on each of the parts that it is given in.
-
-    Every image is run once. Raises: as `evaluate`.
-    """
-    everything = replace(parts[0], samples=[each for part in parts for each in part.samples])
-    whole = Judge(everything, contract, None)
-    judges = [Judge(part, contract, None) for part in parts]
-    batches = (
-        (judge, batch)
-        for judge, part in zip(judges, parts, strict=True)
-        for batch in samples.batches(part, contract.preprocess, batch_size)
-    )
-    count = sum(-(-len(part.samples) // batch_size) for part in parts)
-    for judge, batch in progress(batches, "evaluate", count):
-        outputs = run(batch)
-        for each in (whole, judge):
-            each.add(batch, outputs)
-    return whole.found().scores, tuple(judge.found().scores for judge in judges)
-
-
 class Judge:
     """The scores of one model, batch by batch."""
 
-    def __init__(self, dataset: Dataset, contract: Contract, limit: int | None) -> None:
-        """Begin with no image. Raises: as `evaluate`."""
+    def __init__(
+        self, dataset: Dataset, contract: Contract, limit: int | None, parts: int = 0
+    ) -> None:
+        """Begin with no image.
+
+        parts: of images that follow each other, one at most for each image, whose scores are
+        asked for beside those of all: what is alike stays together.
+
+        Raises: as `evaluate`.
+        """
         chosen = samples.choose(dataset.samples, limit)
         self._truths = {s.name: s.truth for s in chosen if s.truth is not None}
         if len(self._truths) < len(chosen):
@@ -110,7 +93,11 @@ class Judge:
         self._contract = contract
         names = contract.class_names
         scored = dataset.benchmark or contract.task
-        self._metric: Metric[Any] = scored.metric(dataset.known(names), names)
+        known, count = dataset.known(names), min(parts, len(chosen))
+        self._metric: Metric[Any] = scored.metric(known, names)
+        self._parts: list[Metric[Any]] = [scored.metric(known, names) for _ in range(count)]
+        places = enumerate(chosen if count else ())
+        self._part = {s.name: self._parts[place * count // len(chosen)] for place, s in places}
         self._images = self._shrunk = 0
 
     def add(self, batch: Batch, outputs: Mapping[str, Floats]) -> None:
@@ -122,10 +109,13 @@ class Judge:
                 expected=f"{len(batch.names)}, one per image of the batch",
             )
         for name, result, place in zip(batch.names, results, batch.geometries, strict=True):
-            self._metric.add(name, result, self._truths[name](), (place.height, place.width))
+            truth, part = self._truths[name](), self._part.get(name)
+            for metric in (self._metric,) if part is None else (self._metric, part):
+                metric.add(name, result, truth, (place.height, place.width))
             self._images += 1
             self._shrunk += not self._contract.preprocess.holds(place.height, place.width)
 
     def found(self) -> Evaluation:
         """Return the scores of all batches so far. Raises: what the task's metric raises."""
-        return Evaluation(self._metric.scores(), self._images, self._shrunk)
+        parts = tuple(part.scores() for part in self._parts)
+        return Evaluation(self._metric.scores(), self._images, self._shrunk, parts)

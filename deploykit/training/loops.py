@@ -271,7 +271,7 @@ def scores(network: nn.Module, recipe: Recipe, variant: str, data: Dataset, name
     preprocess = recipe.variant(variant).preprocess
     contract = Contract(preprocess, names, tasks.find(recipe.task))
     forward = runner(network, recipe, preprocess)
-    scores, images, _ = evaluation.evaluate(forward, data, contract, batch_size=16)
+    scores, images, *_ = evaluation.evaluate(forward, data, contract, batch_size=16)
     return {**scores.metrics, "per_class": dict(scores.per_class), "images": images}
 
 
