@@ -122,7 +122,7 @@ def _observed(
 ) -> CalibrationTable:
     """Return the ranges over batches of `count` samples, of a set that is not named yet."""
     observer = observers.load(options.observer, options.percentile)
-    wanted = tuple(dict.fromkeys(tensors))
+    wanted, digest = tuple(dict.fromkeys(tensors)), model.digest
     sessions = {size: tapping.open_session(part, wanted) for size, part in _parts(model)}
     positive = {v.name for node in model.graph.graph if is_positive(node) for v in node.outputs}
     found = observing.observe(
@@ -136,7 +136,7 @@ def _observed(
         chosen = pool.map(lambda name: observers.chosen_range(observer, found.seen[name]), wanted)
         ranges = dict(zip(wanted, chosen, strict=True))
     return CalibrationTable(
-        model_sha256=model.sha256,
+        model_sha256=digest.result(),
         observer=label(options),
         samples=found.names,
         samples_sha256=samples.fingerprint(found.names, found.pixel_sha256s),

@@ -36,14 +36,22 @@ class Opened:
     notes: tuple[str, ...] = ()
     """What was done to the graph of the file, and guessed about it, for the user."""
     hashed: Future[str] | None = field(default=None, repr=False)
-    """Hash (hex) of the file's content; None: `data` is that content, and not hashed yet."""
+    """Hash (hex) of the file's content, where `data` is another."""
     factors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Of `CalibrationTable`: what channels were divided by since the file was read."""
 
     @cached_property
+    def digest(self) -> Future[str]:
+        """Return what will be the hash (hex) of the file's content.
+
+        Who needs it later asks now: a core of its own looks for it meanwhile.
+        """
+        return self.hashed or _hashed(self.data)
+
+    @cached_property
     def sha256(self) -> str:
         """Return the hash (hex) of the file's content."""
-        return (self.hashed or _hashed(self.data)).result()
+        return self.digest.result()
 
     @cached_property
     def card(self) -> ModelCard | None:
@@ -68,8 +76,9 @@ class Opened:
         data = onnxfile.to_bytes(graph, self.path) if computes else self.data
         stored = self.as_stored and not computes
         said = (*self.notes, *notes)
-        hashed = self.hashed or _hashed(self.data)
-        return replace(self, data=data, graph=graph, as_stored=stored, notes=said, hashed=hashed)
+        return replace(
+            self, data=data, graph=graph, as_stored=stored, notes=said, hashed=self.digest
+        )
 
     def write(self) -> None:
         """Write it to `path`, atomically. Raises: OutputError."""
@@ -87,8 +96,7 @@ def read(path: str | os.PathLike[str]) -> Opened:
 
 def parsed(data: bytes, path: Path) -> Opened:
     """Return the ONNX model in `data`, the content of `path`. Raises: ModelError."""
-    hashed = _hashed(data)
-    return Opened(path, data, onnxfile.parse(data, path), hashed=hashed)
+    return Opened(path, data, onnxfile.parse(data, path))
 
 
 def made(graph: ir.Model, path: Path) -> Opened:
@@ -101,7 +109,7 @@ def made(graph: ir.Model, path: Path) -> Opened:
 
 
 def _hashed(data: bytes) -> Future[str]:
-    """Return what will be the hash (hex) of `data`: a core of its own looks for it."""
+    """Return what will be the hash (hex) of `data`."""
     pool = ThreadPoolExecutor(1)
     try:
         return pool.submit(lambda: hashlib.sha256(data).hexdigest())
