@@ -165,7 +165,7 @@ def _coarse_plan(given: Cell) -> tuple[Any, list[str]]:
         return confirming.drop(whole["value"] - found["value"], parts)
 
     found = confirming.confirmed(times, losses, 0.005, lost, scaled=False)
-    best = found.best or min(found.tried, key=lambda each: each.drop.most)
+    best = found.nearest
     tried = ", ".join(
         f"{len(t.choice.kept)} {t.choice.drop:.4f} {t.drop.real:.4f} {t.drop.most:.4f}"
         for t in found.tried

@@ -147,6 +147,7 @@ def test_nothing_is_searched_where_the_fastest_choice_holds() -> None:
     assert len(found.tried) == 1
     assert found.best is not None
     assert found.best.choice.kept == choosing.fastest(given)
+    assert found.nearest is found.best
 
 
 @pytest.mark.parametrize(("confidence", "broken"), [(0.5, range(15, 41)), (0.95, range(5))])

@@ -166,8 +166,8 @@ def plan(
         made = Planned(output, _with(base, choice, losses, metric), choice, times, metric)
     else:
         subject, table, _ = quantizing.calibrated(subject, base, placed, how, progress)
-        images = str(options.source), options.limit, options.confidence
-        trials = Trials(subject, base, table, *images, progress)
+        images = str(options.source), options.limit
+        trials = Trials(subject, base, table, *images, options.confidence, progress)
         made = _measured(output, trials, times, losses, metric, options)
     made = replace(made, notes=(*made.notes, *_unknown(subject, placed, found)))
     data = plans.to_json(made.plan, model_sha256=subject.sha256)
@@ -268,8 +268,9 @@ def _measured(  # noqa: PLR0913, PLR0917 - what one search is about
     found = confirming.confirmed(
         times, losses, allowed, trials.drop, most=options.evaluations, scaled=metric == "task"
     )
-    best = found.best or min(found.tried, key=lambda each: each.drop.most)
-    notes = []
+    best, notes = found.nearest, []
+    if trials.single:
+        notes.append("a single image says nothing of what others lose")
     if trials.told:
         notes.append("what the float model finds was taken for the truth")
     if len(best.choice.kept) == len(times.layers):

@@ -99,6 +99,11 @@ class Trials:
         return replace(data, samples=samples.choose(data.samples, self.limit))
 
     @property
+    def single(self) -> bool:
+        """Return whether there is one image alone, by which no other can be told."""
+        return len(self._given.samples) == 1
+
+    @property
     def told(self) -> bool:
         """Return whether the float model's own findings are the truth."""
         return any(sample.truth is None for sample in self._given.samples)

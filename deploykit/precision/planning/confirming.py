@@ -38,8 +38,6 @@ _RIDGE = 1e-2
 """Squared error that a measured drop may keep, over the squared drop of all layers."""
 _LEAST = 0.05
 """Of the common factor: a layer that once seemed to lose nothing still may."""
-
-
 _LEAST_AIM = 0.25
 """Of what is allowed: what is aimed at, at least, so that it is held on other images too."""
 
@@ -91,6 +89,11 @@ class Confirmed:
     drops: Mapping[str, float]
     """What each layer loses, as corrected: in the task's number."""
 
+    @property
+    def nearest(self) -> Tried:
+        """Return the best choice, or else the one that loses least."""
+        return self.best or min(self.tried, key=lambda each: each.drop.most)
+
 
 def confirmed(  # noqa: PLR0913 - the problem, and two independent options
     costs: Costs,
@@ -119,9 +122,7 @@ def confirmed(  # noqa: PLR0913 - the problem, and two independent options
     for choice in _choices(costs, drops, allowed, tried, first, most):
         tried.append(Tried(choice, measure(choice.kept)))
         drops.update(zip(names, _corrected(names, weights, tried), strict=True))
-    fitting = [each for each in tried if each.drop.most <= allowed]
-    best = min(fitting, key=lambda each: each.choice.seconds, default=None)
-    return Confirmed(best, tuple(tried), dict(drops))
+    return Confirmed(_best(tried, allowed), tuple(tried), dict(drops))
 
 
 def _choices(  # noqa: PLR0913, PLR0917 - the state of one search
@@ -135,19 +136,24 @@ def _choices(  # noqa: PLR0913, PLR0917 - the state of one search
     """Yield what to measure next; `drops` and `tried` change in between."""
     yield first
     while len(tried) < most:
-        fitting = (each.choice.seconds for each in tried if each.drop.most <= allowed)
-        best = min(fitting, default=np.inf)
+        best = _best(tried, allowed)
         # Where only few are left and none holds, less is dared.
-        share = 1.0 if best < np.inf or len(tried) < most // 2 else 0.5 ** (len(tried) - most // 2)
+        late = 0 if best is not None else max(0, len(tried) - most // 2)
         try:
             refused = [each.choice.kept for each in tried]
-            aim = allowed * share * _held(tried, allowed)
+            aim = allowed * 0.5**late * _held(tried, allowed)
             choice = choosing.within(costs, drops, aim, refused=refused)
         except ProofError:
             return
-        if choice.seconds >= best:
+        if best is not None and choice.seconds >= best.choice.seconds:
             return
         yield choice
+
+
+def _best(tried: Sequence[Tried], allowed: float) -> Tried | None:
+    """Return the fastest choice that loses no more than is allowed, None where there is none."""
+    fitting = (each for each in tried if each.drop.most <= allowed)
+    return min(fitting, key=lambda each: each.choice.seconds, default=None)
 
 
 def _held(tried: Sequence[Tried], allowed: float) -> float:
