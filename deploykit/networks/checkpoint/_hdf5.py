@@ -8,7 +8,8 @@ Source: HDF5 File Format Specification, version 3 (superblock 0 and 1, groups as
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,6 +41,10 @@ _LOOKS = 8 * _bounds.TENSORS
 """Entries, nodes and messages that are looked at: a network's file has about six for a tensor."""
 _ROOT, _ENTRY, _WIDTHS = 56, 40, 13
 """Places in the superblock: the entry of the root group, bytes of an entry, sizes of numbers."""
+_LINK = struct.Struct("<QQI")
+"""How an entry begins: where its name is, where its object is, and of which kind it is."""
+_MESSAGE = struct.Struct("<HHBxxx")
+"""How a message begins: its kind, the bytes of its content, and flags."""
 _SPACE, _LINK_INFO, _TYPE, _EXTERNAL, _LAYOUT = 0x1, 0x2, 0x3, 0x7, 0x8
 _FILTERS, _CONTINUED, _TABLE = 0xB, 0x10, 0x11
 _SHARED = 0x2
@@ -113,8 +118,6 @@ class _File:
     content: memoryview
     base: int
     looks: int = 0
-    around: list[int] = field(default_factory=list)
-    """Addresses of the groups that are being gone through."""
 
     def part(self, at: int, size: int) -> memoryview:
         """Return `size` bytes. Raises: FormatError where they are not all there."""
@@ -138,18 +141,22 @@ class _File:
         if self.part(at, len(mark)) != mark:
             raise FormatError(f"no {mark.decode()} at {at}")
 
-    def tree(self, at: int, path: str = "") -> Iterator[tuple[str, Leaf]]:
-        """Yield the path and the array of every dataset below the object at `at`."""
-        header = self.header(at)
-        if not header.table:
-            yield path, self.leaf(path, header)
-            return
-        if at in self.around or len(self.around) > _bounds.DEPTH:
-            raise FormatError("a group contains itself")
-        self.around.append(at)
-        for name, child in self.entries(header.table):
-            yield from self.tree(child, f"{path}/{name}" if path else name)
-        self.around.pop()
+    def tree(self, root: int) -> Iterator[tuple[str, Leaf]]:
+        """Yield the path and the array of every dataset below the object at `root`."""
+        groups = {_NOWHERE: ("", iter([("", root)]))}  # that are being gone through: path, the rest
+        while groups:
+            above, left = groups[next(reversed(groups))]
+            name, at = next(left, (None, 0))
+            if name is None:
+                groups.popitem()
+                continue
+            path, header = f"{above}/{name}" if above else name, self.header(at)
+            if not header.table:
+                yield path, self.leaf(path, header)
+            elif at in groups or len(groups) - 1 > _bounds.DEPTH:
+                raise FormatError("a group contains itself")
+            else:
+                groups[at] = path, self.entries(header.table)
 
     def header(self, at: int) -> _Header:
         """Return what an object's header says."""
@@ -158,14 +165,15 @@ class _File:
         found, pending = _Header(), [(at + 16, self.number(at + 8, 4))]
         while pending:
             start, left = pending.pop()
-            self.part(start, left)
-            while left >= 8:
+            block, done = self.part(start, left), 0
+            while left - done >= _MESSAGE.size:
                 self.look()
-                kind, size = self.number(start, 2), self.number(start + 2, 2)
-                self.message(found, kind, self.number(start + 4, 1), (start + 8, size))
+                kind, size, flags = _MESSAGE.unpack_from(block, done)
+                done += _MESSAGE.size
+                self.message(found, kind, flags, (start + done, size))
                 if kind == _CONTINUED:
-                    pending.append((self.number(start + 8), self.number(start + 16)))
-                start, left = start + 8 + size, left - 8 - size
+                    pending.append((self.number(start + done), self.number(start + done + 8)))
+                done += size
         return found
 
     def message(self, found: _Header, kind: int, flags: int, place: tuple[int, int]) -> None:
@@ -201,10 +209,11 @@ class _File:
             self.expect(node, b"SNOD")
             for index in range(self.number(node + 6, 2)):
                 self.look()
-                entry = node + 8 + _ENTRY * index
-                if self.number(entry + 16, 4) == 2:
+                entry = self.part(node + 8 + _ENTRY * index, _LINK.size)
+                name, at, kind = _LINK.unpack(entry)
+                if kind == 2:
                     raise _foreign("links to other names")
-                yield _name(names, self.number(entry)), self.number(entry + 8)
+                yield _name(names, name), at
 
     def leaves(self, root: int) -> Iterator[int]:
         """Yield the addresses of a group's nodes, in the order of its names."""
