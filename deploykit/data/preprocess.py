@@ -176,7 +176,10 @@ class Preprocess:
         return (self.size, *self.canvases)
 
     def fit(self, height: int, width: int) -> Fit:
-        """Return the canvas and the scaled sides of an image of `height` x `width` pixels."""
+        """Return the canvas and the scaled sides of an image of `height` x `width` pixels.
+
+        The canvas is the smallest that holds it; of equal ones that which is upright as it is.
+        """
         if self.resize == "stretch":
             return Fit(self.size, self.size, self.size[0] / height)
         if self.resize == "crop":
@@ -188,7 +191,9 @@ class Preprocess:
         wanted = [side * ratio + self.margin for side in (height, width)] if self.margin else sides
         roomy = [size for size in self.sizes if _holds(size, wanted)]
         holding = roomy or [size for size in self.sizes if _holds(size, sides)]
-        return Fit(min(holding, key=lambda size: size[0] * size[1]), sides, ratio)
+        upright = height > width
+        canvas = min(holding, key=lambda size: (size[0] * size[1], (size[0] > size[1]) != upright))
+        return Fit(canvas, sides, ratio)
 
     def holds(self, height: int, width: int) -> bool:
         """Return whether an image has its own scale; else it is shrunk to the largest canvas."""
@@ -202,10 +207,9 @@ class Preprocess:
 
     def scaled(self, height: int, width: int) -> tuple[float, Size]:
         """Return the scale of an image of `height` x `width` pixels, and its sides then."""
-        if self.limits is None:
-            ratio = self._largest(height, width)
-        else:
+        if self.limits is not None:
             return sides.limited(height, width, self.limits, self._rounding())
+        ratio = self._largest(height, width)
         return ratio, (self._rounded(height * ratio), self._rounded(width * ratio))
 
     def _rounded(self, side: float) -> int:
