@@ -44,7 +44,8 @@ PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 BRANCH = 0.1
 """What the last norm of a residual branch multiplies with: with as much as 1, a deep network with
 random weights hands on noise a hundredfold, as a trained one does not."""
-ENDS = ("bn3", "bn2", "branch2c")
+ENDS = ("bn3", "bn2", "branch2c.1")
+"""Names of the norms that end one."""
 SHARP = 3.0
 """By which queries and keys of a decoder are larger: each query looks at few places."""
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)

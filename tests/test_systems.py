@@ -47,6 +47,27 @@ def test_what_passes_a_fitted_network_has_the_spread_that_is_asked_for() -> None
     assert float((scores + 1).square().mean().sqrt()) == pytest.approx(3, abs=1e-3)
 
 
+def test_the_norm_that_ends_a_residual_branch_is_small_whatever_its_name() -> None:
+    import systems_nets as nets
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
+    from deploykit.networks.detectors.keras_rcnn import Block
+
+    made = nn.Sequential(
+        BasicBlock(256, 256), Bottleneck(256, 64), Block(256, (64, 256), 1, first=False)
+    )
+    nets.randomise(made)
+    norms = {
+        name: float(module.weight.detach().log().mean().exp())
+        for name, module in made.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+    }
+    ends = {"0.bn2", "1.bn3", "2.branch2c.1"}
+    assert len(norms) == 8
+    for name, size in norms.items():
+        assert size == pytest.approx(nets.BRANCH if name in ends else 1.0, rel=0.1), name
+
+
 def test_photographs_that_are_compared_show_nothing_that_was_calibrated_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
