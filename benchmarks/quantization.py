@@ -26,7 +26,8 @@ computed by the fake quantisation of training; with fewer bits it is the observe
 scores best on 300 other images. `plan` leaves the layers in float that `plan --max-drop 0.005`
 chooses for a T4 at batch 32, `qat` and `qat_cwd` train from `default`'s ranges without and with
 channel-wise distillation of the neck: with fewer bits at several rates, of which that is
-taken which scores best on 300 other images; `ort` and `modelopt` are quantize_static (MinMax, per
+taken which scores best on 300 other images; with `_labels` those of the images are learnt too, for
+longer; `ort` and `modelopt` are quantize_static (MinMax, per
 channel, float biases) and modelopt.onnx (max) on the same images, `modelopt_qat` is
 `modelopt_qat.py`, whose scales `quantize --amax` takes.
 """
@@ -67,7 +68,7 @@ STUDENT = 2.093
 REPAIRS = ("equalise", "observer", "bias", "round")
 METHODS = (
     *("float", "naive", "minmax", "mse", "default", "torch", "plan", "ort", "modelopt"),
-    *("modelopt_qat", "qat", "qat_cwd"),
+    *("modelopt_qat", "qat", "qat_cwd", "qat_labels", "qat_cwd_labels"),
     *REPAIRS,
 )
 
@@ -127,7 +128,8 @@ def _asked(given: Cell, venv: Path | None) -> bool:
     """Return whether the table has such a number."""
     if given.method in {*PEERS, "modelopt_qat"} and (venv is None or given.bits != 8):
         return False
-    if given.method in {"naive", "modelopt_qat"} or given.bits != 8:
+    detectors_alone = {"naive", "modelopt_qat", "qat_labels", "qat_cwd_labels"}
+    if given.method in detectors_alone or given.bits != 8:
         return given.net in DETECTORS and (given.method != "float" or given.bits == 8)
     return True
 
@@ -171,6 +173,8 @@ MADE: Mapping[str, Callable[[Cell, Path | None], tuple[Any, list[str]]]] = {
     "modelopt": peer,
     "qat": lambda given, _: trained(given, features=False),
     "qat_cwd": lambda given, _: trained(given, features=True),
+    "qat_labels": lambda given, _: trained(given, features=False, labels=True),
+    "qat_cwd_labels": lambda given, _: trained(given, features=True, labels=True),
     **{repair: partial(repaired, repair) for repair in REPAIRS},
 }
 

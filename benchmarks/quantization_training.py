@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -36,6 +38,11 @@ COURSES = {
 """Bits -> how a net learns: the coarser the steps are, the further weights and ranges must move."""
 TRAINING = {8: (1024, 8), 6: (4096, 16), 5: (4096, 16)}
 """Bits -> images that a net learns from, and those of a step."""
+LABELLED = Course(epochs=4, learning_rate=1e-3, scale_rate=1e-2, feature_weight=1.0)
+LABELLED_TRAINING = (16384, 32)
+"""Those with labels beside the FP32 self, with as many bits as one likes: at 8, where rounding
+costs nearly nothing, the net shows what learning on brings alone."""
+LOSS = EXAMPLES / "shapes" / "qat_loss.py"
 
 
 def modelopt_qat(given: Cell, venv: Path | None) -> tuple[Any, list[str]]:
@@ -58,16 +65,19 @@ def modelopt_qat(given: Cell, venv: Path | None) -> tuple[Any, list[str]]:
     return open_model(given.made, threads=given.threads).session.run, []
 
 
-def trained(given: Cell, *, features: bool) -> tuple[Any, list[str]]:
+def trained(given: Cell, *, features: bool, labels: bool = False) -> tuple[Any, list[str]]:
     """Return what our training makes of the net, by the course that scores best."""
-    courses = COURSES[given.bits]
+    courses = (LABELLED,) if labels else COURSES[given.bits]
     if not features:
         rates = dict.fromkeys((each.learning_rate, each.scale_rate) for each in courses)
         courses = tuple(
             Course(each.epochs, *rate, feature_weight=0.0)
             for rate, each in zip(rates, courses, strict=False)
         )
-    tried = {course: _trained(given, course, k) for k, course in enumerate(courses)}
+    tried = {
+        course: _trained(given, course, f".{k}" if len(courses) > 1 else "", labels=labels)
+        for k, course in enumerate(courses)
+    }
     best, notes = max(tried, key=lambda course: tried[course][0]), []
     if len(tried) > 1:
         said = ", ".join(
@@ -83,14 +93,12 @@ def trained(given: Cell, *, features: bool) -> tuple[Any, list[str]]:
     return open_model(given.made, threads=given.threads).session.run, notes
 
 
-def _trained(given: Cell, course: Course, number: int) -> tuple[float, Path]:
+def _trained(given: Cell, course: Course, tail: str, *, labels: bool) -> tuple[float, Path]:
     """Return how a course scores on 300 images of their own, where there are several; its file."""
-    several = len(COURSES[given.bits]) > 1
-    tail = f".{number}" if several else ""
     learnt = given.folder / f"{given.net}.{given.method}.{given.bits}{tail}.float.onnx"
     kept = learnt.with_suffix(".score.json")
     if not learnt.exists() and not kept.exists():
-        count, size = TRAINING[given.bits]
+        count, size = LABELLED_TRAINING if labels else TRAINING[given.bits]
         how = given.how()
         if given.bits != 8:
             how = deploykit.QuantizeOptions(
@@ -103,9 +111,10 @@ def _trained(given: Cell, course: Course, number: int) -> tuple[float, Path]:
             batch_size=size,
             course=replace(course, device=given.device),
             bits=given.bits,
+            loss=LOSS if labels else None,
         )
         qat(given.model, learnt, options)
-    if not several:
+    if not tail:
         return 0.0, learnt
     if not kept.exists():
         few = Cell(given.folder, given.net, given.method, given.bits, 300)
@@ -115,21 +124,42 @@ def _trained(given: Cell, course: Course, number: int) -> tuple[float, Path]:
 
 
 def painted(given: Cell, spec: str) -> str:
-    """Return a folder of the images of a set: a GPU learns faster than images are generated."""
-    folder = given.folder / spec.replace(":", ".")
+    """Return a set of COCO's layout with the same images: they are read faster than generated."""
+    folder = given.folder / re.sub("[:,]", ".", spec)
     if not folder.exists():
         beside = folder.with_name(f"{folder.name}.partial.{os.getpid()}")
-        beside.mkdir()
-        count = len(sources.dataset(spec).samples)
+        (beside / "annotations").mkdir(parents=True)
+        data = sources.dataset(spec)
+        count = len(data.samples)
         with ProcessPoolExecutor() as pool:
-            list(pool.map(_paint, [spec] * count, [beside] * count, range(count), chunksize=32))
-        beside.rename(folder)
-    return f"folder:{folder}"
+            told = pool.map(_paint, [spec] * count, [beside] * count, range(count), chunksize=32)
+            listed, truths = zip(*told, strict=True)
+        objects = [each for truth in truths for each in truth]
+        kinds = [{"id": number, "name": name} for number, name in data.categories.items()]
+        written = {
+            "images": listed,
+            "annotations": [{**each, "id": k} for k, each in enumerate(objects, 1)],
+            "categories": kinds,
+        }
+        (beside / "annotations" / "instances_train.json").write_text(json.dumps(written))
+        try:
+            beside.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(beside)
+    return f"coco:{folder}"
 
 
-def _paint(spec: str, folder: Path, number: int) -> None:
-    pixels = sources.dataset(spec).samples[number].read()
-    Image.fromarray(pixels).save(folder / f"{number:06d}.bmp")
+def _paint(spec: str, folder: Path, number: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Write an image; return COCO's entry of it, and those of its objects, without masks."""
+    sample = sources.dataset(spec).samples[number]
+    pixels, name = sample.read(), f"{number:06d}.bmp"
+    Image.fromarray(pixels).save(folder / name)
+    height, width = pixels.shape[:2]
+    assert sample.truth is not None
+    found: Any = sample.truth()
+    kept = ("category_id", "bbox", "area", "iscrowd")
+    objects = [{"image_id": number, **{k: each[k] for k in kept}} for each in found.annotations]
+    return {"id": number, "file_name": name, "height": height, "width": width}, objects
 
 
 def _learnt(given: Cell, learnt: Path) -> Any:  # noqa: ANN401 - a runner

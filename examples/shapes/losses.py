@@ -41,6 +41,10 @@ class Truth:
     present: Tensor
     """bool[B, M]; False for padding."""
 
+    def to(self, device: torch.device) -> Truth:
+        """Return the same on another device."""
+        return Truth(self.labels.to(device), self.boxes.to(device), self.present.to(device))
+
 
 @dataclass(frozen=True)
 class Targets:

@@ -36,7 +36,7 @@ def compute(found: Mapping[str, Tensor], truth: Sequence[Any]) -> tuple[Tensor, 
     raw = (logits.float(), distances.float().flatten(2), *places(logits.shape[1], logits.device))
     objects = [loops.placed(image, ORDER, where) for image, where in truth]
     known = pad([each.classes for each in objects], [each.boxes for each in objects])
-    parts, norm = sums(raw, known)
+    parts, norm = sums(raw, known.to(logits.device))
     return torch.stack([WEIGHTS[name] * part for name, part in parts.items()]).sum(), norm
 
 
