@@ -201,6 +201,7 @@ def trained(
 ) -> dict[str, Any]:
     """Return how many weights and multiply-accumulates the network has as it was trained."""
     made = loading.load_network(weights, how).module.eval()
+    made.requires_grad_(False)  # the counter asks for the gradient of whatever has one
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         made(*map(torch.from_numpy, feeds.values()))
     count = sum(each.numel() for each in made.parameters())

@@ -68,6 +68,35 @@ def test_the_norm_that_ends_a_residual_branch_is_small_whatever_its_name() -> No
         assert size == pytest.approx(nets.BRANCH if name in ends else 1.0, rel=0.1), name
 
 
+class Asking(Small):
+    """A network that a part of a parameter passes, which autograd knows no origin of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = nn.Parameter(torch.rand(4, 8))
+
+    def forward(self, images: torch.Tensor) -> Any:
+        return super().forward(images), self.head(self.asked[:2])
+
+
+def test_the_work_of_a_network_that_asks_with_a_part_of_a_parameter_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from types import SimpleNamespace
+
+    import systems
+
+    import deploykit
+    from deploykit.networks import loading
+
+    made = SimpleNamespace(module=Asking())
+    monkeypatch.setattr(loading, "load_network", lambda *_: made)
+    found = systems.trained(
+        Path(), deploykit.ExportOptions(), {"images": np.zeros((1, 3, 12, 12), np.float32)}
+    )
+    assert found["work"] == 8 * 27 * 100 + 8 * 5 + 2 * 8 * 5
+
+
 def test_photographs_that_are_compared_show_nothing_that_was_calibrated_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
