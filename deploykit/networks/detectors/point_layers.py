@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
 from torch import Tensor, nn
 
-LAYERS, SIDE = 3, 28
-"""Before the predictor; the square of the other is how many points of an object go through them."""
+NAMES = ("fc1", "fc2", "fc3")
+"""Of the layers before the predictor."""
+SIDE = 28
+"""Its square is how many points of an object go through them."""
 BLOCK = 16
 """Channels that runtimes hold together: a map of whole blocks goes through a layer in half the time
 of one with a part of a block."""
@@ -24,9 +26,9 @@ class Points(nn.Module):
     def __init__(self, channels: int, classes: int, width: int) -> None:
         """Make the layers. channels: of the features. classes: the background not among them."""
         super().__init__()
-        for number in range(1, LAYERS + 1):
-            inputs = channels if number == 1 else width
-            setattr(self, f"fc{number}", nn.Conv1d(inputs + classes, width, 1))
+        for name in NAMES:
+            inputs = channels if name == "fc1" else width
+            setattr(self, name, nn.Conv1d(inputs + classes, width, 1))
         self.predictor = nn.Conv1d(width + classes, classes, 1)
 
     def forward(self, fine: Tensor, coarse: Tensor, label: Tensor) -> Tensor:
@@ -73,7 +75,7 @@ def before(layer: nn.Linear, features: Tensor) -> Tensor:
 
 
 class FoldedPoints(nn.Module):
-    """What `Points` becomes: of the predictor the row of the object's class alone.
+    """What `Points` becomes.
 
     The points of an object are a map of `SIDE` by `SIDE`, for which runtimes have their fastest
     convolutions, and what a layer makes of the coarse masks is added to what it makes of the rest:
@@ -84,12 +86,16 @@ class FoldedPoints(nn.Module):
         """Take the weights of `source`."""
         super().__init__()
         *layers, last = cast("list[nn.Conv1d]", list(source.children()))
-        for number, layer in enumerate(layers, start=1):
-            inner, own = _divided(layer.weight.unsqueeze(-1), last.out_channels)
-            setattr(self, f"fc{number}", _convolution(inner, None))
-            setattr(self, f"own{number}", _convolution(_filled(own), layer.bias))
-        inner, own = _divided(last.weight.squeeze(-1), last.out_channels)
-        self.weight, self.own, self.bias = nn.Parameter(inner), nn.Parameter(own), last.bias
+        classes = last.out_channels
+        for name, layer in {**dict(zip(NAMES, layers, strict=True)), "predictor": last}.items():
+            weight = layer.weight.unsqueeze(-1)  # of the classes last
+            own = F.pad(weight[:, -classes:], (0, 0, 0, 0, 0, -classes % BLOCK))
+            setattr(self, name, _convolution(weight[:, :-classes], None))
+            setattr(self, f"{name}_own", _convolution(own, layer.bias))
+        first = layers[0]
+        assert first.bias is not None
+        own = first.weight[:, -classes:].squeeze(-1)
+        self.first = nn.Parameter(torch.cat([own, first.bias.unsqueeze(1)], 1))
 
     def mapped(self, features: Tensor) -> Tensor:
         """Return what the first layer makes of a map float32[B, C, H, W] alone."""
@@ -99,26 +105,30 @@ class FoldedPoints(nn.Module):
         self, fine: Tensor, coarse: Tensor, label: Tensor, *, mapped: bool = False
     ) -> Tensor:
         """Return what `Points` does. mapped: fine is what points read from a map of `mapped`."""
-        assert self.bias is not None
-        both = fine, _filled(coarse)
-        x, here = (each.reshape(-1, each.shape[1], SIDE, SIDE) for each in both)
-        for number in range(1, LAYERS + 1):
-            own = getattr(self, f"own{number}")(here)
-            known = mapped and number == 1
-            x = ((x if known else getattr(self, f"fc{number}")(x)) + own).relu()
-        inner, own = (F.embedding(label, each) for each in (self.weight, self.own))  # [n, 1, C]
-        found = inner @ x.flatten(2) + own @ coarse
-        return (found + F.embedding(label, self.bias.unsqueeze(1))).squeeze(1)
+        here = F.pad(coarse, (0, 0, 0, -int(coarse.shape[1]) % BLOCK))
+        here = here.reshape(-1, here.shape[1], SIDE, SIDE)
+        x = fine.reshape(-1, fine.shape[1], SIDE, SIDE)
+        for name in NAMES:
+            known = mapped and name == "fc1"
+            x = (self._first(fine, coarse) if known else self._layer(name, x, here)).relu()
+        found = self._layer("predictor", x, here).flatten(2)
+        own = label.unsqueeze(2).expand(-1, -1, found.shape[2])
+        return found.gather(1, own).squeeze(1)
 
+    def _layer(self, name: str, x: Tensor, here: Tensor) -> Tensor:
+        both = self.get_submodule(name)(x), self.get_submodule(f"{name}_own")(here)
+        return cast("Tensor", both[0] + both[1])
 
-def _divided(weight: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Return weights float32[out, in, ...] of all inputs but the classes, and of these."""
-    return weight[:, :-classes], weight[:, -classes:]
+    def _first(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """Return float32[n, C, SIDE, SIDE]: fine and what the first layer makes of the masks.
 
-
-def _filled(values: Tensor) -> Tensor:
-    """Return float32[n, C, ...] with zeros behind its channels, to whole blocks."""
-    return F.pad(values, (0, 0) * (values.ndim - 2) + (0, -int(values.shape[1]) % BLOCK))
+        In one product, with the bias for a class that is 1 everywhere: fine is in no blocks yet,
+        and a convolution's sum would want it so. As it was read, object beside object.
+        """
+        line = [each.transpose(0, 1).flatten(1) for each in (fine, coarse)]
+        ones = F.pad(line[1], (0, 0, 0, 1), value=1.0)
+        found = torch.addmm(line[0], self.first, ones)
+        return found.reshape(len(found), -1, SIDE, SIDE).transpose(0, 1)
 
 
 def _convolution(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:

@@ -105,8 +105,12 @@ class Places(nn.Module):
         points: float32[n or 1, P, 2], x before y, 0 to 1 over a box. image: int[n], which of the
         batch. boxes: float32[n, 4] in input pixels, of which `stride` are a cell of the maps.
         """
-        low, high = boxes.unsqueeze(1).chunk(2, 2)
-        x, y = ((low + points * (high - low)) / stride).unbind(-1)
+        # x and y alone: runtimes are slow where they go through numbers two by two
+        corners = (corner.chunk(2, 1) for corner in boxes.chunk(2, 1))
+        x, y = (
+            (low + part * (high - low)) / stride
+            for part, low, high in zip(points.unbind(-1), *corners, strict=True)
+        )
         down = y + (image * (stack.height + 1)).to(y.dtype).unsqueeze(1)
         sides = stack.width, stack.map.shape[2]
         units = [2 * place / side - 1 for place, side in zip((x, down), sides, strict=True)]
@@ -118,7 +122,7 @@ class Inside(nn.Module):
 
     def forward(self, points: Tensor) -> Tensor:
         """Return float32[n, P, 1, 2] of points float32[n, P, 2]."""
-        return 2 * points.unsqueeze(2) - 1
+        return torch.stack([2 * part - 1 for part in points.unbind(-1)], -1).unsqueeze(2)
 
 
 class Doubt(nn.Module):
@@ -135,8 +139,8 @@ def as_points(chosen: Tensor, sides: tuple[int, int], like: Tensor) -> Tensor:
     """Return places int64[n, P] in maps of `sides` H and W as points [n, P, 2] from 0 to 1."""
     height, width = sides
     down = torch.div(chosen, width, rounding_mode="floor")
-    cells = torch.stack([chosen - down * width, down], -1).to(like.dtype)
-    return (cells + 0.5) / cells.new_tensor([width, height])
+    cells = (chosen - down * width).to(like.dtype), down.to(like.dtype)
+    return torch.stack([(c + 0.5) / n for c, n in zip(cells, (width, height), strict=True)], -1)
 
 
 class PointRend(nn.Module):
