@@ -59,6 +59,28 @@ def test_shifted_windows_give_what_torchvision_gives_trained_and_folded(
     assert (expected - folded).abs().max() <= 1e-5 * spread
 
 
+def test_a_folded_network_gives_patches_that_are_apart_a_share_of_0(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    def attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *more: Any) -> torch.Tensor:
+        seen.append(more[1])
+        return original(q, k, v, *more)
+
+    original = swin.attended
+    monkeypatch.setattr(swin, "attended", attended)
+    layer, mask = swin.Attention(64, 4).eval(), swin.shift_mask((8, 8), 4, (2, 2))
+    patches = torch.randn(4, 16, 64)
+    with torch.inference_mode():
+        for each in (layer, layer.folded()):
+            each(patches, mask)
+    alike = torch.randn(4, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    few, none = ((alike + added).softmax(-1)[(mask < 0).expand_as(alike)] for added in seen)
+    assert ((few > 0) & (few < torch.finfo(torch.float32).tiny)).any()  # processors are slow here
+    assert not none.any()
+
+
 @pytest.mark.parametrize("variant", ["tiny", "base_384"])
 def test_timms_and_torchvisions_names_are_renamed_to_the_official_ones(variant: str) -> None:
     timm = pytest.importorskip("timm", reason="timm is not installed: extra `zoo`")

@@ -74,21 +74,27 @@ class Attention(nn.Module):
 
 
 class FoldedAttention(nn.Module):
-    """What an `Attention` becomes."""
+    """What an `Attention` becomes, with biases for the queries alone.
+
+    A bias of the keys adds as much to all that a query looks at, which the softmax takes off. One
+    of the values goes through as it is, since the shares of what is looked at sum up to 1.
+    """
 
     def __init__(self, source: Attention) -> None:
         """Take the weights of `source`."""
         super().__init__()
-        self.out_proj, self.heads = source.out_proj, source.heads
-        scale = (source.out_proj.in_features // source.heads) ** -0.5
-        weights, biases = source.in_proj_weight.chunk(3), source.in_proj_bias.chunk(3)
-        made = []
-        for weight, bias, factor in zip(weights, biases, (scale, 1.0, 1.0), strict=True):
-            layer = copy.deepcopy(source.out_proj)
-            for own, given in ((layer.weight, weight), (layer.bias, bias)):
-                own.data = (given.detach().double() * factor).to(given.dtype)
-            made.append(layer)
-        self.q_proj, self.k_proj, self.v_proj = made
+        self.out_proj, self.heads = copy.deepcopy(source.out_proj), source.heads
+        kind, width = source.in_proj_weight.dtype, source.out_proj.in_features
+        q, k, v = (weight.detach().double() for weight in source.in_proj_weight.chunk(3))
+        asked, _, taken = (bias.detach().double() for bias in source.in_proj_bias.chunk(3))
+        scale = (width // source.heads) ** -0.5
+        self.q_proj = nn.Linear(width, width, dtype=kind)
+        self.k_proj, self.v_proj = (nn.Linear(width, width, bias=False, dtype=kind) for _ in "kv")
+        self.q_proj.bias.data = (asked * scale).to(kind)
+        for layer, weight in ((self.q_proj, q * scale), (self.k_proj, k), (self.v_proj, v)):
+            layer.weight.data = weight.to(kind)
+        after = source.out_proj.weight.double() @ taken + source.out_proj.bias.double()
+        self.out_proj.bias.data = after.detach().to(kind)
 
     def forward(
         self, queries: Tensor, keys: Tensor, values: Tensor, beside: Tensor | None = None
