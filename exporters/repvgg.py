@@ -1,21 +1,21 @@
-"""RepVGG A0 to B3, plain and grouped, and RepOpt-VGG: ImageNet classifiers of 3x3 convolutions.
+"""RepVGG A0 to B3, plain and grouped, QARepVGG and RepOpt-VGG: classifiers of 3x3 convolutions.
 
 Source: RepVGG (arXiv 2101.03697, tables 2 and 4), github.com/DingXiaoH/RepVGG (MIT) and, for what
-RepOptimizer trains without branches, RepOptimizers (MIT) for widths, depths and parameter names;
-timm's names are read too.
+RepOptimizer trains without branches, RepOptimizers (MIT), for what has a norm behind its sums,
+github.com/cxxgtxy/QARepVGG (MIT) for widths, depths and parameter names; timm's names are read too.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from torch import Tensor, nn
 
 from deploykit.data.preprocess import Preprocess
 from deploykit.data.presets import MEAN, PRESETS, STD
-from deploykit.networks.blocks import VGGBlock
+from deploykit.networks.blocks import QARepVGGBlock, QARepVGGBlockV1, VGGBlock
 from deploykit.networks.reparam import RepVGGBlock
 from deploykit.networks.states import COLOURS, check_colours, children, inputs, outputs
 from deploykit.recipes.recipe import KeepFloat, Recipe, Variant
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from deploykit.recipes.recipe import StateDict
 
 
+Block: TypeAlias = "type[RepVGGBlock | VGGBlock | QARepVGGBlock]"
+
+
 @dataclass(frozen=True)
 class Architecture:
     """All that tells one variant from another."""
@@ -38,7 +41,7 @@ class Architecture:
     """Channels of each stage."""
     groups: int = 1
     """Groups of every second block, counted from the first of stage1."""
-    block: type[RepVGGBlock | VGGBlock] = RepVGGBlock
+    block: Block = RepVGGBlock
 
 
 _DEEP, _DEEPER = (4, 6, 16, 1), (8, 14, 24, 1)
@@ -48,7 +51,7 @@ _B1, _B2, _B3 = (
     Architecture(_DEEP, (160, 320, 640, 2560)),
     Architecture(_DEEP, (192, 384, 768, 2560)),
 )
-VARIANTS = {
+_PLAIN = {
     "a0": _A0,
     "a1": replace(_A0, widths=(64, 128, 256, 1280)),
     "a2": replace(_A0, widths=(96, 192, 384, 1408)),
@@ -62,13 +65,21 @@ VARIANTS = {
     "b3": _B3,
     "b3g2": replace(_B3, groups=2),
     "b3g4": replace(_B3, groups=4),
+}
+_QA = ("a0", "a1", "a2", "b0", "b1", "b1g2", "b1g4", "b2", "b2g4")
+"""Those that the authors of QARepVGG have."""
+VARIANTS = {
+    **_PLAIN,
+    **{f"{name}_qa": replace(_PLAIN[name], block=QARepVGGBlock) for name in _QA},
+    "a0_qav1": replace(_A0, block=QARepVGGBlockV1),
     "pico": Architecture((2, 2, 3, 1), (24, 48, 96, 192)),
     "b1_repopt": replace(_B1, block=VGGBlock),
     "b2_repopt": replace(_B2, block=VGGBlock),
     "l1_repopt": replace(_B1, depths=_DEEPER, block=VGGBlock),
     "l2_repopt": replace(_B2, depths=_DEEPER, block=VGGBlock),
 }
-"""`pico` is this project's own, for small images."""
+"""`pico` is this project's own, for small images. `qa`: QARepVGG, the second form of its authors,
+which is theirs by default; `qav1`: the first."""
 STEM_LIMIT = 64
 """Most channels of the stem."""
 
@@ -144,11 +155,20 @@ def _signature(state: StateDict) -> tuple[object, ...]:
     """Return what tells the variants apart: blocks, depths, widths, and inputs per group."""
     stages = [f"stage{i}" for i in range(1, 5)]
     return (
-        MARKS[-1] in state,
+        _block(state),
         tuple(len(children(state, stage)) for stage in stages),
         tuple(_first(outputs(state, name) for name in _convs(f"{stage}.0")) for stage in stages),
         inputs(state, *_convs("stage1.1")),
     )
+
+
+def _block(state: StateDict) -> Block:
+    """Return the kind of the blocks; folded to the last, QARepVGG's are those of RepVGG."""
+    if MARKS[-1] in state:
+        return VGGBlock
+    if "stage1.0.bn.weight" not in state:
+        return RepVGGBlock
+    return QARepVGGBlockV1 if "stage1.0.rbr_1x1.bn.weight" in state else QARepVGGBlock
 
 
 def _convs(block: str) -> tuple[str, ...]:
@@ -162,7 +182,7 @@ def _first(values: Iterable[int | None]) -> int | None:
 
 
 def _expected(a: Architecture) -> tuple[object, ...]:
-    return a.block is VGGBlock, a.depths, a.widths, a.widths[0] // a.groups
+    return a.block, a.depths, a.widths, a.widths[0] // a.groups
 
 
 PREPROCESS = PRESETS["imagenet"].sized((224, 224))

@@ -10,6 +10,8 @@ import torch
 
 from deploykit.data.preprocess import Geometry
 from deploykit.networks import loading, reparam
+from deploykit.networks.blocks import NormedBlock, QARepVGGBlock, QARepVGGBlockV1, VGGBlock
+from deploykit.networks.reparam import RepVGGBlock
 from deploykit.recipes.identity import Facts
 from deploykit.recipes.recipe import RECIPES
 
@@ -53,11 +55,15 @@ def test_other_state_dicts_are_not_taken_for_a_repvgg() -> None:
     assert all(RECIPE.identify({**state, **change}, Facts()) is None for change in changes)
 
 
+BLOCKS = (RepVGGBlock, QARepVGGBlock, QARepVGGBlockV1, VGGBlock)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("groups", [1, 4])
 def test_folding_changes_nothing_but_rounding(
-    groups: int, randomised: Callable[[nn.Module], nn.Module]
+    groups: int, block: type[nn.Module], randomised: Callable[[nn.Module], nn.Module]
 ) -> None:
-    small = FAMILY.Architecture((2, 2, 3, 1), (16, 32, 48, 64), groups)
+    small = FAMILY.Architecture((2, 2, 3, 1), (16, 32, 48, 64), groups, block)
     trained = randomised(FAMILY.Network(small, 5))
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -122,6 +128,32 @@ def test_weights_that_are_folded_already_are_read(
         with torch.inference_mode():
             assert torch.equal(network.module(images), folded(images))
             assert torch.equal(reparam.deployed(RECIPE, network.module)(images), folded(images))
+
+
+@pytest.mark.parametrize("variant", ["a0_qa", "a0_qav1"])
+def test_a_norm_behind_the_sum_is_told_from_none(
+    variant: str, randomised: Callable[[nn.Module], nn.Module]
+) -> None:
+    trained = randomised(RECIPE.network(variant, 4))
+    assert RECIPE.identify(trained.state_dict(), Facts()) == (variant, 4)
+    halfway = RECIPE.network(variant, 4)
+    for path, module in list(trained.named_modules()):
+        if isinstance(module, (QARepVGGBlock, QARepVGGBlockV1)):
+            parent, _, last = path.rpartition(".")
+            setattr(halfway.get_submodule(parent), last, module.folded())
+    halfway.linear = trained.linear
+    normed = halfway.eval().state_dict()
+    assert any(isinstance(module, NormedBlock) for module in halfway.modules())
+    assert RECIPE.identify(normed, Facts()) == ("a0_qa", 4)
+    network = reparam.as_stored(RECIPE.network("a0_qa", 4), normed.keys())
+    network.load_state_dict(normed)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected, found = trained(images), network.eval()(images)
+        folded = reparam.deployed(RECIPE, network)(images)
+    spread = expected.max() - expected.min()
+    assert (expected - found).abs().max() <= 1e-5 * spread
+    assert (expected - folded).abs().max() <= 1e-5 * spread
 
 
 def test_weights_of_which_only_some_blocks_are_folded_are_read(

@@ -1,8 +1,9 @@
 """Blocks of networks that keep their accuracy in INT8: QARepVGG, and the two of RepOptimizer.
 
 Source: QARepVGG (arXiv 2212.01593, section 4) and RepOptimizers (arXiv 2205.15242, section 3); the
-names of parameters are those in the checkpoints of github.com/meituan/YOLOv6 and
-github.com/DingXiaoH/RepOptimizers (MIT). The code is written from the formulas.
+names of parameters are those in the checkpoints of github.com/meituan/YOLOv6,
+github.com/cxxgtxy/QARepVGG (MIT) and github.com/DingXiaoH/RepOptimizers (MIT). The code is written
+from the formulas.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from deploykit.networks.reparam import (
     ConvNorm,
     FoldedBlock,
     FoldedNorm,
+    RepVGGBlock,
     fuse,
     identity_kernel,
     with_weights,
@@ -31,7 +33,8 @@ class QARepVGGBlock(nn.Module):
 
     Only the 3x3 branch has a norm of its own, and one norm follows the sum; where shapes allow,
     the input itself is added, and its mean over 3x3 with `average`. YOLOv6 calls the form without
-    average QARepVGGBlock (V2 in the paper) and the one with it QARepVGGBlockV2.
+    average QARepVGGBlock (QARepVGGBlockV2 where its authors train classifiers) and the one with it
+    QARepVGGBlockV2.
     """
 
     def __init__(
@@ -66,6 +69,26 @@ class QARepVGGBlock(nn.Module):
         if self.rbr_avg is not None:
             weight = weight + through.sum((2, 3), keepdim=True) / TAPS
         return NormedBlock(with_weights(self.rbr_dense.conv, weight, bias), self.bn)
+
+
+class QARepVGGBlockV1(RepVGGBlock):
+    """ReLU(norm(norm(conv3x3(x)) + norm(conv1x1(x)) + norm(x))): the first of the authors' forms.
+
+    A RepVGG block with one more norm behind the sum, which alone does not make it survive INT8.
+    """
+
+    def __init__(self, channels: tuple[int, int], *, stride: int = 1, groups: int = 1) -> None:
+        """Make the branches for `channels` (in, out)."""
+        super().__init__(channels, stride=stride, groups=groups)
+        self.bn = nn.BatchNorm2d(channels[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return float32[batch, out, ceil(H / stride), ceil(W / stride)]."""
+        return cast("Tensor", self.nonlinearity(self.bn(self.summed(x))))
+
+    def folded(self) -> nn.Module:
+        """Return one 3x3 convolution before the last norm, which folds further."""
+        return NormedBlock(self.kernel(), self.bn)
 
 
 class NormedBlock(nn.Module):

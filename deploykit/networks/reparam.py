@@ -260,13 +260,19 @@ class RepVGGBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return float32[batch, out, ceil(H / stride), ceil(W / stride)]."""
+        return cast("Tensor", self.nonlinearity(self.summed(x)))
+
+    def summed(self, x: Tensor) -> Tensor:
+        """Return the sum of the branches, shaped as the result."""
         total = self.rbr_dense(x) + self.rbr_1x1(x)
-        if self.rbr_identity is not None:
-            total = total + self.rbr_identity(x)
-        return cast("Tensor", self.nonlinearity(total))
+        return cast("Tensor", total if self.rbr_identity is None else total + self.rbr_identity(x))
 
     def folded(self) -> nn.Module:
         """Return one 3x3 convolution, called `rbr_reparam`, and the ReLU."""
+        return FoldedBlock(self.kernel())
+
+    def kernel(self) -> nn.Conv2d:
+        """Return one 3x3 convolution that equals the sum of the branches."""
         conv = self.rbr_dense.conv
         weight, bias = self.rbr_dense.equivalent()
         point, point_bias = self.rbr_1x1.equivalent()
@@ -275,7 +281,7 @@ class RepVGGBlock(nn.Module):
             scale, shift = scale_and_shift(self.rbr_identity)
             weight = weight + identity_kernel(conv) * scale.reshape(-1, 1, 1, 1)
             bias = bias + shift
-        return FoldedBlock(with_weights(conv, weight, bias))
+        return with_weights(conv, weight, bias)
 
 
 class FoldedBlock(nn.Module):
