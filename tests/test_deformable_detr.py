@@ -71,9 +71,11 @@ def near(places: Any, count: int) -> Any:
     return (1 - (places[..., None] * count - cells).abs()).clamp(min=0)
 
 
+@pytest.mark.parametrize("folded", [False, True])
 @pytest.mark.parametrize("form", ["points", "boxes"])
-def test_attention_is_a_sum_over_all_cells_of_all_maps(form: str) -> None:
+def test_attention_is_a_sum_over_all_cells_of_all_maps(form: str, *, folded: bool) -> None:
     layer: Any = skewed(deformable_attention.Attention(SMALL))
+    layer = layer.folded() if folded else layer
     generator = torch.Generator().manual_seed(1)
     asked, cells = (torch.randn(2, n, 32, generator=generator) for n in (5, 30))
     reference = torch.rand(2, 5, 2 if form == "points" else 4, generator=generator)

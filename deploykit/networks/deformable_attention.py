@@ -100,3 +100,65 @@ class Attention(nn.Module):
             mixed.append((read * share).sum(3))
         found = torch.stack(mixed).sum(0) if len(mixed) > 1 else mixed[0]
         return cast("Tensor", self.output_proj(found.reshape(-1, width, count).transpose(1, 2)))
+
+    def folded(self) -> nn.Module:
+        """Return the same, the queries along the last axis."""
+        return FoldedAttention(self)
+
+
+class FoldedLocate(nn.Module):
+    """What a `Locate` becomes."""
+
+    def forward(self, offsets: Tensor, reference: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return float32[batch * heads, points, Q, 2], see `Locate`.
+
+        offsets: float32[batch, heads, points, Q, 2]. x and y of all queries are one line.
+        """
+        points, count = int(offsets.shape[2]), int(offsets.shape[3])
+        middle = (2 * reference[..., :2] - 1).flatten(1).unsqueeze(1).unsqueeze(1)
+        if reference.shape[-1] == BOX:
+            around = (reference[..., 2:] / points).flatten(1).unsqueeze(1).unsqueeze(1)
+        else:
+            around = offsets.new_tensor([2 / size[1], 2 / size[0]] * count)
+        return (offsets.flatten(3) * around + middle).reshape(-1, points, count, 2)
+
+
+class FoldedAttention(nn.Module):
+    """What an `Attention` becomes: sums of what is read are sums of whole lines of queries."""
+
+    def __init__(self, source: Attention) -> None:
+        """Take the layers of `source` under their names."""
+        super().__init__()
+        self.heads, self.levels, self.points = source.heads, source.levels, source.points
+        for name, layer in source.named_children():
+            setattr(self, name, layer)
+        self.locate = FoldedLocate()
+
+    def forward(self, queries: Tensor, reference: Tensor, image: Pyramid) -> Tensor:
+        """Return what `Attention` does."""
+        count, width, shapes = int(queries.shape[1]), int(queries.shape[2]), image.shapes
+        layer = self.get_submodule
+        each = (-1, count, self.heads, self.levels, self.points, 2)
+        offsets = layer("sampling_offsets")(queries).reshape(each).permute(3, 0, 2, 4, 1, 5)
+        weights = layer("attention_weights")(queries).reshape(*each[:3], self.levels * self.points)
+        shares = weights.softmax(-1).permute(0, 2, 3, 1).flatten(0, 1).unsqueeze(1)
+        cells = layer("value_proj")(image.cells).transpose(1, 2)
+        parts = zip(
+            cells.split([h * w for h, w in shapes], 2),
+            offsets.unbind(0),
+            shares.split(self.points, 2),
+            shapes,
+            strict=True,
+        )
+        mixed = [
+            nn.functional.grid_sample(
+                values.reshape(-1, width // self.heads, *size),
+                self.locate(around, reference, size),
+                align_corners=False,
+            )
+            * share
+            for values, around, share, size in parts
+        ]
+        found = sum((one.sum(2) for one in mixed[1:]), mixed[0].sum(2))
+        found = found.reshape(-1, width, count).transpose(1, 2)
+        return cast("Tensor", layer("output_proj")(found))
