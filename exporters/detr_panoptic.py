@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from deploykit.networks import detr, detr_bodies, detr_family, detr_masks, detr_names
-from deploykit.networks.detectors import dense, dense_family
+from deploykit.networks.detectors import dense, dense_family, panoptic_names
 from deploykit.networks.states import COLOURS, check_colours, inputs, outputs
 from deploykit.recipes.identity import Choice, Found, Setting, assumptions, resolve, stated
 from deploykit.recipes.recipe import KeepFloat, Recipe, Variant
@@ -87,5 +87,5 @@ recipe = Recipe(
     outputs=(*dense_family.OUTPUTS, Output("masks", "mask")),
     adapt=detr_names.with_masks,
     extra_inputs=dense_family.image_sizes,
-    class_names=dense_family.coco_ids,
+    class_names=panoptic_names.at_ids,
 )

@@ -66,6 +66,25 @@ def test_no_object_leaves_every_pixel_empty() -> None:
     assert not made.pixels.any()
 
 
+@pytest.mark.parametrize("pasting", ["rounded", "exact"])
+def test_a_pixel_that_no_mask_over_a_box_covers_is_in_no_segment(pasting: Any) -> None:
+    boxes = np.array([[0, 0, 6, 9], [4, 0, 10, 9]], np.float32)
+    shares = np.full((2, 3, 3), 0.9, np.float32)
+    shares[1] = 0.8
+    found = Detections(
+        boxes,
+        np.array([0.99, 0.95], np.float32),
+        np.array([0, 1]),
+        masks=shares,
+        pasting=pasting,
+    )
+    made = segments.merged(found, SIZE, THINGS)
+    assert [each.category for each in made.known] == [0, 1]
+    assert set(made.pixels[4, :6].tolist()) == {1}
+    assert made.pixels[4, 8] == 2
+    assert (made.pixels[:, 11:] == 0).all()
+
+
 def told(masks: Any, classes: list[int]) -> list[list[int]]:
     """The same, pixel by pixel: the object of each, in the order of scores."""
     kept = list(range(len(classes)))

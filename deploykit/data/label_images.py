@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -16,16 +16,40 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from deploykit.data.palettes import Palette
-
 _FORMATS = ("PNG", "TIFF", "BMP")
 """Formats that keep every id: JPEG does not."""
 _WIDE = ("I", "I;16", "I;16B", "I;16L")
 _COLOURS, _WHOLE = ("RGB", "RGBA"), 255
+
+
+class Colours(Protocol):
+    """What ids the colours of a label map are."""
+
+    def read(self, pixels: NDArray[np.uint8], /) -> NDArray[np.int32]:
+        """Return the ids, int32[H, W], of colours uint8[H, W, 3]. Raises: DataError."""
+        ...
+
+
+class _Digits:
+    """Ids as colours: red + 256 * green + 65536 * blue, as COCO's panoptic files have them."""
+
+    def read(self, pixels: NDArray[np.uint8], /) -> NDArray[np.int32]:
+        """Return the ids, int32[H, W], of colours uint8[H, W, 3]."""
+        found: NDArray[np.int32] = pixels.astype(np.int32) @ _WORTH
+        return found
+
+    def colours(self, ids: NDArray[np.int64], /) -> NDArray[np.uint8]:
+        """Return the colours uint8[H, W, 3] of ids below 2^24."""
+        return (ids[..., None] // _WORTH % _LEVELS).astype(np.uint8)
+
+
+_LEVELS = 256
+_WORTH = np.array([1, _LEVELS, _LEVELS**2], np.int32)
+DIGITS = _Digits()
 _WHAT = "a label map: a PNG of grey levels, or with a palette"
 
 
-def decode(path: Path, palette: Palette | None = None, *, always: bool = False) -> NDArray[Any]:
+def decode(path: Path, palette: Colours | None = None, *, always: bool = False) -> NDArray[Any]:
     """Return the ids in a label map, uint8 or int32[H, W]. Raises: DataError naming the file.
 
     palette: Of colours in the file. always: whether it counts for files with a palette of their

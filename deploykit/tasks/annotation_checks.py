@@ -93,3 +93,22 @@ COCO = {
 }
 """List of a COCO file -> what its entries must be; other keys are let through, for every tool adds
 some of its own."""
+PANOPTIC = {
+    "images": COCO["images"],
+    "annotations": record(
+        {
+            "image_id": _ID,
+            "file_name": _NAME,
+            "segments_info": many(
+                record(
+                    {"id": whole(1, (1 << 24) - 1), "category_id": _ID},
+                    {"iscrowd": schema.one_of(0, 1)},
+                    others=True,
+                )
+            ),
+        },
+        others=True,
+    ),
+    "categories": record({"id": _ID, "name": _NAME, "isthing": schema.one_of(0, 1)}, others=True),
+}
+"""The same of a panoptic file, whose entry of an image lists the segments in a file of colours."""

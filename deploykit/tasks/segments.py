@@ -40,24 +40,26 @@ def merged(
     """Return the segments of an image of `size` (H, W); categories are class indices.
 
     found: with masks that span the whole input. things: classes of which each object is a segment
-    of its own. Every pixel is in a segment where an object's score is above `least`.
+    of its own. Every pixel is in a segment where an object's score is above `least`; of masks that
+    span no more than boxes, those pixels that one covers.
     """
     sure = found.only(found.scores > least)
     spans = _spans(sure, size)
+    covered = -np.inf if found.pasting == "whole" else masks.THRESHOLD
     classes = sure.classes.tolist()
     kept = list(range(len(classes)))
-    owner = _owners(spans, kept)
-    counts = np.bincount(owner.ravel(), minlength=len(classes))
+    owner = _owners(spans, kept, covered)
+    counts = _counts(owner, len(classes))
     for kind in {kind for kind in classes if kind not in things}:
         first, *others = (i for i in kept if classes[i] == kind)
         counts[first] += counts[others].sum()
         counts[others] = 0
     while kept and min(counts[i] for i in kept) <= _FEW:
         kept = [i for i in kept if counts[i] > _FEW]
-        owner = _owners(spans, kept)
-        counts = np.bincount(owner.ravel(), minlength=len(classes))
+        owner = _owners(spans, kept, covered)
+        counts = _counts(owner, len(classes))
     known = [Segment(i + 1, classes[i]) for i in kept]
-    return Segments(owner + 1 if kept else np.zeros(size, np.int64), known)
+    return Segments(owner + 1, known)
 
 
 def _spans(found: Detections, size: tuple[int, int]) -> Floats:
@@ -72,9 +74,15 @@ def _spans(found: Detections, size: tuple[int, int]) -> Floats:
     return whole
 
 
-def _owners(spans: Floats, kept: list[int]) -> NDArray[np.int64]:
-    """Return whose each pixel is, int64[H, W], of those kept."""
+def _owners(spans: Floats, kept: list[int], covered: float) -> NDArray[np.int64]:
+    """Return whose each pixel is, int64[H, W], of those kept; -1 where none is above `covered`."""
     if not kept:
-        return np.zeros(spans.shape[1:], np.int64)
+        return np.full(spans.shape[1:], -1, np.int64)
     owners: NDArray[np.int64] = np.array(kept, np.int64)[spans[kept].argmax(0)]
-    return owners
+    return np.where(spans[kept].max(0) > covered, owners, -1)
+
+
+def _counts(owner: NDArray[np.int64], objects: int) -> NDArray[np.int64]:
+    """Return the pixels of each object, int64[objects]."""
+    counted: NDArray[np.int64] = np.bincount(owner.ravel() + 1, minlength=objects + 1)
+    return counted[1:]
