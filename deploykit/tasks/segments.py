@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from deploykit.data.preprocess import Floats
     from deploykit.tasks.detections import Detections
+    from deploykit.tasks.masks import Pasting
 
 LEAST_SCORE = 0.85
 """Objects are above it."""
@@ -45,10 +46,9 @@ def merged(
     """
     sure = found.only(found.scores > least)
     spans = _spans(sure, size)
-    covered = -np.inf if found.pasting == "whole" else masks.THRESHOLD
     classes = sure.classes.tolist()
     kept = list(range(len(classes)))
-    owner = _owners(spans, kept, covered)
+    owner = _owners(spans, kept, found.pasting)
     counts = _counts(owner, len(classes))
     for kind in {kind for kind in classes if kind not in things}:
         first, *others = (i for i in kept if classes[i] == kind)
@@ -56,7 +56,7 @@ def merged(
         counts[others] = 0
     while kept and min(counts[i] for i in kept) <= _FEW:
         kept = [i for i in kept if counts[i] > _FEW]
-        owner = _owners(spans, kept, covered)
+        owner = _owners(spans, kept, found.pasting)
         counts = _counts(owner, len(classes))
     known = [Segment(i + 1, classes[i]) for i in kept]
     return Segments(owner + 1, known)
@@ -74,12 +74,14 @@ def _spans(found: Detections, size: tuple[int, int]) -> Floats:
     return whole
 
 
-def _owners(spans: Floats, kept: list[int], covered: float) -> NDArray[np.int64]:
-    """Return whose each pixel is, int64[H, W], of those kept; -1 where none is above `covered`."""
+def _owners(spans: Floats, kept: list[int], pasting: Pasting) -> NDArray[np.int64]:
+    """Return whose each pixel is, int64[H, W], of those kept; -1 where no mask covers it."""
     if not kept:
         return np.full(spans.shape[1:], -1, np.int64)
     owners: NDArray[np.int64] = np.array(kept, np.int64)[spans[kept].argmax(0)]
-    return np.where(spans[kept].max(0) > covered, owners, -1)
+    if pasting == "whole":
+        return owners
+    return np.where(masks.inside(spans[kept].max(0), pasting), owners, -1)
 
 
 def _counts(owner: NDArray[np.int64], objects: int) -> NDArray[np.int64]:

@@ -27,6 +27,7 @@ def cases(base: Path, seed: int = 0) -> Iterator[Case]:
         "sensitivities": (_read(base / sound.LAYERS), "layers.json", _planned),
         "record": (_record(base), "r.jsonl", lambda f, _: ["report", str(f), "-o", "r.html"]),
         "coco": (_read(base / sound.COCO / "truth.json"), "truth.json", _eval),
+        "panoptic": (_panoptic(base), "segments.json", _eval_segments),
         "sidecar": (_read(base / (sound.ENGINE + ".json")), "e.engine.json", _engine),
     }
     for kind, (value, name, words) in kinds.items():
@@ -83,6 +84,25 @@ def _planned(path: Path, base: Path) -> list[str]:
 def _eval(path: Path, base: Path) -> list[str]:
     photos = base / sound.COCO / sound.PHOTOS
     source = f"coco:{photos},annotations={path}"
+    return ["eval", str(base / sound.MODEL), "--source", source, "--limit", "2"]
+
+
+def _panoptic(base: Path) -> Any:
+    truth = _read(base / sound.COCO / "truth.json")
+    segments = [{"id": 1, "category_id": 1, "iscrowd": 0}]
+    return {
+        "images": truth["images"],
+        "annotations": [
+            {"image_id": e["id"], "file_name": e["file_name"], "segments_info": segments}
+            for e in truth["images"]
+        ],
+        "categories": [{**each, "isthing": 1} for each in truth["categories"]],
+    }
+
+
+def _eval_segments(path: Path, base: Path) -> list[str]:
+    photos = base / sound.COCO / sound.PHOTOS
+    source = f"coco:{photos},annotations={path},truth=panoptic,maps={photos}"
     return ["eval", str(base / sound.MODEL), "--source", source, "--limit", "2"]
 
 
