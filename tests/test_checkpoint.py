@@ -521,6 +521,17 @@ def test_modules_that_multiply_are_refused(path: Path) -> None:
         checkpoint.load(archive(path, content + b"."))
 
 
+def test_a_shared_module_counts_at_the_deepest_of_its_places(path: Path) -> None:
+    layer = b"cfar\nNet\n)\x81}U\x08_modules"
+    content = b"\x80\x02cfar\nNet\n)\x81q\x00"
+    for i in range(110):  # each holds the one before it
+        content += layer + b"}U\x01ah" + bytes([i]) + b"ssb" + b"q" + bytes([i + 1])
+    near, far = bytes([90]), bytes([110])  # the nearer one is looked at first, and would do alone
+    root = layer + b"}(U\x01ah" + near + b"U\x01bh" + far + b"usb."
+    with pytest.raises(CheckpointError, match="absurd size"):
+        checkpoint.load(archive(path, content + root))
+
+
 def test_dictionaries_that_multiply_are_refused_quickly(path: Path) -> None:
     content = b"\x80\x02}q\x00"
     for i in range(60):

@@ -154,21 +154,37 @@ def modules(root: Record) -> Iterator[tuple[str, Record]]:
 
     Raises: CheckpointError where the modules contain each other, or are too many.
     """
-    pending, visits = [("", root)], 0
+    _weigh(root, {}, 0)
+    pending = [("", root)]
     while pending:
         path, current = pending.pop()
         yield path, current
-        children = mapping(current, "_modules")
-        visits += 1 + len(current.attributes)
-        visits += sum(len(mapping(current, k)) for k in ("_modules", "_parameters", "_buffers"))
-        if visits > _bounds.LOOKS or path.count(".") > _bounds.DEPTH:
-            raise CheckpointError(
-                "the pickled module contains itself, or is of absurd size",
-                fix="save its weights: torch.save(model.state_dict(), FILE)",
-            )
-        for name, child in reversed(children.items()):
+        for name, child in reversed(mapping(current, "_modules").items()):
             if isinstance(child, Record):
                 pending.append((f"{path}.{name}" if path else str(name), child))
+
+
+def _weigh(module: Record, known: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:
+    """Return how much is looked at on all paths from a module, and how many levels it has.
+
+    A module that many share is weighed once: its paths can be exponentially many.
+    """
+    if id(module) not in known:
+        looks, levels = 1 + len(module.attributes), 0
+        looks += sum(len(mapping(module, k)) for k in ("_modules", "_parameters", "_buffers"))
+        if depth <= _bounds.DEPTH:
+            for child in mapping(module, "_modules").values():
+                if isinstance(child, Record):
+                    more, below = _weigh(child, known, depth + 1)
+                    looks, levels = looks + more, max(levels, below + 1)
+        known[id(module)] = looks, levels
+    looks, levels = known[id(module)]
+    if looks > _bounds.LOOKS or depth + levels > _bounds.DEPTH:
+        raise CheckpointError(
+            "the pickled module contains itself, or is of absurd size",
+            fix="save its weights: torch.save(model.state_dict(), FILE)",
+        )
+    return looks, levels
 
 
 def collect(root: Record) -> dict[str, Leaf]:
