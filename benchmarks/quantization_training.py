@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from deploykit.training.course import Course
 from deploykit.training.fake_quant import FakeQuantized, Grid
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 COURSES = {
@@ -149,9 +151,14 @@ def painted(given: Cell, spec: str) -> str:
     return f"coco:{folder}"
 
 
+@functools.cache
+def _samples(spec: str) -> Sequence[sources.Sample]:
+    return sources.dataset(spec).samples
+
+
 def _paint(spec: str, folder: Path, number: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Write an image; return COCO's entry of it, and those of its objects, without masks."""
-    sample = sources.dataset(spec).samples[number]
+    sample = _samples(spec)[number]
     pixels, name = sample.read(), f"{number:06d}.bmp"
     Image.fromarray(pixels).save(folder / name)
     height, width = pixels.shape[:2]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ from deploykit.training import loops
 if TYPE_CHECKING:
     from deploykit.data.sources import Dataset
     from deploykit.networks.loading import Network
+    from deploykit.tasks.task import Scores
     from deploykit.values import Json
 
 SCORES = "mask_scores"
@@ -37,34 +37,26 @@ def compared(made: Network, data: Dataset) -> Json:
     """Return mask AP by the boxes' and by the masks' scores, and what the latter bring."""
     contract = Contract(made.card.preprocess, made.card.class_names, tasks.find(made.recipe.task))
     forward = loops.runner(made.module, made.recipe, contract.preprocess)
-    whole = Judge(data, contract, None), Judge(data, contract, None)
-    gains = []
-    for chosen in np.array_split(np.arange(len(data.samples)), BLOCKS):
-        block = replace(data, samples=[data.samples[k] for k in chosen])
-        own = Judge(block, contract, None), Judge(block, contract, None)
-        for batch in samples.batches(block, contract.preprocess, BATCH):
-            found = forward(batch)
-            without = {name: value for name, value in found.items() if name != SCORES}
-            for by_boxes, by_masks in (whole, own):
-                by_boxes.add(batch, without)
-                by_masks.add(batch, found)
-        before, after = (_ap(judge) for judge in own)
-        gains.append(after - before)
-        print(f"{len(gains)}/{BLOCKS} {after - before:+.4f}", flush=True)
+    by_boxes, by_masks = (Judge(data, contract, None, BLOCKS) for _ in range(2))
+    for batch in samples.batches(data, contract.preprocess, BATCH):
+        found = forward(batch)
+        by_boxes.add(batch, {name: value for name, value in found.items() if name != SCORES})
+        by_masks.add(batch, found)
+    plain, scored = by_boxes.found(), by_masks.found()
+    gains = [_ap(b) - _ap(a) for a, b in zip(plain.parts, scored.parts, strict=True)]
     mean, half = np.mean(gains), STUDENT * np.std(gains, ddof=1) / BLOCKS**0.5
-    plain, scored = (_ap(judge) for judge in whole)
     return {
         "images": len(data.samples),
-        "mask_ap_by_boxes": plain,
-        "mask_ap_by_masks": scored,
-        "gain": scored - plain,
+        "mask_ap_by_boxes": _ap(plain.scores),
+        "mask_ap_by_masks": _ap(scored.scores),
+        "gain": _ap(scored.scores) - _ap(plain.scores),
         "gain_of_blocks": float(mean),
         "interval": [float(mean - half), float(mean + half)],
     }
 
 
-def _ap(judge: Judge) -> float:
-    value = judge.found().scores.metrics["mask_ap"]
+def _ap(scores: Scores) -> float:
+    value = scores.metrics["mask_ap"]
     assert value is not None
     return value
 
