@@ -37,17 +37,20 @@ SIDE = 64
 LONG = (
     "test_two_stage",
     "test_readme",
-    "test_shapes_masks",
-    "test_ssd",
+    "test_qat",
     "test_fuzz",
     "test_exporters",
-    "test_two_stage_variants",
-    "test_benchmarks",
-    "test_bad_input",
+    "test_sensitivity",
     "test_sizes",
-    "test_checkpoint_contents",
-    "test_retinanet",
-    "test_fcos",
+    "test_detector_nets",
+    "test_keras_mask_rcnn",
+    "test_detector_settings",
+    "test_ssd",
+    "test_deformable_detr",
+    "test_two_stage_variants",
+    "test_bad_input",
+    "test_point_rend",
+    "test_planning",
 )
 """Files that take longest, in this order."""
 
