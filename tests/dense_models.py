@@ -87,19 +87,28 @@ def sane(network: nn.Module, seed: int = 0) -> nn.Module:
 def tame(run: Callable[[], object], layers: Sequence[Layer], mean: float, deviation: float) -> None:
     """Scale the weights of `layers` so that what they give in `run` has this mean and deviation.
 
-    Layers are taken one by one: scores that saturate would tie.
+    Each layer is scaled by its own: scores that saturate would tie. None may depend on another.
     """
-    for layer in layers:
-        seen: list[torch.Tensor] = []
-        hook = layer.register_forward_hook(lambda *args, seen=seen: seen.append(args[2]))
-        with torch.inference_mode():
-            run()
+    seen: dict[nn.Module, list[torch.Tensor]] = {layer: [] for layer in layers}
+    hooks = [
+        layer.register_forward_hook(lambda layer, _, found: seen[layer].append(found))
+        for layer in layers
+    ]
+    with torch.inference_mode():
+        run()
+    for hook in hooks:
         hook.remove()
-        values = torch.cat([value.flatten() for value in seen])
+    for layer in layers:
+        values = torch.cat([value.flatten() for value in seen[layer]])
         with torch.no_grad():
             layer.weight *= deviation / values.std()
             assert layer.bias is not None
             layer.bias.fill_(mean)
+
+
+def headed(model: Any, images: torch.Tensor) -> Any:
+    """Return what the head of torchvision's model gives, before it is decoded."""
+    return model.head(list(model.backbone(images).values()))
 
 
 def exported(network: nn.Module, recipe: Recipe, size: tuple[int, int], path: Path) -> Path:

@@ -37,7 +37,7 @@ def theirs() -> Any:
     inputs, boxes = noise(2, 0), model.head.regression_head
 
     def run() -> None:
-        dense_models.eager(model, inputs)
+        dense_models.headed(model, inputs)
 
     dense_models.tame(run, [model.head.classification_head.cls_logits], -4.0, 2.0)
     dense_models.tame(run, [boxes.bbox_reg], 1.0, 0.5)

@@ -49,7 +49,7 @@ def theirs() -> RetinaNet:
     inputs, head = images(2), model.head
 
     def run() -> None:
-        dense_models.eager(model, inputs)
+        dense_models.headed(model, inputs)
 
     dense_models.tame(run, [head.classification_head.cls_logits], -8.0, 2.0)
     dense_models.tame(run, [head.regression_head.bbox_reg], 0.0, 0.3)

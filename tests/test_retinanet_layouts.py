@@ -188,7 +188,7 @@ def test_it_finds_what_the_projects_steps_find(project: str) -> None:
     model.anchor_generator = AnchorGenerator(own.anchor_generator.sizes, ((0.5, 1.0, 2.0),) * 5)
     dense_models.sane(model)
     images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    run = partial(dense_models.eager, model, images)
+    run = partial(dense_models.headed, model, images)
     dense_models.tame(run, [model.head.classification_head.cls_logits], -4.0, 2.0)
     dense_models.tame(run, [model.head.regression_head.bbox_reg], 0.0, 2.5)
     layout: Any = layouts.of_variant(variant)

@@ -22,13 +22,21 @@ def settled(model: Any, seed: int = 0) -> Any:
     sane(model, seed)
     images = pictures(1, seed)
     heads = model.roi_heads
+    with torch.inference_mode():
+        features = list(model.backbone(images).values())
     for layer, mean, deviation in (
         (model.rpn.head.cls_logits, -1.0, 2.0),
         (model.rpn.head.bbox_pred, 0.0, 0.3),
+    ):
+        tame(lambda: model.rpn.head(features), [layer], mean, deviation)
+    pools = heads.mask_roi_pool, heads.keypoint_roi_pool
+    heads.mask_roi_pool = heads.keypoint_roi_pool = None  # what follows the boxes says nothing here
+    for layer, mean, deviation in (
         (heads.box_predictor.cls_score, 0.0, 1.5),
         (heads.box_predictor.bbox_pred, 0.0, 0.5),
     ):
         tame(lambda: eager(model, images), [layer], mean, deviation)
+    heads.mask_roi_pool, heads.keypoint_roi_pool = pools
     return model
 
 

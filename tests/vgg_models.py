@@ -38,7 +38,8 @@ def narrow(kind: Any, settings: vgg.Settings, *extra: torch.Tensor) -> Any:
         tame(run, [network.rpn.cls_score], 0.0, 1.0)
         tame(run, [network.rpn.bbox_pred], 0.0, 0.3)
     head: Any = network.head
-    tame(run, [head.fc6, head.fc7], 0.0, 1.0)
+    tame(run, [head.fc6], 0.0, 1.0)
+    tame(run, [head.fc7], 0.0, 1.0)
     tame(run, [head.cls_score], 0.0, 3.0)
     tame(run, [head.bbox_pred], 0.0, 2.0)
     return network
