@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from dense_models import assert_same, cut, eager, told
 from torchvision.models import detection as zoo
-from torchvision.models.detection import backbone_utils
+from torchvision.models.detection import backbone_utils, keypoint_rcnn
 from two_stage_models import (
     SIZE,
     assert_same_keypoints,
@@ -44,7 +45,7 @@ from deploykit.recipes.metadata import ModelCard
 from deploykit.recipes.recipe import RECIPES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 CLASSES = 5
 HEADS = {"boxes": assert_same, "masks": assert_same_masks, "keypoints": assert_same_keypoints}
@@ -53,8 +54,21 @@ FEWER = 300
 """Candidates of a level, and proposals: the images have no use for torchvision's 1,000, and both
 limits cut all the same."""
 FOUND = 20
-"""Objects per image: torchvision's 100 keypoint heads in float64 take minutes."""
+"""Objects per image: torchvision's 100 take minutes in float64."""
 OUTPUTS = ("boxes", "scores", "classes", "count")
+
+
+@contextlib.contextmanager
+def narrowed() -> Iterator[None]:
+    """Let all layers but the last of torchvision's head for keypoints give 32 channels, not 512."""
+    whole: Any = keypoint_rcnn.KeypointRCNNHeads
+
+    def head(channels: int, layers: tuple[int, ...]) -> Any:
+        return whole(channels, (*(32 for _ in layers[1:]), layers[-1]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keypoint_rcnn, "KeypointRCNNHeads", head)
+        yield
 
 
 def made(head: str, body: str = "resnet18") -> Any:
@@ -72,7 +86,8 @@ def made(head: str, body: str = "resnet18") -> Any:
 @pytest.fixture(scope="module", params=list(HEADS))
 def model(request: pytest.FixtureRequest) -> Any:
     """One model of each kind."""
-    found = made(request.param)
+    with narrowed():
+        found = made(request.param)
     found.head = request.param
     return found
 
@@ -155,7 +170,8 @@ def exported(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     limits = {"candidates": str(FEWER), "proposals": str(FEWER)}
     limits["detections"] = str(FOUND)
     options = ExportOptions(input_size=SIZE, settings=limits)
-    exporting.export(folder / "model.pth", path, options)
+    with narrowed():
+        exporting.export(folder / "model.pth", path, options)
     return path
 
 
