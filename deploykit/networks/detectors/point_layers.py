@@ -75,7 +75,7 @@ def before(layer: nn.Linear, features: Tensor) -> Tensor:
 
 
 class FoldedPoints(nn.Module):
-    """What `Points` becomes.
+    """What `Points` becomes: of the predictor the row of the object's class alone.
 
     The points of an object are a map of `SIDE` by `SIDE`, for which runtimes have their fastest
     convolutions, and what a layer makes of the coarse masks is added to what it makes of the rest:
@@ -87,7 +87,7 @@ class FoldedPoints(nn.Module):
         super().__init__()
         *layers, last = cast("list[nn.Conv1d]", list(source.children()))
         classes = last.out_channels
-        for name, layer in {**dict(zip(NAMES, layers, strict=True)), "predictor": last}.items():
+        for name, layer in zip(NAMES, layers, strict=True):
             weight = layer.weight.unsqueeze(-1)  # of the classes last
             own = F.pad(weight[:, -classes:], (0, 0, 0, 0, 0, -classes % BLOCK))
             setattr(self, name, _convolution(weight[:, :-classes], None))
@@ -96,6 +96,8 @@ class FoldedPoints(nn.Module):
         assert first.bias is not None
         own = first.weight[:, -classes:].squeeze(-1)
         self.first = nn.Parameter(torch.cat([own, first.bias.unsqueeze(1)], 1))
+        rows = last.weight.squeeze(-1).tensor_split([-classes], 1)
+        (self.weight, self.own), self.bias = map(nn.Parameter, rows), last.bias
 
     def mapped(self, features: Tensor) -> Tensor:
         """Return what the first layer makes of a map float32[B, C, H, W] alone."""
@@ -111,9 +113,10 @@ class FoldedPoints(nn.Module):
         for name in NAMES:
             known = mapped and name == "fc1"
             x = (self._first(fine, coarse) if known else self._layer(name, x, here)).relu()
-        found = self._layer("predictor", x, here).flatten(2)
-        own = label.unsqueeze(2).expand(-1, -1, found.shape[2])
-        return found.gather(1, own).squeeze(1)
+        assert self.bias is not None
+        inner, own = (F.embedding(label, each) for each in (self.weight, self.own))  # [n, 1, C]
+        found = inner @ x.flatten(2) + own @ coarse
+        return (found + F.embedding(label, self.bias.unsqueeze(1))).squeeze(1)
 
     def _layer(self, name: str, x: Tensor, here: Tensor) -> Tensor:
         both = self.get_submodule(name)(x), self.get_submodule(f"{name}_own")(here)

@@ -64,8 +64,7 @@ KEEP_FLOAT = (
         "their cost is small",
     ),
     KeepFloat(
-        r"^roi_heads\.(mask_predictor\.mask_fcn_logits|keypoint_predictor"
-        r"|mask_head\.point_head\.predictor(_own)?)\b",
+        r"^roi_heads\.(mask_predictor\.mask_fcn_logits|keypoint_predictor)\b",
         "its outputs are the masks or heatmaps themselves, and their cost is small",
     ),
     KeepFloat(
