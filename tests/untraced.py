@@ -1,9 +1,9 @@
 """What makes a whole run of the tests shorter, and changes nothing that they see.
 
-Coverage pauses inside torch's exporter and onnxscript's optimiser: Python would call it for every
-line there, and take twice as long. A line of deploykit that runs within them alone counts as one
-that no test runs. And what the exporter reads anew for each graph, the list of its operators, is
-read once.
+Coverage pauses inside torch's exporter, onnxscript's optimiser, and where onnx_ir reads, writes and
+copies a graph: Python would call it for every line there, and take twice as long. A line of
+deploykit that runs within them alone counts as one that no test runs. And what the exporter reads
+anew for each graph, the list of its operators, is read once.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 
 _MODULES = (
     *("torch", "torch._dynamo", "torch.onnx._internal.exporter._core", "torchvision"),
-    *("onnx.reference", "onnxscript.optimizer", "onnxscript.function_libs.torch_lib.ops"),
+    *("onnx.reference", "onnx_ir", "onnxscript.optimizer"),
+    "onnxscript.function_libs.torch_lib.ops",
 )
 _FUNCTIONS = (
     ("torch.onnx", "export"),
     ("torch.onnx", "ONNXProgram.optimize"),
     ("onnxscript.optimizer", "fold_constants"),
+    *(("onnx_ir.serde", f"{verb}serialize_model") for verb in ("", "de")),
+    *(("onnx_ir", path) for path in ("Model.clone", "Graph.clone")),
 )
 
 
