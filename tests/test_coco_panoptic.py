@@ -204,4 +204,5 @@ def test_the_published_networks_have_names_at_their_ids() -> None:
         "rug-merged",
     )
     assert len([name for name in names if name != "N/A"]) == 133
+    assert panoptic_names.at_ids(91) == names[:91], "those of a network of things alone"
     assert panoptic_names.at_ids(3) == ("class0", "class1", "class2")

@@ -6,9 +6,10 @@ Caesar et al. 2018).
 
 from __future__ import annotations
 
-from deploykit.networks.class_names import numbered
-from deploykit.networks.detectors.dense_family import coco_names
+from deploykit.networks.detectors.dense_family import coco_ids
 
+THINGS = 91
+"""Ids, 0 and those of none included, up to the last thing's."""
 COUNT = 250
 """Outputs of the published networks: one for each id that the data set of stuff could have had."""
 STUFF = {
@@ -70,8 +71,8 @@ STUFF = {
 
 
 def at_ids(count: int) -> tuple[str, ...]:
-    """Return the names at their ids, N/A between them, where there are as many, else numbers."""
+    """Return the names at their ids, N/A between them; of fewer classes those of `coco_ids`."""
     if count != COUNT:
-        return numbered(count)
-    known = dict(enumerate(("N/A", *coco_names(1)))) | STUFF
+        return coco_ids(count)
+    known = dict(enumerate(coco_ids(THINGS))) | STUFF
     return tuple(known.get(number, "N/A") for number in range(COUNT))
