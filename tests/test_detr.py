@@ -51,7 +51,7 @@ def skewed(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-@pytest.mark.parametrize("variant", ["r50", "r101_dc5"])
+@pytest.mark.parametrize("variant", OFFICIAL)
 def test_parameters_multiply_adds_and_keys_are_the_official_ones(variant: str) -> None:
     with torch.device("meta"):
         network = RECIPE.network(variant, 91).requires_grad_(requires_grad=False)

@@ -50,13 +50,26 @@ SHOWN = [*list(OFFICIAL)[:3], ("hrnet_seg", "w18_small_v2"), ("hrnet_seg", "w48_
 """Of each form one; the sizes differ in numbers alone."""
 
 
+def made(name: str, variant: str) -> nn.Module:
+    """Return a network on no device, of as many classes as published."""
+    with torch.device("meta"):
+        return RECIPES.load(name).network(variant, 1000 if name == "hrnet" else 19)
+
+
 @pytest.mark.parametrize(("name", "variant"), SHOWN)
 def test_parameters_multiply_adds_and_keys_are_the_official_ones(name: str, variant: str) -> None:
-    classes, size = (1000, (224, 224)) if name == "hrnet" else (19, (1024, 2048))
-    with torch.device("meta"):
-        network = RECIPES.load(name).network(variant, classes)
+    size = (224, 224) if name == "hrnet" else (1024, 2048)
     images = torch.empty(1, 3, *size, device="meta")
-    assert OFFICIAL[name, variant] == published.facts(network, images)
+    assert OFFICIAL[name, variant] == published.facts(made(name, variant), images)
+
+
+@pytest.mark.parametrize(("name", "variant"), [each for each in OFFICIAL if each not in SHOWN])
+def test_parameters_and_keys_of_all_sizes_are_the_official_ones(name: str, variant: str) -> None:
+    network = made(name, variant)
+    parameters, _, entries, digest = OFFICIAL[name, variant]
+    count, whole = published.digest(network.state_dict())
+    assert (count, whole[:16]) == (entries, digest)
+    assert sum(p.numel() for p in network.parameters()) == parameters
 
 
 # (variant, corners aligned) -> class scores of one pixel by the official code, weights and image

@@ -187,10 +187,14 @@ def test_names_and_shapes_are_those_of_a_published_file() -> None:
     assert layouts.of_mark(layout.adapt(state)) is benchmark_layout
 
 
-def test_the_networks_have_as_many_weights_as_published() -> None:
+def test_the_head_has_as_many_weights_and_multiply_adds_as_published() -> None:
     with torch.device("meta"):
         head = MaskIou(256, 81)
+        inputs = torch.empty(1, 256, 14, 14), torch.empty(1, 28, 28), torch.zeros(1)
+        spent = published.multiply_adds(head, *inputs)
     assert sum(p.numel() for p in head.parameters()) == 16_341_329
+    maps = 9 * (14 * 14 * (257 + 2 * 256) + 7 * 7 * 256) * 256  # three convolutions, one of 7x7
+    assert spent == maps + (7 * 7 * 256 + 1024 + 81) * 1024 == 390_146_048
 
 
 def test_the_recipe_knows_its_files_and_the_others_do_not() -> None:
