@@ -116,11 +116,12 @@ def _methods(net: str) -> list[tuple[float, int]]:
 
 
 def _judged(lines: list[Found], checkpoint: str, metric: str) -> list[tuple[float, int]]:
-    """Return likewise of the FP32 file of a checkpoint, and the first INT8 file made of that."""
+    """Return likewise of a checkpoint's latest FP32 file, and the first INT8 file made of that."""
     made = [each for each in lines if each["kind"] == "artifact"]
-    float_ = next(each for each in made if checkpoint in each["parents"])
+    float_ = [each for each in made if checkpoint in each["parents"]][-1]
+    same = float_["path"], float_["sha256"]
     int8_ = next(
-        each for each in made if float_["path"] in each["parents"] and "int8" in each["precision"]
+        each for each in made if same in each["parents"].items() and "int8" in each["precision"]
     )
     scores = {each["model_sha256"]: each for each in lines if each["kind"] == "accuracy"}
     found = [scores[each["sha256"]] for each in (float_, int8_)]

@@ -160,16 +160,20 @@ def test_what_int8_costs_is_said_by_the_records_of_the_example() -> None:
         ("a.fp16.onnx", "half", {"a.onnx": "fp"}, {"fp16": 1.0}),
         ("a.int8.onnx", "int", {"a.onnx": "fp"}, {"int8": 0.9}),
         ("a.minmax.onnx", "other", {"a.onnx": "fp"}, {"int8": 0.9}),
+        ("a.onnx", "fp of now", {"a.pth": "weights"}, {"fp32": 1.0}),
+        ("a.int8.onnx", "int of now", {"a.onnx": "fp of now"}, {"int8": 0.9}),
     ]
     keys = ("path", "sha256", "parents", "precision")
     lines: list[dict[str, Any]] = [
         {"kind": "artifact", **dict(zip(keys, each, strict=True))} for each in made
     ]
-    for model, value in (("weights", 0.9), ("fp", 0.75), ("int", 0.5), ("other", 0.1)):
+    values = {"weights": 0.9, "fp": 0.75, "int": 0.5, "other": 0.1}
+    for model, value in (*values.items(), ("fp of now", 0.875), ("int of now", 0.625)):
         metrics = {"ap": value, "mask_ap": value / 2}
         lines.append({"kind": "accuracy", "model_sha256": model, "metrics": metrics, "images": 300})
-    assert systems_table._judged(lines, "a.pth", "ap") == [(0.75, 300), (0.5, 300)]
-    assert systems_table._judged(lines, "a.pth", "mask_ap") == [(0.375, 300), (0.25, 300)]
+    assert systems_table._judged(lines, "a.pth", "ap") == [(0.875, 300), (0.625, 300)]
+    before = [each for each in lines if "now" not in (each.get("sha256") or each["model_sha256"])]
+    assert systems_table._judged(before, "a.pth", "mask_ap") == [(0.375, 300), (0.25, 300)]
 
 
 def test_every_trained_example_says_what_int8_costs() -> None:
