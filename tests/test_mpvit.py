@@ -74,7 +74,7 @@ def test_attention_is_the_papers_formula() -> None:
     layer = skewed(mpvit.Attention(32, mpvit.RelativePlaces(32)))
     x = torch.randn(2, 35, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        found = layer(x, (5, 7))
+        found = mpvit.as_tokens(layer(x, (5, 7)))
         expected = by_the_formula(layer, x.double(), (5, 7))
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the name the field gives it
 from torch import Tensor, nn
 
 from deploykit.networks.reparam import ConvNorm
@@ -74,20 +75,20 @@ def depthwise(channels: int, kernel: int, *, stride: int = 1, bias: bool = False
 
 
 class Places(nn.Module):
-    """Adds to each token what a convolution sees around it: conditional position encoding."""
+    """Adds to each place what a convolution sees around it: conditional position encoding."""
 
     def __init__(self, width: int) -> None:
         """Make the layer."""
         super().__init__()
         self.proj = depthwise(width, 3, bias=True)
 
-    def forward(self, x: Tensor, sides: Sequence[int]) -> Tensor:
-        """Return float32[batch, N, C] of the same."""
-        return x + as_tokens(self.proj(as_map(x, sides)))
+    def forward(self, x: Tensor) -> Tensor:
+        """Return float32[batch, C, H, W] of the same."""
+        return x + cast("Tensor", self.proj(x))
 
 
 class RelativePlaces(nn.Module):
-    """What the heads see of the values around each token, in windows of several sizes."""
+    """What the heads see of the values around each place, in windows of several sizes."""
 
     def __init__(self, width: int) -> None:
         """Make the layers."""
@@ -98,15 +99,18 @@ class RelativePlaces(nn.Module):
             for window, count in zip(WINDOWS, self.channels, strict=True)
         )
 
-    def forward(self, values: Tensor, sides: Sequence[int]) -> Tensor:
-        """Return float32[batch, N, C] of the same."""
-        parts = torch.split(as_map(values, sides), self.channels, 1)
+    def forward(self, values: Tensor) -> Tensor:
+        """Return float32[batch, C, H, W] of the same."""
+        parts = torch.split(values, self.channels, 1)
         seen = [conv(part) for conv, part in zip(self.conv_list, parts, strict=True)]
-        return as_tokens(torch.cat(seen, 1))
+        return torch.cat(seen, 1)
 
 
 class Attention(nn.Module):
-    """Factorised attention: q (softmax(k)^T v) / sqrt(d) + q * places(v), linear in N."""
+    """Factorised attention: q (softmax(k)^T v) / sqrt(d) + q * places(v), linear in N.
+
+    Channels come first all the way, so that q, k and v are turned once and together.
+    """
 
     def __init__(self, width: int, crpe: RelativePlaces) -> None:
         """Make the layers; crpe: what all layers of the encoder share."""
@@ -116,15 +120,14 @@ class Attention(nn.Module):
         self.crpe = crpe
 
     def forward(self, x: Tensor, sides: Sequence[int]) -> Tensor:
-        """Return float32[batch, N, C] of the same."""
-        q, k, v = self.qkv(x).chunk(3, 2)
-        asked, keys, values = (
-            part.reshape(-1, x.shape[1], HEADS, self.size).transpose(1, 2) for part in (q, k, v)
-        )
+        """Return float32[batch, C, H, W] of tokens float32[batch, N, C]."""
+        q, k, v = as_map(self.qkv(x), sides).chunk(3, 1)
+        asked, keys, values = (part.reshape(-1, HEADS, self.size, x.shape[1]) for part in (q, k, v))
         # [batch, HEADS, size, size] is the small one of the products: scaled is that
-        kept = keys.transpose(2, 3).softmax(3) @ values * self.size**-0.5
-        mixed = (asked @ kept).transpose(1, 2).flatten(2)
-        return cast("Tensor", self.proj(mixed + q * self.crpe(v, sides)))
+        kept = keys.softmax(3) @ values.transpose(2, 3) * self.size**-0.5
+        mixed = (kept.transpose(2, 3) @ asked).reshape(-1, x.shape[2], *sides)
+        weight = self.proj.weight[:, :, None, None]
+        return F.conv2d(mixed + q * self.crpe(v), weight, self.proj.bias)
 
 
 class Layer(nn.Module):
@@ -146,8 +149,9 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, sides: Sequence[int]) -> Tensor:
         """Return float32[batch, N, C] of the same."""
-        x = self.cpe(x, sides)
-        x = x + self.factoratt_crpe(self.norm1(x), sides)
+        seen = self.cpe(as_map(x, sides))
+        seen = seen + self.factoratt_crpe(self.norm1(as_tokens(seen)), sides)
+        x = as_tokens(seen)
         return x + cast("Tensor", self.mlp(self.norm2(x)))
 
 
