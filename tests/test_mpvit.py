@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812 - the name the field gives it
 from random_weights import HALVES, check_refused, skewed
 
 import deploykit
-from deploykit.networks import bodies, loading, mpvit, reparam
+from deploykit.networks import bodies, loading, mpvit, mpvit_encoder, reparam
 from deploykit.recipes.identity import Facts
 from deploykit.recipes.recipe import RECIPES
 
@@ -50,7 +50,7 @@ def little(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     return skewed(RECIPE.build("tiny", 5, (64, 64)))
 
 
-def by_the_formula(layer: mpvit.Attention, x: Tensor, sides: tuple[int, int]) -> Tensor:
+def by_the_formula(layer: mpvit_encoder.Attention, x: Tensor, sides: tuple[int, int]) -> Tensor:
     """Return CoaT's equations 6 to 9, head by head and in float64."""
     double = {key: value.double() for key, value in layer.state_dict().items()}
     size = x.shape[2] // 8
@@ -71,10 +71,10 @@ def by_the_formula(layer: mpvit.Attention, x: Tensor, sides: tuple[int, int]) ->
 
 
 def test_attention_is_the_papers_formula() -> None:
-    layer = skewed(mpvit.Attention(32, mpvit.RelativePlaces(32)))
+    layer = skewed(mpvit_encoder.Attention(32, mpvit_encoder.RelativePlaces(32)))
     x = torch.randn(2, 35, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        found = mpvit.as_tokens(layer(x, (5, 7)))
+        found = mpvit_encoder.as_tokens(layer(mpvit_encoder.as_map(x, (5, 7))))
         expected = by_the_formula(layer, x.double(), (5, 7))
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from deploykit.errors import InputError, OptionError
 from deploykit.precision import observers
 from deploykit.precision.histograms import BINS, Extremes, Histogram
-from deploykit.precision.observers import LEAST_THRESHOLD, OBSERVERS
+from deploykit.precision.observers import DEAD_THRESHOLD, LEAST_THRESHOLD, OBSERVERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -234,7 +234,8 @@ def test_a_threshold_is_positive_and_at_most_the_largest_magnitude(
     name: str, values: Values
 ) -> None:
     largest = float(np.abs(values).max())
-    assert 0 < threshold(name, values) <= max(largest, LEAST_THRESHOLD) * (1 + 1e-12)
+    most = max(largest, LEAST_THRESHOLD) if largest > LEAST_THRESHOLD else DEAD_THRESHOLD
+    assert 0 < threshold(name, values) <= most * (1 + 1e-12)
 
 
 @given(st.sampled_from(sorted(OBSERVERS)), samples, st.integers(0, 40))
@@ -254,17 +255,17 @@ def test_a_threshold_scales_with_any_factor_within_the_bins(name: str, factor: f
 
 
 @pytest.mark.parametrize("name", sorted(OBSERVERS))
-@pytest.mark.parametrize("value", [1.0, -2.5, 1e30, -1e-3])
+@pytest.mark.parametrize("value", [1.0, -2.5, 1e30, -1e-3, 1e-9, -1e-20])
 def test_a_tensor_of_one_value_is_covered(name: str, value: float) -> None:
     found = threshold(name, np.full(10, value, np.float32))
     assert found == pytest.approx(abs(value), rel=1e-2)
 
 
 @pytest.mark.parametrize("name", sorted(OBSERVERS))
-@pytest.mark.parametrize("value", [0.0, 1e-45, -1e-40, 1e-9])
-def test_a_dead_tensor_gets_the_least_threshold(name: str, value: float) -> None:
+@pytest.mark.parametrize("value", [0.0, 1e-45, -1e-40])
+def test_a_dead_tensor_gets_a_threshold_that_half_precision_holds(name: str, value: float) -> None:
     found = threshold(name, np.full(10, value, np.float32))
-    assert found == LEAST_THRESHOLD
+    assert found == DEAD_THRESHOLD
     assert np.float16(found / 127) > 0
 
 

@@ -30,8 +30,8 @@ from deploykit.precision import lint, placement, quantization
 from deploykit.precision.lint.graph import runs_int8
 from deploykit.precision.placement.rules import PASS_THROUGH
 from deploykit.precision.quantization.arithmetic import (
+    DEAD_SCALE,
     MIN_SCALE,
-    MIN_WEIGHT_SCALE,
     activation_scale,
     quantized,
     weight_scales,
@@ -327,7 +327,7 @@ def test_a_dead_channel_has_a_positive_scale_and_gives_its_bias(
     quantize(path, table_of(path, images(1, 16, 8, 8)), INT8, out, float_type=FP16)
     value = onnxfile.read_model(out).graph.initializers["w1.scale"].const_value
     assert value is not None
-    assert value.numpy()[0] == np.float16(MIN_WEIGHT_SCALE) > 0
+    assert value.numpy()[0] == np.float16(DEAD_SCALE) > 0
     assert not run(out, images(1, 16, 8, 8))[0].any()
 
 
@@ -510,6 +510,29 @@ def test_the_scale_of_an_activation_is_a_positive_number_of_its_type(
         assert np.isfinite(np.float16(1) / np.float16(scale))
     if threshold / 127 >= MIN_SCALE[float_type]:
         assert float(scale) == pytest.approx(threshold / 127, rel=2**-10)
+
+
+@EXACT
+@pytest.mark.parametrize("float_type", [FP16, FP32])
+@pytest.mark.parametrize("factor", [1e-9, 1e-6, 1e-3, 1e3, 1e6, 1e9])
+def test_steps_of_any_size_add_no_more_noise(
+    graph: Graph, tmp_path: Path, factor: float, float_type: Precision
+) -> None:
+    def noise(times: float) -> float:
+        random = np.random.default_rng(0)
+        w1, w2 = random.normal(size=(2, *W)).astype(np.float32) / 12
+        body = (
+            "(float[N,16,8,8] x) => (float[N,c,h,w] y) { "
+            f"[c1] a = {CONV}(x, w1) [r1] b = Relu(a) [m] c = Mul(b, k) [c2] y = {CONV}(c, w2) }}"
+        )
+        model = graph(body, w1=w1, w2=w2 / np.float32(times), k=np.float32(times))
+        path, out = saved(model, tmp_path / f"{times}.onnx"), tmp_path / f"{times}.int8.onnx"
+        x = images(1, 16, 8, 8)
+        quantize(path, table_of(path, x), INT8, out, float_type=float_type)
+        (exact,), (found,) = run(path, x), run(out, x)
+        return float(np.square(found - exact).sum() / np.square(exact).sum())
+
+    assert noise(factor) <= 2 * noise(1.0)
 
 
 @pytest.mark.parametrize(("factor", "steps"), [(200.0, 2), (1.0, 1)])

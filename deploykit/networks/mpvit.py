@@ -12,20 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name the field gives it
 from torch import Tensor, nn
 
+from deploykit.networks.mpvit_encoder import Encoder, depthwise
 from deploykit.networks.reparam import ConvNorm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-HEADS = 8
-"""Of every attention."""
-WINDOWS = {3: 2, 5: 3, 7: 3}
-"""Taps along the window in which a head sees relative places -> heads that have it."""
-EPSILON = 1e-6
-"""Of layer norms."""
 
 
 @dataclass(frozen=True)
@@ -55,123 +48,6 @@ SIZES = {
 }
 VARIANTS = {**SIZES, "light": Architecture((32, 64, 96, 128), (1, 1, 2, 1), 2)}
 """`light` is this project's own classifier, for images of 64x64."""
-
-
-def as_map(tokens: Tensor, sides: Sequence[int]) -> Tensor:
-    """Return float32[batch, C, *sides] of float32[batch, N, C]."""
-    return tokens.transpose(1, 2).reshape(-1, tokens.shape[2], *sides)
-
-
-def as_tokens(x: Tensor) -> Tensor:
-    """Return float32[batch, H * W, C] of float32[batch, C, H, W]."""
-    return x.flatten(2).transpose(1, 2)
-
-
-def depthwise(channels: int, kernel: int, *, stride: int = 1, bias: bool = False) -> nn.Conv2d:
-    """Return a convolution of each channel alone."""
-    return nn.Conv2d(
-        channels, channels, kernel, stride, padding=kernel // 2, groups=channels, bias=bias
-    )
-
-
-class Places(nn.Module):
-    """Adds to each place what a convolution sees around it: conditional position encoding."""
-
-    def __init__(self, width: int) -> None:
-        """Make the layer."""
-        super().__init__()
-        self.proj = depthwise(width, 3, bias=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return float32[batch, C, H, W] of the same."""
-        return x + cast("Tensor", self.proj(x))
-
-
-class RelativePlaces(nn.Module):
-    """What the heads see of the values around each place, in windows of several sizes."""
-
-    def __init__(self, width: int) -> None:
-        """Make the layers."""
-        super().__init__()
-        self.channels = [heads * (width // HEADS) for heads in WINDOWS.values()]
-        self.conv_list = nn.ModuleList(
-            depthwise(count, window, bias=True)
-            for window, count in zip(WINDOWS, self.channels, strict=True)
-        )
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Return float32[batch, C, H, W] of the same."""
-        parts = torch.split(values, self.channels, 1)
-        seen = [conv(part) for conv, part in zip(self.conv_list, parts, strict=True)]
-        return torch.cat(seen, 1)
-
-
-class Attention(nn.Module):
-    """Factorised attention: q (softmax(k)^T v) / sqrt(d) + q * places(v), linear in N.
-
-    Channels come first all the way, so that q, k and v are turned once and together.
-    """
-
-    def __init__(self, width: int, crpe: RelativePlaces) -> None:
-        """Make the layers; crpe: what all layers of the encoder share."""
-        super().__init__()
-        self.size = width // HEADS
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.crpe = crpe
-
-    def forward(self, x: Tensor, sides: Sequence[int]) -> Tensor:
-        """Return float32[batch, C, H, W] of tokens float32[batch, N, C]."""
-        q, k, v = as_map(self.qkv(x), sides).chunk(3, 1)
-        asked, keys, values = (part.reshape(-1, HEADS, self.size, x.shape[1]) for part in (q, k, v))
-        # [batch, HEADS, size, size] is the small one of the products: scaled is that
-        kept = keys.softmax(3) @ values.transpose(2, 3) * self.size**-0.5
-        mixed = (kept.transpose(2, 3) @ asked).reshape(-1, x.shape[2], *sides)
-        weight = self.proj.weight[:, :, None, None]
-        return F.conv2d(mixed + q * self.crpe(v), weight, self.proj.bias)
-
-
-class Layer(nn.Module):
-    """The places, then attention and an MLP, each behind a norm and beside its input."""
-
-    def __init__(self, width: int, ratio: int, cpe: Places, crpe: RelativePlaces) -> None:
-        """Make the layers; cpe, crpe: what all layers of the encoder share."""
-        super().__init__()
-        self.cpe, self.crpe = cpe, crpe
-        self.factoratt_crpe = Attention(width, crpe)
-        inner = ratio * width
-        parts = [
-            ("fc1", nn.Linear(width, inner)),
-            ("act", nn.GELU()),
-            ("fc2", nn.Linear(inner, width)),
-        ]
-        self.mlp = nn.Sequential(OrderedDict(parts))
-        self.norm1, self.norm2 = nn.LayerNorm(width, EPSILON), nn.LayerNorm(width, EPSILON)
-
-    def forward(self, x: Tensor, sides: Sequence[int]) -> Tensor:
-        """Return float32[batch, N, C] of the same."""
-        seen = self.cpe(as_map(x, sides))
-        seen = seen + self.factoratt_crpe(self.norm1(as_tokens(seen)), sides)
-        x = as_tokens(seen)
-        return x + cast("Tensor", self.mlp(self.norm2(x)))
-
-
-class Encoder(nn.Module):
-    """The transformer of one path."""
-
-    def __init__(self, width: int, ratio: int, layers: int) -> None:
-        """Make the layers."""
-        super().__init__()
-        self.cpe, self.crpe = Places(width), RelativePlaces(width)
-        self.MHCA_layers = nn.ModuleList(
-            Layer(width, ratio, self.cpe, self.crpe) for _ in range(layers)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return float32[batch, C, H, W] of the same."""
-        sides, tokens = x.shape[2:], as_tokens(x)
-        for layer in self.MHCA_layers:
-            tokens = layer(tokens, sides)
-        return as_map(tokens, sides)
 
 
 class Local(nn.Sequential):

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 PERCENTILE = 99.99
 """Default of the percentile observer; Wu et al. compare 99.9, 99.99 and 99.999."""
 _PERCENTS = (99.9, 99.99, 99.999)
-LEAST_THRESHOLD = INT8_LEVELS * 2.0**-24
-"""Gives the smallest scale that is above zero in half precision; dead tensors get it."""
+LEAST_THRESHOLD = INT8_LEVELS * 2.0**-100
+"""A tensor that reaches no further is dead: the reciprocals of smaller steps may be infinite."""
+DEAD_THRESHOLD = INT8_LEVELS * 2.0**-24
+"""Of a dead tensor: gives the smallest scale that is above zero in half precision."""
 _LEVELS = 128
 """Magnitudes of the INT8 grid, zero included, onto which entropy projects."""
 
@@ -208,5 +210,5 @@ def chosen_range(observer: Observer, seen: Extremes) -> Range:
     Raises: InputError where nothing was observed.
     """
     largest = seen.largest
-    threshold = observer.threshold(seen) if largest > LEAST_THRESHOLD else LEAST_THRESHOLD
+    threshold = observer.threshold(seen) if largest > LEAST_THRESHOLD else DEAD_THRESHOLD
     return Range(max(threshold, LEAST_THRESHOLD), seen.minimum, seen.maximum)

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-MIN_WEIGHT_SCALE = 2.0**-24
-"""Scale of a dead channel, whose weights are all 0: FP16's smallest number, for it must be > 0."""
-MIN_SCALE: Mapping[Precision, float] = {Precision.FP32: 2.0**-24, Precision.FP16: 2.0**-14}
-"""Smallest scale of an activation; in FP16 its reciprocal must be finite too."""
+DEAD_SCALE = 2.0**-24
+"""Scale of what is always 0, a channel's weights or a tensor: FP16's smallest number above 0."""
+MIN_SCALE: Mapping[Precision, float] = {Precision.FP32: 2.0**-100, Precision.FP16: 2.0**-14}
+"""Smallest scale of what is not; its reciprocal must be finite too. Below it, it counts as 0."""
 
 MAX_HALF = float(np.finfo(np.float16).max)
 """Largest FP16 number."""
@@ -30,8 +30,10 @@ MAX_LOSS = 10**0.1
 
 def activation_scale(threshold: float, float_type: Precision) -> np.float32:
     """Return the step `threshold / 127` as a number of `float_type`, at least `MIN_SCALE`."""
-    scale = max(threshold / INT8_LEVELS, MIN_SCALE[float_type])
-    return np.float32(np.float16(scale)) if float_type is Precision.FP16 else np.float32(scale)
+    exact = threshold / INT8_LEVELS
+    if float_type is Precision.FP16:
+        return np.float32(np.float16(max(exact, MIN_SCALE[float_type])))
+    return np.float32(exact if exact >= MIN_SCALE[float_type] else DEAD_SCALE)
 
 
 def scale_type(threshold: float, float_type: Precision) -> Precision:
@@ -48,10 +50,15 @@ def scale_type(threshold: float, float_type: Precision) -> Precision:
 def weight_scale_type(
     weights: NDArray[np.float32], axis: int | None, float_type: Precision
 ) -> Precision:
-    """Return FP32 for weights that steps rounded to FP16 would cost MAX_LOSS, else `float_type`."""
+    """Return FP32 for weights that steps rounded to FP16 would cost MAX_LOSS, else `float_type`.
+
+    A step above FP16 would be infinite.
+    """
     if float_type is Precision.FP32 or not (float(np.abs(weights).max(initial=0)) > 0):
         return float_type
     exact = weight_scales(weights, axis, Precision.FP32)
+    if exact.max() > MAX_HALF:
+        return Precision.FP32
     if exact.min() >= MIN_SCALE[Precision.FP16]:
         return float_type
     noise, more = (
@@ -73,11 +80,12 @@ def weight_scales(
 ) -> NDArray[np.float32]:
     """Return the smallest scale per index of `axis` (None: one) that clips no weight.
 
-    max |w| / 127, rounded up to a number of `float_type`, at least `MIN_WEIGHT_SCALE`.
+    max |w| / 127, rounded up to a number of `float_type`; `DEAD_SCALE` where all are 0.
     """
     others = tuple(i for i in range(weights.ndim) if i != axis) if axis is not None else None
     largest = np.abs(weights).max(axis=others).astype(np.float64)
-    exact = np.maximum(largest / INT8_LEVELS, MIN_WEIGHT_SCALE)
+    exact = largest / INT8_LEVELS
+    exact = np.where(exact >= MIN_SCALE[Precision.FP32], exact, DEAD_SCALE)
     kind = np.float16 if float_type is Precision.FP16 else np.float32
     rounded = exact.astype(kind)
     up = np.nextafter(rounded, kind(np.inf))
