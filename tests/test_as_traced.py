@@ -63,7 +63,8 @@ def test_numbers_that_an_op_takes_by_default_are_those_of_float32() -> None:
     away = x.astype(np.float64) - x.astype(np.float64).mean(1, keepdims=True)
     epsilon = float(np.float32(1e-5))
     expected = away / np.sqrt((away**2).mean(1, keepdims=True) + epsilon)
-    assert np.abs(session.run({"x": x})["y"] - expected).max() < 1e-14
+    found: Any = session.run({"x": x})["y"]
+    assert np.abs(found - expected).max() < 1e-14
     assert session.scalars == frozenset({epsilon})
 
 

@@ -61,7 +61,7 @@ def test_later_shapes_cover_earlier_ones() -> None:
         drawing.rasterised((rectangle(12, 2, 25, 12),), 30, 30),
     ]
     behind, front = drawing.visible(shapes, 30, 30)
-    assert (behind.sum(), front.sum()) == (100, 130)
+    assert (int(behind.sum()), int(front.sum())) == (100, 130)
     box, mask = drawing.tight(shapes[0].region, behind)
     assert box == (2, 2, 12, 12)
     assert mask.all()

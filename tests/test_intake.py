@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 from foreign_nets import SIDE, WIDTH, Net, two_layers
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from PIL import Image
 
 from deploykit import BenchOptions, cli, pipeline
@@ -78,7 +79,13 @@ def test_a_file_of_a_newer_format_than_the_runtimes_is_taken(tmp_path: Path, pho
     pipeline.bench([path, made], pipeline.BenchPlan(FAST))
 
 
-@pytest.mark.parametrize("shape", [(-1, 3, SIDE, SIDE), (0, 3, SIDE, SIDE), ("n", 3, "h", "w")])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *((-1, 3, SIDE, SIDE), (0, 3, SIDE, SIDE), ("n", 3, "h", "w")),
+        *((-1, 3, -1, -1), (0, 3, 0, 0)),
+    ],
+)
 def test_open_sizes_however_they_are_written_take_what_the_user_says(
     tmp_path: Path, photos: Path, shape: Any
 ) -> None:
@@ -90,6 +97,38 @@ def test_open_sizes_however_they_are_written_take_what_the_user_says(
     assert spec.shape[1:] == (3, SIDE, SIDE)
     assert isinstance(spec.shape[0], str)
     assert out.shape[1:] == (WIDTH, SIDE, SIDE)
+
+
+@pytest.mark.parametrize("opset", [21, 22])
+@pytest.mark.parametrize(("axis", "block"), [(0, 3), (1, 4)])
+@pytest.mark.parametrize("kind", [np.int8, np.uint8])
+def test_weights_in_blocks_become_float_and_are_quantised_anew(  # noqa: PLR0913, PLR0917
+    tmp_path: Path, photos: Path, opset: int, axis: int, block: int, kind: Any
+) -> None:
+    net = Net()
+    least = 0 if kind is np.uint8 else -128
+    levels = net.random.integers(least, least + 255, (WIDTH, WIDTH, 3, 3)).astype(kind)
+    shape = tuple(-(-n // block) if i == axis else n for i, n in enumerate(levels.shape))
+    steps = net.weight(net.random.uniform(0.5e-3, 1e-3, shape).astype(np.float32))
+    zeros = net.weight(np.full(shape, least + 128, kind))
+    made = net.op("DequantizeLinear", net.weight(levels), steps, zeros, axis=axis, block_size=block)
+    first = net.op("Relu", net.conv("images", 3, WIDTH))
+    path = net.save(
+        tmp_path / "m.onnx", net.conv(first, WIDTH, WIDTH, made), opset=opset, ir_version=10
+    )
+    x = np.random.default_rng(1).random((1, 3, SIDE, SIDE), np.float32)
+    (exact,) = ReferenceEvaluator(str(path)).run(None, {"images": x})
+    found = run(quantized(path, photos), x)
+    assert np.square(found - exact).sum() < 1e-2 * np.square(exact).sum()
+
+
+def test_a_fixed_batch_is_what_is_measured_where_none_is_asked_for(tmp_path: Path) -> None:
+    net, output = two_layers()
+    path = net.save(tmp_path / "m.onnx", output, (3, 3, SIDE, SIDE))
+    (found,) = pipeline.bench([path], pipeline.BenchPlan(FAST))
+    assert found.batch_size == 3
+    with pytest.raises(OptionError, match=r"(?s)holds 3 images.*--batch-sizes 3"):
+        pipeline.bench([path], pipeline.BenchPlan(FAST, batch_sizes=(1,)))
 
 
 def test_every_verb_takes_the_size_of_the_card(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_the_noise_of_a_layer_is_that_of_its_product(tmp_path: Path) -> None:
     (stored,) = quality.stored(placed, known)
     seen = probing.probe(subject, [{"x": x}], stored=[stored])
     found = quality.layer_noise(subject.graph, placed, known, seen.noise)["conv"]
-    scales = np.abs(weights).max(axis=(1, 2, 3), keepdims=True) / 127
+    scales: Any = np.abs(weights).max(axis=(1, 2, 3), keepdims=True) / 127
 
     def product(a: np.ndarray[Any, Any], w: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         windows = np.lib.stride_tricks.sliding_window_view(a.astype(np.float64), (3, 3), (2, 3))

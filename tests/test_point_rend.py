@@ -260,7 +260,7 @@ def test_the_graph_finds_what_the_network_finds_and_has_no_branches(tmp_path: Pa
     found = session.run({"images": images.numpy()})
     count = found["count"]
     assert count.tolist() == expected_count.tolist()
-    assert count.min() > 0
+    assert int(count.min()) > 0
     for image, number in enumerate(count):
         values: Any = found["masks"]
         ours, theirs = values[image, :number], expected[image, :number].numpy()

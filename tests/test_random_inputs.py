@@ -22,8 +22,8 @@ def test_random_images_repeat_by_seed_and_lie_between_0_and_1(seed: int, count: 
     assert first.dtype == np.float32
     assert np.array_equal(first, random_inputs.images(IMAGES, seed, count))
     assert not np.array_equal(first, random_inputs.images(IMAGES, seed + 1, count))
-    assert first.min() >= 0
-    assert first.max() <= 1
+    assert float(first.min()) >= 0
+    assert float(first.max()) <= 1
 
 
 def test_random_images_have_large_and_small_structure() -> None:

@@ -163,7 +163,10 @@ def bench(
     models: Annotated[list[Path], Argument(help="ONNX files or engines.")],
     *,
     backend: BackendName = None,
-    batch_sizes: Annotated[str, Option(help="Comma-separated, such as 1,32.")] = "1",
+    batch_sizes: Annotated[
+        str | None,
+        Option(help="Comma-separated, such as 1,32.  [default: what the model holds, else 1]"),
+    ] = None,
     warmup: Annotated[float, Option(help="Seconds that are not kept.")] = 1.0,
     duration: Annotated[float, Option(help="Seconds that are, at least.")] = 5.0,
     iterations: Annotated[int, Option(help="Iterations that are, at least.")] = 50,
@@ -202,7 +205,8 @@ def bench(
         cuda_graph=cuda_graph,
         threads=threads,
     )
-    sizes, said = options.integers("--batch-sizes", batch_sizes), about.description()
+    sizes = () if batch_sizes is None else options.integers("--batch-sizes", batch_sizes)
+    said = about.description()
     wanted = pipeline.BenchPlan(base, sizes, backend, end_to_end, recipe, inputs, said)
     with options.named(op, plugins):
         found = pipeline.bench(models, wanted, record=record, progress=progress.bar)

@@ -115,6 +115,9 @@ def _named(graph: ir.Graph) -> tuple[str, ...]:
         changed = True
     if not changed:
         return ()
+    for value in (value for node in graph for value in node.outputs):
+        if value.shape is not None and any(isinstance(d, int) and d < 1 for d in value.shape):
+            value.shape = None  # what shape inference made of such sizes
     for output in graph.outputs:
         if output.shape is not None and any(isinstance(d, int) and d < 1 for d in output.shape):
             output.shape = ir.Shape(

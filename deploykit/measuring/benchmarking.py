@@ -139,6 +139,7 @@ def _step(session: Session, work: Arrays | EndToEnd, options: BenchOptions) -> S
             raise OptionError(
                 f"the input {name!r} holds {array.shape[0]} images",
                 expected=f"a batch of {options.batch_size}, as the options say",
+                fix=f"--batch-sizes {array.shape[0]}, or none, which takes what the model holds",
             )
     return session.stepper(work, transfers=options.transfers, cuda_graph=options.cuda_graph)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploykit.data import samples, sources
+from deploykit.data import feeding, samples, sources
 from deploykit.errors import OptionError
 from deploykit.measuring import benchmarking, environment, records
 from deploykit.measuring.benchmarking import BenchOptions, EndToEnd, Instruments, Subject
@@ -44,7 +43,8 @@ class BenchPlan:
     """Which points are measured."""
 
     options: BenchOptions = field(default_factory=BenchOptions)
-    batch_sizes: tuple[int, ...] = (1,)
+    batch_sizes: tuple[int, ...] = ()
+    """None named: as many images as a model's input holds, one where it holds any number."""
     backend: str | None = None
     end_to_end: str | Dataset | None = None
     """Data set of the images for the whole way from image to results; None: device scope."""
@@ -88,7 +88,8 @@ def bench(
     data = None if plan.images is None else sources.dataset(plan.images)
     images = _decoded(data) if data else []
     found = []
-    for model, batch_size in itertools.product(opened, plan.batch_sizes):
+    pairs = ((model, n) for model in opened for n in plan.batch_sizes or (_held(model),))
+    for model, batch_size in pairs:
         options = replace(plan.options, batch_size=batch_size)
         work = _work(model, options, plan, images)
         measured = benchmarking.bench(
@@ -106,6 +107,12 @@ def bench(
             records.append(record, measured)
         found.append(measured)
     return tuple(found)
+
+
+def _held(model: Model) -> int:
+    """Return the batch of a model's first input, 1 where that may be any."""
+    batch = feeding.batch(model.session.inputs[0]) if model.session.inputs else 1
+    return batch if isinstance(batch, int) else 1
 
 
 def _decoded(data: Dataset) -> list[Pixels]:

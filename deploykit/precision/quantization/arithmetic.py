@@ -6,7 +6,7 @@ activation tensor and one per output channel of the weights.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -87,7 +87,7 @@ def weight_scales(
     exact = largest / INT8_LEVELS
     exact = np.where(exact >= MIN_SCALE[Precision.FP32], exact, DEAD_SCALE)
     kind = np.float16 if float_type is Precision.FP16 else np.float32
-    rounded = exact.astype(kind)
+    rounded: NDArray[Any] = exact.astype(kind)
     up = np.nextafter(rounded, kind(np.inf))
     scales: NDArray[np.float32] = np.where(rounded < exact, up, rounded).astype(np.float32)
     return scales

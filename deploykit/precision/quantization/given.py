@@ -186,11 +186,14 @@ def _widened(node: ir.Node, *, remember: bool) -> bool:
     levels, scales = constant(node.inputs[0]), constant(node.inputs[1])
     zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     late = len(node.inputs) > 2 and node.inputs[2] is not None and zero is None
-    if levels is None or scales is None or late or integer(node, "block_size", 0):
+    if levels is None or scales is None or late:
         return False
-    axis = integer(node, "axis", 1) % max(1, levels.ndim)
-    steps, shift = (_along(each, levels.ndim, axis) for each in (scales, zero))
-    if steps is None:
+    axis, block = integer(node, "axis", 1) % max(1, levels.ndim), integer(node, "block_size", 0)
+    if block:
+        steps, shift = (_by_blocks(each, levels, axis, block) for each in (scales, zero))
+    else:
+        steps, shift = (_along(each, levels.ndim, axis) for each in (scales, zero))
+    if steps is None or (zero is not None and shift is None):
         return False
     whole = levels.astype(np.int32) - (0 if shift is None else shift.astype(np.int32))
     weights = np.multiply(whole, steps, dtype=scales.dtype)
@@ -199,7 +202,7 @@ def _widened(node: ir.Node, *, remember: bool) -> bool:
     if not set_constant(node, weights):
         return False
     plain = zero is None or not zero.any()
-    if remember and plain and levels.dtype == np.int8 and scales.dtype == np.float32:
+    if remember and plain and not block and levels.dtype == np.int8 and scales.dtype == np.float32:
         own = axis if scales.size > 1 else None
         kept = Levels(levels.astype(np.int8), scales.astype(np.float32), own)
         for reader, index in readers:
@@ -216,6 +219,14 @@ def _along(values: Array | None, rank: int, axis: int) -> Array | None:
     if values.ndim != 1:
         return None
     return values.reshape([-1 if i == axis else 1 for i in range(rank)])
+
+
+def _by_blocks(values: Array | None, levels: Array, axis: int, block: int) -> Array | None:
+    """Return numbers of the blocks along an axis for each level; None where they do not fit."""
+    blocks = tuple(-(-n // block) if i == axis else n for i, n in enumerate(levels.shape))
+    if values is None or values.shape != blocks:
+        return None
+    return np.repeat(values, block, axis)[tuple(slice(n) for n in levels.shape)]
 
 
 def has_levels(value: ir.Value) -> bool:
