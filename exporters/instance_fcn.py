@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from deploykit.recipes.identity import Facts, Plain
     from deploykit.recipes.recipe import StateDict
 
-CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-"""Numbers of VGG-16's convolutions; the last ones of the stages have their widths."""
 LAST = (2, 7, 14, 21, 28)
+"""Numbers of VGG-16's convolutions that end its stages: they have their widths."""
 SIZES = {"vgg16": instance_fcn.WIDTHS, "light": instance_fcn.LIGHT_WIDTHS}
 """Variant -> channels of its stages; others are the first one's by another width."""
 USUAL = Limits()

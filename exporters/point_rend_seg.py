@@ -1,7 +1,6 @@
-"""PointRend for semantic segmentation, on a ResNet's feature pyramid.
+"""PointRend for semantic segmentation on a ResNet's pyramid, by the keys of detectron2's project.
 
 Source: PointRend: Image Segmentation as Rendering (arXiv 1912.08193).
-Key names are those of detectron2's project.
 """
 
 from __future__ import annotations
@@ -59,10 +58,8 @@ def identify(state: StateDict, facts: Facts) -> Found | None:
         return None
     check_colours(inputs(state, "backbone.body.conv1.weight") or COLOURS)
     variant = stated(facts, f"{body}{PYRAMID}", VARIANTS)
-    known = choices(variant)
-    settings = resolve(
-        known, facts, detectron2_layout.stored(state, two_stage_models.Sizes(classes), facts)
-    )
+    known, sizes = choices(variant), two_stage_models.Sizes(classes)
+    settings = resolve(known, facts, detectron2_layout.stored(state, sizes, facts))
 
     def made() -> Any:  # noqa: ANN401 - a network with entries of its file
         found = network(variant, classes, settings)
@@ -82,8 +79,7 @@ def identify(state: StateDict, facts: Facts) -> Found | None:
 KEEP_FLOAT = (
     KeepFloat(
         r"^sem_seg_head\.(coarse_sem_seg_head|point_head)\.predictor\b",
-        "its outputs are the class scores themselves, which INT8 would round to ties, and it is a "
-        "small part of the work",
+        "its outputs are the class scores, which INT8 would round to ties, and its cost is small",
     ),
     KeepFloat(
         r"^sem_seg_head\.(places|doubt)\b",

@@ -7,7 +7,6 @@ MATLAB code keeps beside them.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from deploykit.data.preprocess import PROPOSALS, Preprocess
@@ -64,11 +63,11 @@ def identify(state: StateDict, facts: Facts) -> Found | None:
     Raises: CheckpointError for a mean of another size.
     """
     classes = outputs(state, "svm.weight")
-    own = next((n for n, t in TRUNKS.items() if _key(t.convolutions[0].name) in state), None)
+    own = next((n for n, t in TRUNKS.items() if rcnn.key(t.convolutions[0].name) in state), None)
     if classes is None or own is None or "mean" not in state:
         return None
-    trunk, settings = _measured(state, TRUNKS[own]), resolve(CHOICES, facts)
-    check_colours(inputs(state, _key(trunk.convolutions[0].name)) or COLOURS)
+    trunk, settings = rcnn.measured(state, TRUNKS[own]), resolve(CHOICES, facts)
+    check_colours(inputs(state, rcnn.key(trunk.convolutions[0].name)) or COLOURS)
     mean = tuple(state["mean"].shape)
     if mean not in ((3, 1, 1), (3, trunk.side, trunk.side)):
         raise CheckpointError(
@@ -85,26 +84,6 @@ def identify(state: StateDict, facts: Facts) -> Found | None:
         build=lambda: Rcnn(trunk, classes, mean, limits, boxes=boxes),
         assumed=assumptions(CHOICES, settings),
     )
-
-
-def _key(name: str) -> str:
-    return f"features.{name}.weight"
-
-
-def adapt(state: StateDict) -> StateDict:
-    """Return `state` with the layers that see crops inside `features`."""
-    seeing = ("conv", "fc6.", "fc7.")
-    return {f"features.{k}" if k.startswith(seeing) else k: v for k, v in state.items()}
-
-
-def _measured(state: StateDict, trunk: rcnn.Trunk) -> rcnn.Trunk:
-    """Return a trunk with the widths of the weights."""
-    convolutions = tuple(
-        replace(conv, width=outputs(state, _key(conv.name)) or conv.width)
-        for conv in trunk.convolutions
-    )
-    hidden = outputs(state, _key("fc6")) or trunk.hidden
-    return replace(trunk, convolutions=convolutions, hidden=hidden)
 
 
 def takes(preprocess: Preprocess) -> tuple[TensorSpec, ...]:
@@ -135,7 +114,7 @@ recipe = Recipe(
     build=build,
     identify=identify,
     outputs=dense_family.OUTPUTS,
-    adapt=adapt,
+    adapt=rcnn.adapt,
     extra_inputs=takes,
     class_names=vgg_family.class_names,
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
 from random_weights import HALVES, check_refused, skewed
+from torch import nn
 
 import deploykit
 from deploykit.networks import bodies, loading, mpvit, mpvit_encoder, reparam
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
 RECIPE = RECIPES.load("mpvit")
 
@@ -41,6 +43,39 @@ def test_parameters_multiply_adds_and_keys_are_the_official_ones(variant: str) -
         images = torch.empty(1, 3, 224, 224)
     assert OFFICIAL[variant] == published.facts(network, images)
     assert RECIPE.identify(network.state_dict(), Facts()) == (variant, 1000)
+
+
+@pytest.mark.parametrize(
+    ("variant", "official"),
+    [
+        ("tiny", 1_654_163_812),
+        ("xsmall", 2_971_396_560),
+        ("small", 4_799_650_824),
+        ("base", 16_445_326_240),
+    ],
+)
+def test_flops_as_fvcore_counts_them_are_the_published_ones(variant: str, official: int) -> None:
+    """Two for each number of a folded norm, five of a LayerNorm, one of the mean over the image.
+
+    Those of the two einsums of each attention fvcore reads from a text of four digits.
+    """
+    with torch.device("meta"):
+        network, images = RECIPE.network(variant, 1000), torch.empty(1, 3, 224, 224)
+    seen: Counter[type[nn.Module]] = Counter()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+            module.register_forward_hook(
+                lambda norm, _, result: seen.update({type(norm): result.numel()})
+            )
+    network(images)
+    shape, cut = mpvit.VARIANTS[variant], 0
+    for stage, (width, layers, paths) in enumerate(
+        zip(shape.widths, shape.layers, shape.paths, strict=True)
+    ):
+        exact = (56 >> stage) ** 2 * width**2 // 8
+        cut += 2 * layers * paths * (int(float(f"{2 * exact:.3e}") / 2) - exact)
+    spent = OFFICIAL[variant][1] + 2 * seen[nn.BatchNorm2d] + 5 * seen[nn.LayerNorm]
+    assert spent + cut + shape.joined[-1] * 7 * 7 == official
 
 
 @pytest.fixture

@@ -163,10 +163,7 @@ def bench(
     models: Annotated[list[Path], Argument(help="ONNX files or engines.")],
     *,
     backend: BackendName = None,
-    batch_sizes: Annotated[
-        str | None,
-        Option(help="Comma-separated, such as 1,32.  [default: what the model holds, else 1]"),
-    ] = None,
+    batch_sizes: Annotated[str | None, Option(help="Such as 1,32.  [default: the model's]")] = None,
     warmup: Annotated[float, Option(help="Seconds that are not kept.")] = 1.0,
     duration: Annotated[float, Option(help="Seconds that are, at least.")] = 5.0,
     iterations: Annotated[int, Option(help="Iterations that are, at least.")] = 50,

@@ -7,14 +7,18 @@ fixed mean length, bounding boxes regressed from the last pooling. Layers have C
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
 from torch import Tensor, nn
 
 from deploykit.networks.detectors import dense, grids, inclusive
+from deploykit.networks.states import outputs
+
+if TYPE_CHECKING:
+    from deploykit.recipes.recipe import StateDict
 
 CONTEXT = 16
 """Pixels around a region in its crop, where the image has them."""
@@ -74,6 +78,25 @@ TRUNKS = {
         ),
     ),
 }
+
+
+def key(name: str) -> str:
+    """Return the name of a layer's weights."""
+    return f"features.{name}.weight"
+
+
+def adapt(state: StateDict) -> StateDict:
+    """Return `state` with the layers that see crops inside `features`."""
+    seeing = ("conv", "fc6.", "fc7.")
+    return {f"features.{k}" if k.startswith(seeing) else k: v for k, v in state.items()}
+
+
+def measured(state: StateDict, trunk: Trunk) -> Trunk:
+    """Return a trunk with the widths of the weights."""
+    widths = ((c, outputs(state, key(c.name))) for c in trunk.convolutions)
+    convolutions = tuple(replace(c, width=width or c.width) for c, width in widths)
+    hidden = outputs(state, key("fc6")) or trunk.hidden
+    return replace(trunk, convolutions=convolutions, hidden=hidden)
 
 
 @dataclass(frozen=True)
