@@ -103,27 +103,25 @@ def _fitted(value: ir.Value, array: NDArray[Any]) -> NDArray[Any]:
 
 def _named(graph: ir.Graph) -> tuple[str, ...]:
     """Give sizes of inputs that are no sizes a name."""
-    changed = False
-    for value in graph.inputs:
-        if value.shape is None or not any(isinstance(d, int) and d < 1 for d in value.shape):
-            continue
-        names = [_BATCH if i == 0 else f"{value.name}_{i}" for i in range(len(value.shape))]
+    changed = [value for value in graph.inputs if _unsaid(value)]
+    for value in changed:
+        names = [_BATCH if i == 0 else f"{value.name}_{i}" for i in range(len(value.shape or ()))]
         value.shape = ir.Shape(
             names[i] if isinstance(dim, int) and dim < 1 else dim
-            for i, dim in enumerate(value.shape)
+            for i, dim in enumerate(value.shape or ())
         )
-        changed = True
     if not changed:
         return ()
-    for value in (value for node in graph for value in node.outputs):
-        if value.shape is not None and any(isinstance(d, int) and d < 1 for d in value.shape):
-            value.shape = None  # what shape inference made of such sizes
-    for output in graph.outputs:
-        if output.shape is not None and any(isinstance(d, int) and d < 1 for d in output.shape):
-            output.shape = ir.Shape(
-                None if isinstance(dim, int) and dim < 1 else dim for dim in output.shape
-            )
+    for value in (value for node in graph for value in node.outputs if _unsaid(value)):
+        value.shape = ir.Shape(  # as shape inference spread such sizes, to the outputs too
+            None if isinstance(dim, int) and dim < 1 else dim for dim in value.shape or ()
+        )
     return ("sizes of -1 are open ones",)
+
+
+def _unsaid(value: ir.Value) -> bool:
+    """Return whether a size of a value is -1 or 0."""
+    return any(isinstance(dim, int) and dim < 1 for dim in value.shape or ())
 
 
 def _images(graph: ir.Graph) -> ir.Value | None:
