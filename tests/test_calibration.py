@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from deploykit.errors import (
     StaleTableError,
 )
 from deploykit.files import artifacts
-from deploykit.precision import calibration, memory, observing, tables
+from deploykit.precision import calibration, memory, observing, tables, tapping
 from deploykit.precision.calibration import CalibrationOptions
 from deploykit.recipes import opened
 from deploykit.values import CalibrationTable, Range
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deploykit.data.preprocess import Pixels
+    from deploykit.precision.blocks import Tapped
 
 PREPROCESS = Preprocess((16, 16), resize="stretch", mean=(0.5, 0.5, 0.5))
 TENSORS = ("images", "conv", "relu", "pool")
@@ -266,6 +268,24 @@ def test_every_image_is_told_to_the_progress(model: Path) -> None:
 
     calibrate(model, dataset(5), PREPROCESS, ["relu"], progress=progress)
     assert len(told) == 5
+
+
+def test_images_are_decoded_while_the_model_is_opened(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = threading.Event()
+
+    def read() -> Pixels:
+        decoded.set()
+        return photograph(0)
+
+    def opens(*args: Any) -> Tapped:
+        assert decoded.wait(10)
+        return opening(*args)
+
+    opening = tapping.open_session
+    monkeypatch.setattr(tapping, "open_session", opens)
+    assert calibrate(model, Dataset("test", [Sample("a.jpg", read)]), PREPROCESS, ["relu"]).ranges
 
 
 def test_an_interrupt_ends_the_run(model: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.data import samples
-from deploykit.data.ahead import in_order
+from deploykit.data.ahead import in_order, threads
 from deploykit.data.preprocess import Preprocess
 from deploykit.data.sources import Dataset, Sample
 from deploykit.errors import DataError, OptionError
@@ -149,7 +149,10 @@ def test_progress_is_told_of_every_image() -> None:
     assert seen == [("images", 5)] * 5
 
 
-def test_few_images_are_decoded_ahead_and_used_ones_are_dropped() -> None:
+@pytest.mark.parametrize(("size", "each"), [((1024, 1024), 2), ((8, 8), 16)])
+def test_few_images_are_decoded_ahead_and_used_ones_are_dropped(
+    size: tuple[int, int], each: int
+) -> None:
     most = started = ended = 0
     lock = threading.RLock()
 
@@ -167,18 +170,18 @@ def test_few_images_are_decoded_ahead_and_used_ones_are_dropped() -> None:
             most = max(most, started - ended)
         return pixels
 
-    data = Dataset("test", [Sample(str(i), read) for i in range(200)])
-    stream = samples.batches(data, Preprocess(SIZE), 2)
+    data = Dataset("test", [Sample(str(i), read) for i in range(100)])
+    stream = samples.batches(data, Preprocess(size), 2)
     next(stream)
     time.sleep(0.1)
-    ahead = samples._MOST_THREADS * samples._AHEAD
+    ahead = threads(samples._MOST_THREADS) * each
     assert started <= 2 + ahead
     used = weakref.ref(next(stream).images)
     next(stream)
     gc.collect()
     assert used() is None
     list(stream)
-    assert started == 200
+    assert started == 100
     assert most <= ahead + 2
 
 

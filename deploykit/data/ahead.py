@@ -30,15 +30,20 @@ def in_order(
         most: Threads at most; there are no more than cores.
         each: Items under way for each thread.
     """
-    threads = min(most, os.cpu_count() or 1)
     running: deque[Future[R]] = deque()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    count = threads(most)
+    pool = ThreadPoolExecutor(count, thread_name_prefix=name)
     try:
         for item in items:
-            if len(running) == threads * each:
+            if len(running) == count * each:
                 yield running.popleft().result()
             running.append(pool.submit(work, item))
         while running:
             yield running.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def threads(most: int) -> int:
+    """Return how many threads there are where `most` are asked for."""
+    return min(most, os.cpu_count() or 1)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from deploykit.data.ahead import in_order
+from deploykit.data.ahead import in_order, threads
 from deploykit.errors import DataError, OptionError
 from deploykit.values import digest, silent
 
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _MOST_THREADS = 8
-_AHEAD = 2
-"""Images in preparation or waiting, per thread."""
+_AHEAD, _MOST_AHEAD = 2, 16
+"""Images in preparation or waiting, per thread: large ones and small ones."""
+_ROOM = 1 << 24
+"""Bytes that more than `_AHEAD` may take in all. They are ready by the time a model is opened."""
 
 MOST, PIXELS = 8, 1 << 20
 """Images in one forward pass, and their pixels together, where nobody says how many."""
@@ -164,7 +167,14 @@ def _results(samples: Sequence[Sample], preprocess: Preprocess) -> Iterator[_Res
     def result(sample: Sample) -> _Result:
         return sample.name, _prepare(sample, preprocess)
 
-    return in_order(result, samples, name="images", most=_MOST_THREADS, each=_AHEAD)
+    each = _ahead(preprocess)
+    return in_order(result, samples, name="images", most=_MOST_THREADS, each=each)
+
+
+def _ahead(preprocess: Preprocess) -> int:
+    """Return how many images each thread has in preparation or waiting."""
+    size = preprocess.planes * math.prod(preprocess.size) * np.float32().nbytes
+    return min(_MOST_AHEAD, max(_AHEAD, _ROOM // (threads(_MOST_THREADS) * size)))
 
 
 def _prepare(sample: Sample, preprocess: Preprocess) -> _Prepared | DataError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from deploykit.data import feeding, samples
@@ -115,7 +116,7 @@ def calibrate_on(
 
 def _observed(
     model: Opened,
-    batches: Iterator[Batch] | Iterator[Fed],
+    batches: Iterator[Batch | Fed],
     tensors: Sequence[str],
     options: CalibrationOptions,
     count: int,
@@ -123,11 +124,15 @@ def _observed(
     """Return the ranges over batches of `count` samples, of a set that is not named yet."""
     observer = observers.load(options.observer, options.percentile)
     wanted, digest = tuple(dict.fromkeys(tensors)), model.digest
-    sessions = {size: tapping.open_session(part, wanted) for size, part in _parts(model)}
+    with ThreadPoolExecutor(1, thread_name_prefix="first") as pool:
+        # images are decoded while the model is opened
+        first = pool.submit(lambda: list(islice(batches, 1)))
+        sessions = {size: tapping.open_session(part, wanted) for size, part in _parts(model)}
+        begun = chain(first.result(), batches)
     positive = {v.name for node in model.graph.graph if is_positive(node) for v in node.outputs}
     found = observing.observe(
         sessions,
-        batches,
+        begun,
         lambda: {name: _memory(observer, name, positive) for name in wanted},
         count,
         looked_at=_LOOKED_AT if options.candidates else 0,

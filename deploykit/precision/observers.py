@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -72,7 +73,8 @@ def entropy(seen: Histogram) -> float:
 
     All candidates are computed at once from cumulative sums:
     A KL = sum p log p - sum_g S_g log(S_g / n_g) + terms of the last bin, with S_g and n_g the sum
-    and the number of non-empty bins of group g, and A the sum of all counts.
+    and the number of non-empty bins of group g, and A the sum of all counts. The 245,888 groups of
+    all candidates are 32,648 different runs of at most 16 bins.
 
     Source: Migacz, 8-bit Inference with TensorRT, GTC 2017, pseudocode "entropy calibration";
     the first bin: NVIDIA pytorch-quantization, calib/histogram.py.
@@ -80,21 +82,43 @@ def entropy(seen: Histogram) -> float:
     p = seen.rebinned()
     p[0] = p[1]
     i = np.arange(_LEVELS, SEARCH_BINS + 1)
-    edges = -(-i[:, None] * np.arange(_LEVELS + 1) // _LEVELS)  # group g: bins edges[g]:edges[g+1]
-    inside = _cumulative(p)
-    sums = np.diff(inside[edges])
-    used = np.diff(_cumulative(p > 0)[edges])
+    inside, groups = _cumulative(p), _groups()
     total, kept = inside[-1], inside[i]
     clipped, last = total - kept, p[i - 1]
+    terms, logs = _runs(inside, _cumulative(p > 0))
+    log_q = np.where(last > 0, logs.take(groups[:, -1]), np.where(clipped > 0, -np.inf, 0.0))
+    p_log_p = _cumulative(_x_log_x(p))[i - 1] + _x_log_x(last + clipped)
+    q_terms = terms.take(groups).sum(axis=1) + _product(clipped, log_q)
     with np.errstate(divide="ignore", invalid="ignore"):
-        group_log = np.where(sums > 0, np.log(sums / used), 0.0)
-        log_q = np.where(last > 0, group_log[:, -1], np.where(clipped > 0, -np.inf, 0.0))
-        p_log_p = _cumulative(_x_log_x(p))[i - 1] + _x_log_x(last + clipped)
-        q_terms = (sums * group_log).sum(axis=1) + _product(clipped, log_q)
         divergence = (p_log_p - q_terms) / total - np.log(total) + np.log(kept)
     divergence[~np.isfinite(divergence)] = np.inf
     best = len(i) - 1 - int(np.argmin(divergence[::-1]))
     return float(i[best]) * seen.largest / SEARCH_BINS
+
+
+@functools.cache
+def _groups() -> NDArray[np.intp]:
+    """Return intp[candidates, 128]: which of the `_runs` each group of a candidate is."""
+    i = np.arange(_LEVELS, SEARCH_BINS + 1)
+    edges = -(-i[:, None] * np.arange(_LEVELS + 1) // _LEVELS)  # group g: bins edges[g]:edges[g+1]
+    runs: NDArray[np.intp] = (np.diff(edges) - 1) * SEARCH_BINS + edges[:, :-1]
+    return runs
+
+
+def _runs(inside: Real, filled: Real) -> tuple[Real, Real]:
+    """Return S log(S / n) and log(S / n) of all runs of neighbouring bins, 0 where S is 0.
+
+    The run of k bins from bin b on is in row k - 1, column b. inside, filled: how much, and how
+    many bins that are not empty, lie before each bin.
+    """
+    terms, logs = np.zeros((2, SEARCH_BINS // _LEVELS, SEARCH_BINS))
+    for k, (term, log) in enumerate(zip(terms, logs, strict=True), 1):
+        sums, used = inside[k:] - inside[:-k], filled[k:] - filled[:-k]
+        some = sums > 0
+        np.divide(sums, used, out=log[: sums.size], where=some)
+        np.log(log[: sums.size], out=log[: sums.size], where=some)
+        np.multiply(sums, log[: sums.size], out=term[: sums.size])
+    return terms, logs
 
 
 def mse(seen: Histogram) -> float:
