@@ -149,9 +149,9 @@ def test_progress_is_told_of_every_image() -> None:
     assert seen == [("images", 5)] * 5
 
 
-@pytest.mark.parametrize(("size", "each"), [((1024, 1024), 2), ((8, 8), 16)])
+@pytest.mark.parametrize(("size", "each", "count"), [((1024, 1024), 2, 30), ((8, 8), 64, 200)])
 def test_few_images_are_decoded_ahead_and_used_ones_are_dropped(
-    size: tuple[int, int], each: int
+    size: tuple[int, int], each: int, count: int
 ) -> None:
     most = started = ended = 0
     lock = threading.RLock()
@@ -170,7 +170,7 @@ def test_few_images_are_decoded_ahead_and_used_ones_are_dropped(
             most = max(most, started - ended)
         return pixels
 
-    data = Dataset("test", [Sample(str(i), read) for i in range(100)])
+    data = Dataset("test", [Sample(str(i), read) for i in range(count)])
     stream = samples.batches(data, Preprocess(size), 2)
     next(stream)
     time.sleep(0.1)
@@ -181,7 +181,7 @@ def test_few_images_are_decoded_ahead_and_used_ones_are_dropped(
     gc.collect()
     assert used() is None
     list(stream)
-    assert started == 100
+    assert started == count
     assert most <= ahead + 2
 
 

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _MOST_THREADS = 8
-_AHEAD, _MOST_AHEAD = 2, 16
+_AHEAD, _MOST_AHEAD = 2, 64
 """Images in preparation or waiting, per thread: large ones and small ones."""
-_ROOM = 1 << 24
+_ROOM = 1 << 26
 """Bytes that more than `_AHEAD` may take in all. They are ready by the time a model is opened."""
 
 MOST, PIXELS = 8, 1 << 20
