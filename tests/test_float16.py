@@ -193,6 +193,24 @@ def test_control_flow_stays_fp32_and_reads_casts_of_what_it_captures(graph: Grap
     np.testing.assert_allclose(run(found, x), run(expected, x), atol=1e-2)
 
 
+def test_a_sequence_stays_fp32_and_reads_casts_of_what_it_holds(
+    graph: Graph, tmp_path: Path
+) -> None:
+    body = (
+        f"[c] a = {CONV}(x, w) [cut] parts = SplitToSequence<axis = 1>(a, two) "
+        f"[at] b = SequenceAt(parts, one) [last] y = {CONV}(b, v)"
+    )
+    weights = {"w": W, "v": (4, 2, 3, 3), "two": np.array(2, np.int64), "one": np.array(1)}
+    model = graph(f"{HEAD} {{ {body} }}", **weights)
+    expected = ir.to_proto(model)
+    assert float16.wide_nodes(model, PLAN)["cut"].startswith("works on a sequence")
+    path, out = saved(model, tmp_path / "m.onnx"), tmp_path / "m.fp16.onnx"
+    pipeline.cast(path, out)
+    assert casts(halved(model)) == ["x.fp16", "a.fp32", "b.fp16", "y"]
+    x = images(1, 4, 8, 8)
+    np.testing.assert_allclose(run(str(out), x), run(expected, x), atol=1e-2)
+
+
 def test_a_constant_node_keeps_its_type_and_its_readers_get_a_copy(graph: Graph) -> None:
     body = "[k] k = Constant<value = float {0.5}>() [m] y = Mul(x, k)"
     found = halved(graph(f"{HEAD} {{ {body} }}"))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from foreign_nets import SIDE, WIDTH, Net
@@ -170,15 +171,20 @@ def test_what_is_quantised_as_it_comes_is_made_float(op: str, tmp_path: Path, ph
     pipeline.quantize(whole, tmp_path / "int8.onnx", options)
 
 
+@pytest.mark.parametrize("opset", [10, 19])
 @pytest.mark.parametrize(("top", "kind"), [(6.0, "Clip"), (4.0, "Relu")])
-def test_levels_that_begin_at_zero_stand_for_a_relu(top: float, kind: str, tmp_path: Path) -> None:
+def test_levels_that_begin_at_zero_stand_for_a_relu(
+    top: float, kind: str, opset: int, tmp_path: Path
+) -> None:
     net = Net()
     scale, zero = net.weight(np.float32(top / 255)), net.weight(np.uint8(0))
     levels = net.op("QuantizeLinear", net.conv("images", 3, WIDTH), scale, zero)
     moved = net.op("Reshape", levels, net.weight(np.array([1, WIDTH, -1])))
-    path = net.save(tmp_path / "m.onnx", net.op("DequantizeLinear", moved, scale, zero), SHAPE)
+    output = net.op("DequantizeLinear", moved, scale, zero)
+    path = net.save(tmp_path / "m.onnx", output, SHAPE, opset=opset)
     model = onnxfile.read_model(path)
     assert given.stripped(model) == (1, 0, 1)
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
     onnxfile.write_model(model, tmp_path / "float.onnx")
     assert [n.op_type for n in onnx.load(tmp_path / "float.onnx").graph.node] == [
         *("Conv", kind, "Reshape")

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from deploykit.backends._naming import as_built, name_of, spelt
 from deploykit.errors import DeployError, ModelError, ProofError
 from deploykit.files import artifacts, onnxfile
-from deploykit.graph import cost
+from deploykit.graph import cost, inferring
 from deploykit.values import LayerPrecision, Precision
 
 if TYPE_CHECKING:
@@ -223,7 +222,7 @@ def is_quantized(model: ir.Model) -> bool:
 def float32_products(model: ir.Model) -> list[str]:
     """Return the names of the matrix products that work in single precision."""
     typed = model.clone()
-    common.ShapeInferencePass(check_type=False, strict_mode=False)(typed)
+    inferring.infer(typed)
     return [
         name_of(node)
         for node in ir.traversal.RecursiveGraphIterator(typed.graph)

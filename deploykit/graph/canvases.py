@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit import ops
 from deploykit.errors import ModelError, OptionError
 from deploykit.files import onnxfile
+from deploykit.graph import inferring
 from deploykit.ops.plugin import NAMESPACE
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def _reshape(model: ir.Model) -> None:
         for value in node.outputs:
             if value not in fixed:
                 value.shape = None
-    ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    inferring.infer(model)
 
 
 def _behind_ours(graph: ir.Graph) -> set[ir.Value]:

@@ -172,6 +172,30 @@ def set_constant(node: ir.Node, array: Array) -> bool:
     return True
 
 
+def new_weight(graph: ir.Graph, array: Array, name: str, taken: set[str]) -> ir.Value:
+    """Return a new weight of `graph`, called `name`, made unique among `taken`."""
+    tensor = ir.tensor(array, name=unique(name, taken))
+    value = ir.Value(
+        name=tensor.name,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def take_place(old: ir.Node, new: ir.Node) -> None:
+    """Let `new` stand where `old` was: its output is called, typed and read as the other's."""
+    before, after, graph = old.outputs[0], new.outputs[0], old.graph
+    assert graph is not None  # it is offered as a part of one
+    after.type, after.shape = before.type, before.shape
+    before.replace_all_uses_with(after, replace_graph_outputs=True)
+    name = before.name
+    graph.remove(old, safe=True)
+    after.name = name
+
+
 def value_names(graph: ir.Graph) -> set[str]:
     """Return the names of all values in `graph` and its subgraphs."""
     found = set(_names([*graph.inputs, *graph.initializers.values()]))

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit.backends import onnxruntime
 from deploykit.backends.recorded import Recorded
+from deploykit.graph import inferring
 from deploykit.graph.editing import is_op
 from deploykit.precision.appending import SINGLE, Appended
+from deploykit.precision.float16 import rules
 from deploykit.recipes import opened
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def probe(
     Raises: ModelError, BackendError where the model does not run.
     """
     graph = model.copy()
-    ShapeInferencePass()(graph)
+    inferring.infer(graph)
     own = [str(value.name) for value in graph.graph.outputs]
     asked = _Questions(graph.graph)
     if known is not None:
@@ -100,7 +101,7 @@ class _Questions:
     def ask_largest(self, known: Collection[str]) -> None:
         """Ask for the largest magnitude of each tensor that is not known."""
         for name, value in self._to.values.items():
-            if value.dtype is SINGLE and name not in known and not _cut(value):
+            if rules.dtype(value) is SINGLE and name not in known and not _cut(value):
                 self.largest[name] = self._to.answer(self._largest(value))
 
     def ask_noise(self, stored: Stored) -> None:

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from onnx_ir.passes.common import ShapeInferencePass
 
-from deploykit.graph import scaling
+from deploykit.graph import inferring, scaling
 from deploykit.graph.editing import constant, integer, is_op
 from deploykit.precision.lint import graph as qdq
 from deploykit.values import INT8_LEVELS
@@ -118,7 +117,7 @@ def risk(model: ir.Model, table: CalibrationTable | None = None) -> Risk | None:
     table: Steps of its tensors; None: those of its Q nodes, as far as it has some. The model is
     left as it is, save that its shapes are inferred.
     """
-    ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    inferring.infer(model)
     steps = _steps(model, table)
     sizes: dict[ir.Value, Sizes] = {}
     layers, total = [], 0

@@ -8,9 +8,9 @@ from operator import add, floordiv, mul, sub
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 from deploykit import ops
+from deploykit.graph import folding, inferring
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -39,7 +39,7 @@ def with_shapes(shaped: ir.Model) -> ir.Model:
             # An intermediate shape with an unknown is inferred anew from the fixed batch.
             stale = value not in known and not all(isinstance(dim, int) for dim in dims)
             value.shape = None if stale else ir.Shape(dims)
-    common.ShapeInferencePass(check_type=False, strict_mode=False)(shaped)
+    inferring.infer(shaped)
     return shaped
 
 
@@ -53,19 +53,11 @@ def settled(shaped: ir.Model) -> bool:
         value.shape is not None and value.shape.is_static() for value in shaped.graph.inputs
     ):
         return False
-    from onnxscript import optimizer  # noqa: PLC0415 - slow, and most models need it not
-
     for value in _values(shaped.graph):
         if value.producer() is not None and value.shape and not value.shape.is_static():
             value.shape = None
     try:
-        optimizer.fold_constants(
-            shaped,
-            onnx_shape_inference=True,
-            input_size_limit=_FEW,
-            output_size_limit=_FEW,
-            should_fold=_is_of_sizes,
-        )
+        folding.folded(shaped, _FEW, _is_of_sizes)
     except Exception:  # noqa: BLE001 - of a node that does not run: what is open stays open
         return False
     return True

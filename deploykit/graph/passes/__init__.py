@@ -17,6 +17,7 @@ from deploykit.graph.passes import (
     no_ops,
     reshapes,
     resize_scales,
+    sequences,
     sums,
     transposes,
     unique_names,
@@ -28,6 +29,7 @@ DEFAULT: tuple[Pass, ...] = (
     module_names.PASS,  # first: the exporter's notes do not survive a rewrite
     constant_shapes.PASS,
     moved_weights.PASS,
+    sequences.PASS,
     constants.PASS,
     no_ops.PASS,
     sums.PASS,

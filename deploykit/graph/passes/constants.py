@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
+from deploykit.graph import folding
 from deploykit.graph.editing import Pass
 
 if TYPE_CHECKING:
@@ -17,13 +18,9 @@ LARGEST = 1 << 22
 
 def apply(model: ir.Model) -> bool:
     """Return whether something was folded. Q/DQ of weights and ConstantOfShape stay nodes."""
-    from onnxscript import optimizer  # noqa: PLC0415 - slow, and most commands fold nothing
-
-    folded = optimizer.fold_constants(
-        model, onnx_shape_inference=True, input_size_limit=LARGEST, output_size_limit=LARGEST
-    )
+    changed = folding.folded(model, LARGEST)
     lifted = LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    return bool(folded.modified or lifted.modified)
+    return bool(changed or lifted.modified)
 
 
 PASS = Pass("constants", apply)

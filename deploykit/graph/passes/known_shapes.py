@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from onnx_ir.passes.common import ShapeInferencePass
-
 from deploykit import ops
+from deploykit.graph import inferring
 from deploykit.graph.editing import Pass, dims
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def infer(model: ir.Model) -> list[ir.Value]:
     stale = {value: value.shape for value in _open(model.graph)}
     for value in stale:
         value.shape = None
-    ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    inferring.infer(model)
     better = [value for value, old in stale.items() if _known(value.shape) > _known(old)]
     for value, old in stale.items():
         if value not in better:

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from deploykit.graph.editing import constant, integer, is_op, per_node, text, unique, value_names
+from deploykit.graph.editing import (
+    constant,
+    integer,
+    is_op,
+    new_weight,
+    per_node,
+    text,
+    value_names,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,11 +38,8 @@ def rewrite(node: ir.Node) -> bool:
     scales = None if data is None else _scales(data, node.inputs[SIZES])
     if scales is None or not isinstance(graph, ir.Graph):
         return False
-    name = unique(f"{node.name or 'Resize'}.scales", value_names(graph))
-    kept = ir.tensor(scales, name=name)
-    weight = ir.Value(name=name, type=ir.TensorType(kept.dtype), const_value=kept)
-    weight.shape = ir.Shape(scales.shape)
-    graph.register_initializer(weight)
+    name = f"{node.name or 'Resize'}.scales"
+    weight = new_weight(graph, scales, name, value_names(graph))
     node.replace_input_with(SCALES, weight)
     node.replace_input_with(SIZES, None)
     return True

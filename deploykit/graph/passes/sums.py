@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from deploykit.graph.editing import is_op, per_node, unique, value_names
+from deploykit.graph.editing import is_op, per_node, take_place, unique, value_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,24 +25,13 @@ def rewrite(node: ir.Node) -> bool:
         terms[:2] = added.outputs
     last = _add(terms, None, node.name or "")
     node.graph.insert_before(node, last)
-    _take_place(node, last)
+    take_place(node, last)
     return True
 
 
 def _add(terms: Sequence[ir.Value], result: ir.Value | None, name: str) -> ir.Node:
     outputs = None if result is None else [result]
     return ir.node("Add", list(terms), outputs=outputs, name=name)
-
-
-def _take_place(old: ir.Node, new: ir.Node) -> None:
-    """Let `new` stand where `old` was: its output is called, typed and read as the other's."""
-    before, after, graph = old.outputs[0], new.outputs[0], old.graph
-    assert graph is not None  # it is offered as a part of one
-    after.type, after.shape = before.type, before.shape
-    before.replace_all_uses_with(after, replace_graph_outputs=True)
-    name = before.name
-    graph.remove(old, safe=True)
-    after.name = name
 
 
 PASS = per_node("sums", rewrite)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit import ops
+from deploykit.graph import inferring
 from deploykit.graph.editing import is_op
 from deploykit.precision.placement.weighted import WEIGHTED, constant
 from deploykit.values import Precision
@@ -62,7 +62,7 @@ def wide_nodes(model: ir.Model, plan: PrecisionPlan, unfit: Wide | None = None) 
     What an FP32 node computes stays FP32 through every following node without weights: a wide
     result is never narrowed just to be moved or shifted.
     """
-    ShapeInferencePass()(model)
+    inferring.infer(model)
     found: Wide = {}
     source: dict[ir.Value, str] = {}
     for node in model.graph:
@@ -99,6 +99,8 @@ def _foreign(node: ir.Node) -> str | None:
     graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
     if any(attribute.type in graphs for attribute in node.attributes.values()):
         return "is control flow: its subgraphs stay FP32"
+    if any(map(inferring.is_sequence, (*node.inputs, *node.outputs))):
+        return "works on a sequence, whose tensors stay as they are"
     return None
 
 
@@ -136,8 +138,11 @@ def is_float(*values: ir.Value | None) -> bool:
 
 
 def dtype(value: ir.Value | None) -> ir.DataType | None:
-    """Return the element type of a tensor, None where there is none or it is unknown."""
-    if value is None:
+    """Return the element type of a tensor, None where there is none or it is unknown.
+
+    A sequence is no tensor, though it has a type of elements.
+    """
+    if value is None or inferring.is_sequence(value):
         return None
     return value.const_value.dtype if value.const_value is not None else value.dtype
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
-from deploykit.graph import cost
+from deploykit.graph import cost, inferring
 from deploykit.precision.lint.checks import Facts
 from deploykit.precision.lint.graph import runs_int8
 from deploykit.precision.lint.rules import INTEGER_OPS, RULES, Severity
@@ -39,7 +38,7 @@ def lint(model: ir.Model, *, target_sm: int | None = None) -> tuple[Finding, ...
     target_sm: compute capability of the GPU, such as 75, for what depends on it. The model is
     left as it is, save that its shapes are inferred.
     """
-    ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    inferring.infer(model)
     facts = Facts(model, target_sm)
     found = [
         Finding(rule.severity, rule.id, _name(node), message, rule.fix)

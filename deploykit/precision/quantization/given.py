@@ -6,7 +6,7 @@ remembered: quantised per output channel they are the same int8 numbers.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -31,6 +31,8 @@ _MIXES = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "ReduceMea
 _BOUNDS = {"uint8": (0, 255), "int8": (-128, 127)}
 _SIX, _NEAR = 6.0, 0.03
 """Where a Relu6 ends, and how near the highest level is to that."""
+_ENDS_ARE_INPUTS = 11
+"""Opset from which on Clip has its ends as inputs."""
 _KEY = "deploykit.levels"
 
 
@@ -92,14 +94,24 @@ def _cut(node: ir.Node) -> bool:
     taken = value_names(graph)
     top = float(scale.max()) * (highest - lowest)
     if abs(top - _SIX) < _NEAR:
-        ends = [operators.weight(graph, np.array(end, scale.dtype), taken) for end in (0, _SIX)]
-        made = operators.node_like("Clip", [value, *ends], taken, node)
+        made = _clip(node, value, scale.dtype, taken)
     else:
         made = operators.node_like("Relu", [value], taken, node)
     made.outputs[0].shape, made.outputs[0].type = value.shape, value.type
     graph.insert_before(node, made)
     node.replace_input_with(0, made.outputs[0])
     return True
+
+
+def _clip(node: ir.Node, value: ir.Value, dtype: np.dtype[Any], taken: set[str]) -> ir.Node:
+    """Return a Relu6 of `value`, in the form of the graph's opset."""
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)  # `_cut` has looked
+    if graph.opset_imports.get("", 1) < _ENDS_ARE_INPUTS:
+        ends = [ir.AttrFloat32("min", 0), ir.AttrFloat32("max", _SIX)]
+        return operators.node_like("Clip", [value], taken, node, ends)
+    values = [operators.weight(graph, np.array(end, dtype), taken) for end in (0, _SIX)]
+    return operators.node_like("Clip", [value, *values], taken, node)
 
 
 def _is_positive(value: ir.Value | None) -> bool:

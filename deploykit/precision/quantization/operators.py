@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from deploykit.graph.editing import constant, integer, is_op, unique, value_names
+from deploykit.graph.editing import constant, integer, is_op, new_weight, unique, value_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -149,15 +149,7 @@ def node_like(
 
 def weight(graph: ir.Graph, array: np.ndarray, taken: set[str]) -> ir.Value:
     """Return a new weight of a graph."""
-    tensor = ir.tensor(array, name=unique("constant", taken))
-    value = ir.Value(
-        name=tensor.name,
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(tensor.dtype),
-        const_value=tensor,
-    )
-    graph.register_initializer(value)
-    return value
+    return new_weight(graph, array, "constant", taken)
 
 
 def _replace(node: ir.Node, made: Sequence[ir.Node], scale: int, taken: set[str]) -> None:

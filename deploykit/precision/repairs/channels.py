@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from onnx_ir.passes.common import ShapeInferencePass
 
-from deploykit.graph import canvases, scaling
+from deploykit.graph import canvases, inferring, scaling
 from deploykit.graph.editing import integer, is_op
 from deploykit.precision.quantization import given
 from deploykit.precision.repairs.keeping import KEEPING
@@ -55,7 +54,7 @@ class Channels:
 
 def trace(model: ir.Model) -> Channels:
     """Return the slots of every tensor of the main graph; shapes are inferred in place."""
-    ShapeInferencePass()(model)
+    inferring.infer(model)
     tracing = _Tracing(canvases.constants(model))
     graph = model.graph
     for node in graph:

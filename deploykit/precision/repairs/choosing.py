@@ -14,9 +14,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
-from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit.backends import onnxruntime
+from deploykit.graph import inferring
 from deploykit.graph.editing import is_op
 from deploykit.precision.appending import SINGLE, Appended
 from deploykit.precision.quantization.arithmetic import activation_scale
@@ -123,7 +123,7 @@ def _costs(
 ) -> dict[tuple[str, ...], Real]:
     """Return ranges -> float64[methods], the summed cost of their layers."""
     graph = model.copy()
-    ShapeInferencePass()(graph)
+    inferring.infer(graph)
     asked = list(_ask(graph.graph, placed, table, methods))
     session = onnxruntime.open_model(opened.made(graph, model.path))
     sums: dict[int, list[Real]] = {}

@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit.backends import onnxruntime
-from deploykit.graph import scaling
+from deploykit.graph import inferring, scaling
 from deploykit.graph.editing import is_op
 from deploykit.precision.appending import SINGLE, Appended
 from deploykit.precision.quality import readers
@@ -60,7 +59,7 @@ def shifts(
     """
     graph = model.copy()
     rounding.remember(graph.graph, table.ways)
-    ShapeInferencePass()(graph)
+    inferring.infer(graph)
     asked = _asked(graph.graph, placed, table)
     session = onnxruntime.open_model(opened.made(graph, model.path))
     seen: dict[str, list[Real]] = {name: [] for name in asked}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit.backends import onnxruntime
+from deploykit.graph import inferring
 from deploykit.precision.appending import SINGLE, Appended
 from deploykit.recipes import opened
 
@@ -39,7 +39,7 @@ def reaches(model: Opened, tensors: Iterable[str], feeds: Iterable[Arrays]) -> R
     Raises: ModelError, BackendError where the model does not run.
     """
     graph = model.copy()
-    ShapeInferencePass()(graph)
+    inferring.infer(graph)
     add = Appended(graph.graph, "reach")
     asked = {
         name: add.answer(_largest(add, add.values[name]), rank=1)

@@ -26,9 +26,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
-from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit.backends import onnxruntime
+from deploykit.graph import inferring
 from deploykit.graph.editing import constant, integer, is_op, text
 from deploykit.precision.quality import readers
 from deploykit.precision.quantization import given, rounding
@@ -97,7 +97,7 @@ def ways(
     Raises: InputError without a range; ModelError, BackendError where the model does not run.
     """
     graph = model.copy()
-    ShapeInferencePass()(graph)
+    inferring.infer(graph)
     layers = list(_layers(graph.graph, placed, table, names))
     known = {str(value.name) for value in (*graph.graph.inputs, *graph.graph.outputs)}
     asked = {str(layer.input.name): layer.input for layer in layers}

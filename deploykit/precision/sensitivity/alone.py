@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit.backends import onnxruntime
 from deploykit.files import onnxfile
+from deploykit.graph import inferring
 from deploykit.precision import placement
 from deploykit.precision.quantization.writing import insert
 from deploykit.recipes import opened
@@ -63,7 +63,7 @@ class Subject:
     def _typed(self) -> ir.Model:
         """Return the graph with the types of its tensors: some become inputs of a part."""
         graph = self.model.copy()
-        ShapeInferencePass()(graph)
+        inferring.infer(graph)
         return graph
 
     def base(self, alone: Alone) -> ir.Model:
