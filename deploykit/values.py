@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 INT8_LEVELS = 127
 """Largest magnitude of the symmetric INT8 grid; TensorRT wants zero-point 0."""
+LEAST_STEP = 2.0**-100
+"""Smaller quantisation steps count as 0: their reciprocals may be infinite."""
+DEAD_STEP = 2.0**-24
+"""The step of what is always 0: FP16's smallest number above 0."""
 
 Json = dict[str, Any]
 T = TypeVar("T")

@@ -30,7 +30,6 @@ from deploykit.precision import lint, placement, quantization
 from deploykit.precision.lint.graph import runs_int8
 from deploykit.precision.placement.rules import PASS_THROUGH
 from deploykit.precision.quantization.arithmetic import (
-    DEAD_SCALE,
     MIN_SCALE,
     activation_scale,
     quantized,
@@ -38,7 +37,14 @@ from deploykit.precision.quantization.arithmetic import (
 )
 from deploykit.proof import acceptance
 from deploykit.recipes import opened
-from deploykit.values import Artifact, CalibrationTable, Precision, PrecisionPlan, Range
+from deploykit.values import (
+    DEAD_STEP,
+    Artifact,
+    CalibrationTable,
+    Precision,
+    PrecisionPlan,
+    Range,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -327,7 +333,7 @@ def test_a_dead_channel_has_a_positive_scale_and_gives_its_bias(
     quantize(path, table_of(path, images(1, 16, 8, 8)), INT8, out, float_type=FP16)
     value = onnxfile.read_model(out).graph.initializers["w1.scale"].const_value
     assert value is not None
-    assert value.numpy()[0] == np.float16(DEAD_SCALE) > 0
+    assert value.numpy()[0] == np.float16(DEAD_STEP) > 0
     assert not run(out, images(1, 16, 8, 8))[0].any()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from deploykit.errors import OptionError, unknown_name
 from deploykit.precision.histograms import BINS, SEARCH_BINS, Extremes, Histogram
-from deploykit.values import INT8_LEVELS, Range
+from deploykit.values import DEAD_STEP, INT8_LEVELS, LEAST_STEP, Range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 PERCENTILE = 99.99
 """Default of the percentile observer; Wu et al. compare 99.9, 99.99 and 99.999."""
 _PERCENTS = (99.9, 99.99, 99.999)
-LEAST_THRESHOLD = INT8_LEVELS * 2.0**-100
-"""A tensor that reaches no further is dead: the reciprocals of smaller steps may be infinite."""
-DEAD_THRESHOLD = INT8_LEVELS * 2.0**-24
-"""Of a dead tensor: gives the smallest scale that is above zero in half precision."""
+LEAST_THRESHOLD = INT8_LEVELS * LEAST_STEP
+"""A tensor that reaches no further is dead."""
+DEAD_THRESHOLD = INT8_LEVELS * DEAD_STEP
 _LEVELS = 128
 """Magnitudes of the INT8 grid, zero included, onto which entropy projects."""
 

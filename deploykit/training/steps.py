@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from deploykit.errors import unknown_name
-from deploykit.precision.quantization.arithmetic import MIN_SCALE
-from deploykit.values import INT8_LEVELS, Precision
+from deploykit.values import INT8_LEVELS, LEAST_STEP
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -19,7 +18,7 @@ Scales: TypeAlias = Literal["fixed", "learned", "moving"]
 """fixed: the table's; learned: by their gradient; moving: a moving average of the largest value."""
 _MOMENTUM = 0.99
 """Of the moving average, each step."""
-_LEAST = MIN_SCALE[Precision.FP32] * INT8_LEVELS
+_LEAST = LEAST_STEP * INT8_LEVELS
 """Smallest threshold: that of a tensor that is always 0."""
 _NOTHING = 1e-30
 """Stands for the limit of a channel whose weights are all 0."""

@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deploykit.values import INT8_LEVELS, Precision
+from deploykit.values import DEAD_STEP, INT8_LEVELS, LEAST_STEP, Precision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
-DEAD_SCALE = 2.0**-24
-"""Scale of what is always 0, a channel's weights or a tensor: FP16's smallest number above 0."""
-MIN_SCALE: Mapping[Precision, float] = {Precision.FP32: 2.0**-100, Precision.FP16: 2.0**-14}
-"""Smallest scale of what is not; its reciprocal must be finite too. Below it, it counts as 0."""
+MIN_SCALE: Mapping[Precision, float] = {Precision.FP32: LEAST_STEP, Precision.FP16: 2.0**-14}
+"""Smallest scale of what is not always 0: FP16's smallest normal number."""
 
 MAX_HALF = float(np.finfo(np.float16).max)
 """Largest FP16 number."""
@@ -33,7 +31,7 @@ def activation_scale(threshold: float, float_type: Precision) -> np.float32:
     exact = threshold / INT8_LEVELS
     if float_type is Precision.FP16:
         return np.float32(np.float16(max(exact, MIN_SCALE[float_type])))
-    return np.float32(exact if exact >= MIN_SCALE[float_type] else DEAD_SCALE)
+    return np.float32(exact if exact >= MIN_SCALE[float_type] else DEAD_STEP)
 
 
 def scale_type(threshold: float, float_type: Precision) -> Precision:
@@ -80,12 +78,12 @@ def weight_scales(
 ) -> NDArray[np.float32]:
     """Return the smallest scale per index of `axis` (None: one) that clips no weight.
 
-    max |w| / 127, rounded up to a number of `float_type`; `DEAD_SCALE` where all are 0.
+    max |w| / 127, rounded up to a number of `float_type`; `DEAD_STEP` where all are 0.
     """
     others = tuple(i for i in range(weights.ndim) if i != axis) if axis is not None else None
     largest = np.abs(weights).max(axis=others).astype(np.float64)
     exact = largest / INT8_LEVELS
-    exact = np.where(exact >= MIN_SCALE[Precision.FP32], exact, DEAD_SCALE)
+    exact = np.where(exact >= MIN_SCALE[Precision.FP32], exact, DEAD_STEP)
     kind = np.float16 if float_type is Precision.FP16 else np.float32
     rounded: NDArray[Any] = exact.astype(kind)
     up = np.nextafter(rounded, kind(np.inf))
