@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnxruntime as ort
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
 
 from deploykit import pipeline
 from deploykit.data.preprocess import Preprocess
@@ -191,6 +193,91 @@ def test_control_flow_stays_fp32_and_reads_casts_of_what_it_captures(graph: Grap
     assert casts(found) == ["x.fp16", "a.fp32", "b.fp16", "y"]
     x = images(1, 4, 8, 8)
     np.testing.assert_allclose(run(found, x), run(expected, x), atol=1e-2)
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (4, 4, 8, 8)).astype(np.float32)
+FIXED = "(float[4,4,8,8] x) => (float[a,b,c,d] y)"
+INSIDE = (
+    "LRN<size = 5, alpha = 0.01>(x)",
+    "LpNormalization<axis = 1>(x)",
+    "LpPool<kernel_shape = [4, 4]>(x)",
+    "GlobalLpPool(x)",
+    "MeanVarianceNormalization(x)",
+    "ReduceL2(x, axes)",
+    "Sinh(small)",
+    "Cosh(small)",
+    "LogSoftmax<axis = 3>(x)",
+)
+"""Ops that leave FP16's range inside, for pixels."""
+WITHIN = (
+    "Softmax<axis = 1>(x)",
+    "Softplus(x)",
+    "Mish(x)",
+    "Gelu(x)",
+    "Elu(x)",
+    "Sigmoid(x)",
+    "GlobalAveragePool(x)",
+    "AveragePool<kernel_shape = [8, 8]>(x)",
+    "ReduceMean(x, axes)",
+    "GroupNormalization<num_groups = 2>(x, ones, ones)",
+)
+"""Ops that do not, though they square, add up or take powers."""
+
+
+def in_reference(proto: onnx.ModelProto) -> NDArray[np.float64]:
+    """Return what a model makes of pixels by ONNX's reference, which computes in half what is."""
+    with np.errstate(all="ignore"):
+        (found,) = ReferenceEvaluator(proto).run(None, {"x": PIXELS})
+    return np.asarray(found, np.float64)
+
+
+def normalised(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    off = x - x.mean((0, 2, 3), keepdims=True)
+    found: NDArray[np.float64] = off / x.std((0, 2, 3), keepdims=True)
+    return found
+
+
+LACKING: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "GlobalLpPool": lambda x: np.sqrt((x**2).sum((2, 3), keepdims=True)),
+    "LogSoftmax": lambda x: x - np.logaddexp.reduce(x, 3, keepdims=True),
+    "MeanVarianceNormalization": normalised,
+}
+"""What ONNX's reference does not compute, or not without underflow."""
+
+
+@pytest.mark.parametrize("op", INSIDE)
+def test_what_squares_and_adds_up_pixels_does_so_in_fp32(op: str, graph: Graph) -> None:
+    body = f"small = Mul(x, tenth) [op] y = {op}" if "small" in op else f"[op] y = {op}"
+    weights = {"axes": np.array([2, 3]), "tenth": np.array(0.05, np.float32)}
+    model = graph(f"{FIXED} {{ {body} }}", **weights)
+    expected = ir.to_proto(model)
+    assert "op" in float16.wide_nodes(model, PLAN)
+    found = ir.to_proto(float16.to_float16(model, PLAN))
+    lacking = LACKING.get(re.split("[<(]", op)[0])
+    if lacking is None:
+        truth, made = in_reference(expected), in_reference(found)
+    else:
+        truth, made = lacking(PIXELS.astype(np.float64)), run(found, PIXELS).astype(np.float64)
+    np.testing.assert_allclose(made, truth, 1e-2, 2e-3 * np.abs(truth).max())
+
+
+@pytest.mark.parametrize("op", WITHIN)
+def test_what_stays_within_fp16_for_pixels_computes_in_it(op: str, graph: Graph) -> None:
+    weights = {"axes": np.array([2, 3]), "ones": np.ones(4, np.float32)}
+    model = graph(f"{FIXED} {{ [op] y = {op} }}", opset=22, **weights)
+    truth = in_reference(ir.to_proto(model))
+    assert float16.wide_nodes(model, PLAN) == {}
+    made = in_reference(ir.to_proto(float16.to_float16(model, PLAN)))
+    np.testing.assert_allclose(made, truth, 1e-2, 2e-3 * np.abs(truth).max())
+
+
+@pytest.mark.parametrize(("kind", "wide"), [(1, False), (10, True)])
+def test_a_normalisation_is_fp16_where_it_stashes_float32(
+    kind: int, *, wide: bool, graph: Graph
+) -> None:
+    op = f"LayerNormalization<stash_type = {kind}>(x, ones)"
+    model = graph(f"{FIXED} {{ [op] y = {op} }}", ones=np.ones(8, np.float32))
+    assert ("op" in float16.wide_nodes(model, PLAN)) is wide
 
 
 def test_a_sequence_stays_fp32_and_reads_casts_of_what_it_holds(

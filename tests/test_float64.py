@@ -225,3 +225,32 @@ def test_hard_activations_are_torchs(op: str) -> None:
     )
     given = {"alpha": float(np.float32(1 / 6))} if op == "HardSigmoid" else {}
     np.testing.assert_allclose(KERNELS[op](given, x), theirs.numpy(), rtol=1e-15, atol=1e-15)
+
+
+def test_normalisation_of_channels_is_torchs() -> None:
+    x = doubles(2, 7, 3, 4) * 255
+    text = "g (double[2, 7, 3, 4] x) => (double y) {{ y = LRN<size = {0}, alpha = 0.5>(x) }}"
+    for size in (3, 5):
+        # onnx's reference takes the number of images for that of channels
+        expected = F.local_response_norm(tensor(x), size, alpha=0.5).numpy()
+        np.testing.assert_allclose(run(model(text.format(size)), x)["y"], expected, **NEAR)
+
+
+@pytest.mark.parametrize("op", ["GlobalLpPool", "MeanVarianceNormalization"])
+def test_norms_of_channels_are_numpys(op: str) -> None:
+    x = doubles(2, 7, 3, 4)
+    off = x - x.mean((0, 2, 3), keepdims=True)
+    expected = {
+        "GlobalLpPool": np.sqrt((x**2).sum((2, 3), keepdims=True)),
+        "MeanVarianceNormalization": off / x.std((0, 2, 3), keepdims=True),
+    }
+    found = run(model(f"g (double[2, 7, 3, 4] x) => (double y) {{ y = {op}(x) }}"), x)["y"]
+    np.testing.assert_allclose(found, expected[op], 1e-8)
+
+
+def test_what_onnxs_evaluator_computes_otherwise_is_refused() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 11]> g (double[2, 3, 4] x) => (double y) {
+        [last] y = Hardmax(x)
+    }"""
+    with pytest.raises(BackendError, match=r"'last'.*computes it otherwise"):
+        run(onnx.parser.parse_model(text), doubles(2, 3, 4))

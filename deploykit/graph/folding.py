@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deploykit.graph import opsets
-from deploykit.graph.editing import is_op, nodes
+from deploykit.graph.editing import is_op, nodes, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,17 +19,24 @@ _UNLIKE: Mapping[str, int] = {
     "LRN": _NEVER,
     "LogSoftmax": 13,
     "LpNormalization": _NEVER,
-    "Resize": _NEVER,
     "RoiAlign": 16,
     "Softmax": 13,
 }
 """Op -> the first opset at which ONNX's reference computes what the op means: below, it has the
-later meaning. LpNormalization of p = 1, LRN of more channels than images and Resize with
-align_corners it computes otherwise."""
+later meaning. LpNormalization of p = 1, and LRN of more channels than images, it computes
+otherwise; Resize too, where the corners are aligned."""
 _SEQUENCES = ("SplitToSequence", "ConcatFromSequence")
 """Ops for which the optimizer writes others in the form of opset 18; `sequences` has their own."""
 _ASIDE = "deploykit.aside"
 """Domain of what the optimizer is not to see."""
+
+
+def is_unlike(op_type: str, version: int, places: str = "") -> bool:
+    """Return whether ONNX's reference computes another op than is meant at an opset.
+
+    places: how a Resize finds its samples.
+    """
+    return version < _UNLIKE.get(op_type, 0) or (op_type == "Resize" and places == "align_corners")
 
 
 def folded(
@@ -45,8 +52,9 @@ def folded(
     version = opsets.version(model)
 
     def decide(node: ir.Node) -> bool | None:
-        unlike = is_op(node, *_UNLIKE) and version < _UNLIKE[node.op_type]
-        return False if unlike else foldable(node)
+        places = text(node, "coordinate_transformation_mode", "")
+        own = node.domain in opsets.STANDARD
+        return False if own and is_unlike(node.op_type, version, places) else foldable(node)
 
     functions = (node for function in model.functions.values() for node in function.all_nodes())
     aside = [node for node in (*nodes(model), *functions) if is_op(node, *_SEQUENCES)]

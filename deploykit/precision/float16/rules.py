@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from deploykit import ops
 from deploykit.graph import inferring
-from deploykit.graph.editing import is_op
+from deploykit.graph.editing import integer, is_op
 from deploykit.precision.placement.weighted import WEIGHTED, constant
 from deploykit.values import Precision
 
@@ -31,13 +31,28 @@ _COORDINATE = 512
 _MAX_LOSS = 2.0**-9
 """Largest relative L2 error of a constant in FP16; normal numbers stay below 2**-11."""
 _COORDINATES = "works on coordinates, and FP16 numbers above 512 are 0.5 apart"
+_EXPONENT = "leaves FP16's range for arguments above 11"
+_LOGARITHM = "its argument loses all digits near 1 and underflows near 0"
+_SQUARES = "adds up powers, and squares above 255 leave FP16's range"
+_STASH = "adds up squares in FP16, by its stash_type"
 _SUM = "adds up many numbers, which may leave FP16's range"
 
 WIDE_OPS: Mapping[str, str] = {
+    "AffineGrid": _COORDINATES,
+    "Cosh": _EXPONENT,
+    "CumProd": _SUM,
     "CumSum": _SUM,
-    "Exp": "leaves FP16's range for arguments above 11",
+    "DFT": _SUM,
+    "Exp": _EXPONENT,
+    "GlobalLpPool": _SQUARES,
     "GridSample": _COORDINATES,
-    "Log": "its argument loses all digits near 1 and underflows near 0",
+    "LRN": _SQUARES,
+    "Log": _LOGARITHM,
+    "LogSoftmax": _LOGARITHM,
+    "LpNormalization": _SQUARES,
+    "LpPool": _SQUARES,
+    "MaxRoiPool": _COORDINATES,
+    "MeanVarianceNormalization": _SQUARES,
     "Mod": _COORDINATES,
     "NonMaxSuppression": _COORDINATES,
     "Pow": "leaves FP16's range for bases above 255",
@@ -50,8 +65,18 @@ WIDE_OPS: Mapping[str, str] = {
     "ReduceSum": _SUM,
     "ReduceSumSquare": _SUM,
     "RoiAlign": _COORDINATES,
+    "STFT": _SUM,
+    "Sinh": _EXPONENT,
 }
-"""Op -> why it stays in FP32."""
+"""Op -> why it stays in FP32: what leaves FP16 inside it, where no range of a tensor shows it.
+
+What is not here may square or add up too. InstanceNormalization, LayerNormalization and others
+with a `stash_type` do so in float32, by TensorRT's default and by the attribute's (Source: TensorRT
+developer guide, Control of Computational Precision). Softmax takes the largest argument off first;
+means, pools, convolutions and matrix products are added up in float32 and are as small as their
+tensors, which are measured. Exponents that overflow inside Sigmoid, Mish, Gelu, Elu or Selu leave
+the right result.
+"""
 
 
 def wide_nodes(model: ir.Model, plan: PrecisionPlan, unfit: Wide | None = None) -> Wide:
@@ -111,6 +136,8 @@ def _unable(node: ir.Node, model: ir.Model) -> str | None:
         return "casts integers, and FP16 holds those above 2048 inexactly" if widens else None
     if node.op_type in WIDE_OPS:
         return WIDE_OPS[node.op_type]
+    if integer(node, "stash_type", SINGLE.value) != SINGLE.value:
+        return _STASH
     return None if _has_half(node, model) else f"ONNX defines this {node.op_type} without FP16"
 
 

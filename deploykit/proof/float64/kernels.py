@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     """(attributes, *inputs) -> the op's only output. Raises: NotImplementedError for a use of the
     op that it does not know."""
 
+_TINY = 1e-9
+"""What ONNX adds to the deviation in MeanVarianceNormalization."""
 _COLUMNS = 1 << 20
 """Numbers in the matrix that a part of a convolution is written out as: 8 MB."""
 
@@ -114,6 +116,32 @@ def global_average_pool(_: Attributes, x: Doubles) -> Doubles:
     """Return the mean of each channel."""
     mean: Doubles = x.mean(axis=tuple(range(2, x.ndim)), keepdims=True)
     return mean
+
+
+def global_lp_pool(attributes: Attributes, x: Doubles) -> Doubles:
+    """Return the norm of each channel."""
+    p = attributes.get("p", 2)
+    norm: Doubles = (np.abs(x) ** p).sum(axis=tuple(range(2, x.ndim)), keepdims=True) ** (1 / p)
+    return norm
+
+
+def lrn(attributes: Attributes, x: Doubles) -> Doubles:
+    """Return x over a power of the mean square of the channels around each."""
+    size = attributes["size"]
+    before = (size - 1) // 2
+    padded = np.pad(x**2, [(0, 0), (before, size - 1 - before), *[(0, 0)] * (x.ndim - 2)])
+    total = sliding_window_view(padded, size, axis=1).sum(-1)
+    alpha, beta = attributes.get("alpha", 1e-4), attributes.get("beta", 0.75)
+    found: Doubles = x / (attributes.get("bias", 1.0) + alpha / size * total) ** beta
+    return found
+
+
+def mean_variance(attributes: Attributes, x: Doubles) -> Doubles:
+    """Return x less its mean over its deviation, along the axes that are given."""
+    axes = tuple(attributes.get("axes", (0, 2, 3)))
+    off = x - x.mean(axes, keepdims=True)
+    found: Doubles = off / (np.sqrt((off**2).mean(axes, keepdims=True)) + _TINY)
+    return found
 
 
 def hard_sigmoid(attributes: Attributes, x: Doubles) -> Doubles:
@@ -221,8 +249,11 @@ KERNELS: Mapping[str, Kernel] = {
     "Conv": conv,
     "ConvTranspose": conv_transpose,
     "GlobalAveragePool": global_average_pool,
+    "GlobalLpPool": global_lp_pool,
     "HardSigmoid": hard_sigmoid,
     "HardSwish": hard_swish,
+    "LRN": lrn,
+    "MeanVarianceNormalization": mean_variance,
     "NonMaxSuppression": non_max_suppression,
     "Resize": resize,
     "Selu": selu,

@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 
 from deploykit.backends import watching
 from deploykit.errors import BackendError
+from deploykit.graph import folding, opsets
 from deploykit.proof.float64.kernels import KERNELS
 from deploykit.proof.float64.widening import widened
 
@@ -88,9 +89,9 @@ class Float64Session:
 class _Step:
     """One node, and what computes it."""
 
-    def __init__(self, node: onnx.NodeProto, opsets: Sequence[onnx.OperatorSetIdProto]) -> None:
-        self._node, self._opsets = node, opsets
-        standard = node.domain in ("", "ai.onnx")
+    def __init__(self, node: onnx.NodeProto, imports: Sequence[onnx.OperatorSetIdProto]) -> None:
+        self._node, self._opsets = node, imports
+        standard = node.domain in opsets.STANDARD
         self._kernel = KERNELS.get(node.op_type) if standard else None
         self._attributes = {
             a.name: helper.get_attribute_value(a)
@@ -145,12 +146,21 @@ class _Step:
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception:  # noqa: BLE001 - no kernel in float64, said in many ways
+            if self._is_unlike():
+                raise NotImplementedError("ONNX's evaluator computes it otherwise") from None
             evaluator = onnx.reference.ReferenceEvaluator(model)
             return lambda feeds: list(evaluator.run(None, feeds))
         if self._node.op_type == "Loop":
             names = [output.name for output in session.get_outputs()]
             return lambda feeds: watching.run(session, names, feeds)
         return lambda feeds: list(session.run(None, feeds))
+
+    def _is_unlike(self) -> bool:
+        """Return whether onnx's evaluator would compute something else."""
+        versions = (each.version for each in self._opsets if each.domain in opsets.STANDARD)
+        places = self._attributes.get("coordinate_transformation_mode", b"").decode()
+        kind, standard = self._node.op_type, self._node.domain in opsets.STANDARD
+        return standard and folding.is_unlike(kind, max(versions, default=1), places)
 
 
 def _rounds_to(exact: NDArray[np.float64], held: Array) -> bool:
