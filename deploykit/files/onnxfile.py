@@ -14,7 +14,7 @@ from google.protobuf.message import (  # type: ignore[import-untyped]  # protobu
 )
 
 from deploykit.errors import ModelError, OutputError
-from deploykit.files import artifacts, contents, soundness
+from deploykit.files import artifacts, contents, soundness, sparse
 from deploykit.values import TensorSpec
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def parse(data: bytes, path: Path) -> ir.Model:
         raise contents.foreign(path, data[: contents.HEAD], ModelError, _WHAT) from error
     _check_proto(path, proto)
     soundness.check(proto, path)
+    sparse.densify(proto, path)
     try:
         model: ir.Model = ir.from_proto(proto)
     except (ir.serde.SerdeError, ValueError, TypeError, KeyError, AttributeError) as error:
