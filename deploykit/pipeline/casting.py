@@ -9,7 +9,7 @@ from deploykit.files import onnxfile
 from deploykit.measuring import records
 from deploykit.pipeline import intake, places
 from deploykit.pipeline.made import Made, path_or_none, recorded, written
-from deploykit.precision import float16, lint, probing
+from deploykit.precision import finiteness, float16, lint, probing
 from deploykit.proof import acceptance, rewrites
 from deploykit.recipes import opened
 from deploykit.recipes.describing import NOTHING
@@ -36,7 +36,8 @@ def cast(
     seen = probing.probe(subject, [acceptance.feeds(subject, inputs, batch=2)])
     graph, wide = float16.cast(subject, seen.magnitudes)
     candidate = opened.made(graph, output)
-    agreements = acceptance.accept(candidate, subject)
+    own = "" if seen.ran is None else finiteness.of_outputs(subject, seen.ran, ["random pixels"])
+    agreements = acceptance.accept(candidate, subject, own=own)
     agreements = rewrites.prove_half(candidate, subject) or agreements
     made_by = {
         "verb": "cast",
@@ -47,6 +48,6 @@ def cast(
     layers = lint.precision_table(graph)
     share = records.shares(layers).get(Precision.FP16.value, 0.0)
     said = f"{share:.1%} of the multiply-accumulates in FP16"
-    notes = (*subject.notes, said, *records.remarks(layers))
+    notes = (*subject.notes, *filter(None, [own]), said, *records.remarks(layers))
     artifact = written(candidate, subject.origin(), made_by)
     return recorded(Made(artifact, layers, notes), record)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from deploykit.data import arrays, feeding, samples, sources
 from deploykit.files import onnxfile
 from deploykit.measuring import records
-from deploykit.precision import probing, quality
+from deploykit.precision import finiteness, probing, quality
 from deploykit.precision.quality import decibels
 from deploykit.proof import acceptance
 from deploykit.values import Precision
@@ -47,11 +47,11 @@ def probed(
     calibrated_on: str | Path | None,
     *,
     half: bool,
-) -> tuple[Probed, str]:
+) -> tuple[Probed, str, str]:
     """Return what the float model gives on a few images and what its tensors do there.
 
     The second value says in words what images these are: of each size that none of them has there
-    is one of random pixels.
+    is one of random pixels. The third says where the model is not finite by itself, if it is not.
 
     calibrated_on: the source of images, or a folder of arrays. half: whether the magnitudes are
     asked for that FP16 must hold. Raises: DataError, ModelError.
@@ -59,14 +59,15 @@ def probed(
     inputs, _ = onnxfile.interface(model.graph)
     if isinstance(calibrated_on, Path):
         few = arrays.opened(calibrated_on, inputs).feeds(limit=IMAGES)
-        images = tuple(fed.arrays for fed in few)
+        images = tuple((", ".join(fed.names), fed.arrays) for fed in few)
     else:
         images = tuple(_images(model, calibrated_on))
-    given = list(images)
+    given, names = [feed for _, feed in images], [name for name, _ in images]
     seen = {feed[inputs[0].name].shape[2:] for feed in given}
     for each in acceptance.interfaces(model):
         if not given or each[0].shape[2:] not in seen:
             given.append(acceptance.feeds(model, each))
+            names.append("random pixels")
     random = len(given) - len(images)
     words = [_calibration_images(len(images))] if images else []
     words += [f"{random} of random pixels"] if random else []
@@ -76,11 +77,12 @@ def probed(
         known=table.ranges if half else None,
         stored=quality.stored(placed, table),
     )
-    return found, " and ".join(words)
+    own = "" if found.ran is None else finiteness.of_outputs(model, found.ran, names)
+    return found, " and ".join(words), own
 
 
-def _images(model: Opened, source: str | None) -> Iterator[Arrays]:
-    """Yield a few of the images as the model's inputs, where there are any, one by one."""
+def _images(model: Opened, source: str | None) -> Iterator[tuple[str, Arrays]]:
+    """Yield names of a few of the images, and them as the model's inputs, where there are any."""
     inputs, _ = onnxfile.interface(model.graph)
     batch = feeding.batch(inputs[0])
     if source is None or model.card is None or (isinstance(batch, int) and batch != 1):
@@ -89,7 +91,7 @@ def _images(model: Opened, source: str | None) -> Iterator[Arrays]:
         sources.dataset(source), model.card.preprocess, 1, limit=IMAGES, skipped=[]
     )
     for each in images:
-        yield feeding.feeds(inputs, each.images, each.geometries)
+        yield each.names[0], feeding.feeds(inputs, each.images, each.geometries)
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ def quantize(
     layers = lint.precision_table(proven.candidate.graph)
     notes = (
         *found.model.notes,
+        *filter(None, [proven.own]),
         *judging.notes(layers, found.table),
         *cached,
         *(repair.note() for repair in found.repairs),
@@ -93,6 +94,8 @@ class _Proven(NamedTuple):
     """What it was run on, in words."""
     noise: float | None
     """Of its outputs, see `comparing`."""
+    own: str
+    """Where the float model is not finite by itself; empty: it is."""
 
     def quality(self, found: Calibrated, placed: Placement) -> Quality:
         """Return how far it is from the float model."""
@@ -111,7 +114,9 @@ def _proven(
     """Return the quantised model of `found`. Raises: ProofError, and as `quantization.quantize`."""
     subject, table = found.model, found.table
     half = options.float_type is Precision.FP16
-    seen, images = judging.probed(subject, placed, table, options.data or options.source, half=half)
+    seen, images, own = judging.probed(
+        subject, placed, table, options.data or options.source, half=half
+    )
     graph, summary = quantization.quantize(
         subject, table, plan, float_type=options.float_type, reached=seen.magnitudes
     )
@@ -122,8 +127,9 @@ def _proven(
         seen.ran,
         columns=judging.has_rows(graph),
         watch=noise.add,
+        own=own,
     )
-    return _Proven(candidate, summary, agreements, seen, images, noise.typical())
+    return _Proven(candidate, summary, agreements, seen, images, noise.typical(), own)
 
 
 def _asked(

@@ -7,12 +7,16 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from deploykit.data import feeding, samples
-from deploykit.errors import ModelError, OptionError
+from deploykit.data.arrays import Fed
+from deploykit.errors import InputError, ModelError, OptionError
 from deploykit.files import onnxfile
 from deploykit.graph import canvases
-from deploykit.precision import observers, observing, tapping
+from deploykit.precision import finiteness, observers, observing, tapping
 from deploykit.precision.functions import is_positive
+from deploykit.proof.acceptance import MEND
 from deploykit.recipes import opened
 from deploykit.values import CalibrationTable, TensorSpec, silent
 
@@ -21,7 +25,8 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from deploykit.data.arrays import ArraySet, Fed
+    from deploykit.backends import Arrays
+    from deploykit.data.arrays import ArraySet
     from deploykit.data.preprocess import Preprocess
     from deploykit.data.samples import Batch
     from deploykit.data.sources import Dataset
@@ -130,13 +135,16 @@ def _observed(
         sessions = {size: tapping.open_session(part, wanted) for size, part in _parts(model)}
         begun = chain(first.result(), batches)
     positive = {v.name for node in model.graph.graph if is_positive(node) for v in node.outputs}
-    found = observing.observe(
-        sessions,
-        begun,
-        lambda: {name: _memory(observer, name, positive) for name in wanted},
-        count,
-        looked_at=_LOOKED_AT if options.candidates else 0,
-    )
+    try:
+        found = observing.observe(
+            sessions,
+            begun,
+            lambda: {name: _memory(observer, name, positive) for name in wanted},
+            count,
+            looked_at=_LOOKED_AT if options.candidates else 0,
+        )
+    except observing.UnfiniteError as stopped:
+        raise _explained(model, stopped) from stopped
     with ThreadPoolExecutor(tapping.most_workers()) as pool:
         chosen = pool.map(lambda name: observers.chosen_range(observer, found.seen[name]), wanted)
         ranges = dict(zip(wanted, chosen, strict=True))
@@ -152,6 +160,39 @@ def _observed(
         reaches=found.reaches,
         growing=found.growing,
     )
+
+
+def _explained(model: Opened, stopped: observing.UnfiniteError) -> InputError:
+    """Return what is said of a tensor that is not finite: the layer, and the image."""
+    parts, batch = dict(_parts(model)), stopped.batch
+    size = None if isinstance(batch, Fed) else (batch.images.shape[2], batch.images.shape[3])
+    part = parts.get(size) or next(iter(parts.values()))
+    said = finiteness.of_tensor(part, stopped.tensor, _one_by_one(part, batch))
+    if not said:
+        return stopped.error
+    found = f"{stopped.error.found}: {said}"
+    return InputError(found, expected="finite activations", fix=MEND)
+
+
+def _one_by_one(model: Opened, batch: Batch | Fed) -> Iterator[tuple[str, Arrays]]:
+    """Yield the name of each image of a batch, and a batch that holds nothing else."""
+    inputs, _ = onnxfile.interface(model.graph)
+    count = len(batch.names)
+    whole = (
+        batch.arrays
+        if isinstance(batch, Fed)
+        else feeding.feeds(inputs, batch.images, batch.geometries)
+    )
+    size = feeding.batch(inputs[0])
+    times = size if isinstance(size, int) else 1
+    for i, name in enumerate(batch.names):
+        yield (
+            name,
+            {
+                key: np.repeat(array[i : i + 1], times, 0) if len(array) == count else array
+                for key, array in whole.items()
+            },
+        )
 
 
 def _memory(observer: Observer, tensor: str, positive: Container[str | None]) -> Extremes:

@@ -18,7 +18,7 @@ import numpy as np
 from deploykit.backends import onnxruntime
 from deploykit.data import feeding
 from deploykit.data.arrays import Fed
-from deploykit.errors import ModelError
+from deploykit.errors import InputError, ModelError
 from deploykit.precision import blocks, memory
 from deploykit.precision.tapping import most_workers
 
@@ -44,6 +44,15 @@ _FEW = 8
 """Images from which on it says something that the last quarter shows more."""
 _HELD = 3
 """Times the size of the observed tensors that a worker holds: the runtime's own come with them."""
+
+
+class UnfiniteError(Exception):
+    """A tensor that is not finite on an image of a batch."""
+
+    def __init__(self, tensor: str, batch: Batch | Fed, error: InputError) -> None:
+        """Keep what it was seen in, and what is known of it."""
+        super().__init__(str(error))
+        self.tensor, self.batch, self.error = tensor, batch, error
 
 
 @dataclass(frozen=True)
@@ -109,7 +118,7 @@ def observe(
 ) -> Observed:
     """Return what was seen in all batches, which have so many images.
 
-    looked_at: first images whose channels are looked at one by one.
+    looked_at: first images whose channels are looked at one by one. Raises: UnfiniteError.
 
     Workers run and observe whole batches side by side, each into a memory of its own; merging is
     exact, so the result depends on neither their number nor their order. How many there can be is
@@ -224,6 +233,14 @@ def _run(tapped: Tapped, batch: Batch | Fed, seen: Iterable[str]) -> dict[str, F
     return values | dict(zip(inner, outputs, strict=True))
 
 
+def _observe(seen: Extremes, array: Floats, batch: Batch | Fed) -> None:
+    """Take in an array. Raises: UnfiniteError."""
+    try:
+        seen.observe(array)
+    except InputError as error:
+        raise UnfiniteError(seen.tensor, batch, error) from error
+
+
 def _take_in(
     tapped: Tapped,
     batch: Batch | Fed,
@@ -246,7 +263,7 @@ def _take_in(
         size = sum(array.nbytes for array in values.values())
         while values:
             name, array = values.popitem()
-            seen[name].observe(array)
+            _observe(seen[name], array, batch)
             if few:
                 looked_at = array[:few] if len(array) == len(batch.names) else array
                 memory.look_at(

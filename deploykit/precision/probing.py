@@ -79,7 +79,7 @@ def probe(
         outputs = session.run(feed)
         results.append({name: outputs[name] for name in own})
         for tensor, output in asked.largest.items():
-            found[tensor] = max(found[tensor], float(outputs[output]))
+            found[tensor] = float(np.maximum(found[tensor], outputs[output]))  # keeps NaN
         for each, names in asked.noise.items():
             energies[each] += [float(outputs[name]) for name in names]
     noise = {each: float(error / energy) for each, (error, energy) in energies.items() if energy}

@@ -37,6 +37,11 @@ if TYPE_CHECKING:
 
     Watch: TypeAlias = Callable[[Mapping[str, Pair]], None]
 
+MEND = (
+    "check how images are prepared (--preprocess, --mean, --std, --scale), and the weights; "
+    "where both are right the model must be mended: another precision changes nothing"
+)
+"""What to do about a float model that gives NaN or infinity."""
 _SEED = 0
 NO_THRESHOLD = -1.0
 """A score threshold that every box passes: scores are 0 or more."""
@@ -135,19 +140,21 @@ def _last_suppression(model: ir.Model) -> tuple[ir.Node, Plugin, Suppression] | 
     return node, plugin, plugin.suppression
 
 
-def accept(
+def accept(  # noqa: PLR0913 - two models, and four ways to look at what they gave
     candidate: Opened,
     reference: Opened,
     ran: Recorded | None = None,
     *,
     columns: bool = False,
     watch: Watch | None = None,
+    own: str = "",
 ) -> tuple[Agreement, ...]:
     """Return how each output of `candidate` compares with `reference` on the same inputs.
 
     ran: what `opened_filled(reference)` gave on some inputs; by default both run on a random one.
     columns: compare the columns of rows one by one too, see `verification.verify`. watch: is shown
-    the outputs of both on each input, rows paired.
+    the outputs of both on each input, rows paired. own: what is known of NaN and infinities that
+    `reference` gives itself, and what to do about it, for errors.
 
     ONNX Runtime computes FP16 nodes in FP32 where its CPU kernels lack FP16, so this shows neither
     every overflow nor the full rounding of an FP16 engine: see `rewrites.prove_half`.
@@ -167,9 +174,10 @@ def accept(
     for agreement in agreements:
         if not math.isfinite(agreement.max_abs):
             raise ProofError(
-                f"output {agreement.output!r} of the rewritten model is not finite",
-                expected="numbers, as the model it was made from gives",
-                fix="keep the layers that overflow in FP32, with a plan",
+                f"output {agreement.output!r} of the rewritten model is not finite"
+                + (f": {own}" if own else ""),
+                expected="numbers" if own else "numbers, as the model it was made from gives",
+                fix=MEND if own else "keep the layers that overflow in FP32, with a plan",
             )
     structure.check(candidate.graph, reference.graph)
     return agreements
