@@ -63,7 +63,7 @@ def test_flops_as_fvcore_counts_them_are_the_published_ones(variant: str, offici
         network, images = RECIPE.network(variant, 1000), torch.empty(1, 3, 224, 224)
     seen: Counter[type[nn.Module]] = Counter()
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+        if isinstance(module, nn.BatchNorm2d | mpvit_encoder.Norm):
             module.register_forward_hook(
                 lambda norm, _, result: seen.update({type(norm): result.numel()})
             )
@@ -74,7 +74,7 @@ def test_flops_as_fvcore_counts_them_are_the_published_ones(variant: str, offici
     ):
         exact = (56 >> stage) ** 2 * width**2 // 8
         cut += 2 * layers * paths * (int(float(f"{2 * exact:.3e}") / 2) - exact)
-    spent = OFFICIAL[variant][1] + 2 * seen[nn.BatchNorm2d] + 5 * seen[nn.LayerNorm]
+    spent = OFFICIAL[variant][1] + 2 * seen[nn.BatchNorm2d] + 5 * seen[mpvit_encoder.Norm]
     assert spent + cut + shape.joined[-1] * 7 * 7 == official
 
 
@@ -109,7 +109,8 @@ def test_attention_is_the_papers_formula() -> None:
     layer = skewed(mpvit_encoder.Attention(32, mpvit_encoder.RelativePlaces(32)))
     x = torch.randn(2, 35, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        found = mpvit_encoder.as_tokens(layer(mpvit_encoder.as_map(x, (5, 7))))
+        places = layer(x.transpose(1, 2).reshape(2, 32, 5, 7))
+        found = places.flatten(2).transpose(1, 2)
         expected = by_the_formula(layer, x.double(), (5, 7))
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 

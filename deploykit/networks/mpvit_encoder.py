@@ -6,14 +6,11 @@ Source: CoaT (arXiv 2104.06399, section 3), as MPViT (arXiv 2112.11010) takes it
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field gives it
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 HEADS = 8
 """Of every attention."""
@@ -21,16 +18,6 @@ WINDOWS = {3: 2, 5: 3, 7: 3}
 """Taps along the window in which a head sees relative places -> heads that have it."""
 EPSILON = 1e-6
 """Of layer norms."""
-
-
-def as_map(tokens: Tensor, sides: Sequence[int]) -> Tensor:
-    """Return float32[batch, C, *sides] of float32[batch, N, C]."""
-    return tokens.transpose(1, 2).reshape(-1, tokens.shape[2], *sides)
-
-
-def as_tokens(x: Tensor) -> Tensor:
-    """Return float32[batch, H * W, C] of float32[batch, C, H, W]."""
-    return x.flatten(2).transpose(1, 2)
 
 
 def depthwise(channels: int, kernel: int, *, stride: int = 1, bias: bool = False) -> nn.Conv2d:
@@ -48,17 +35,29 @@ class Pointwise(nn.Linear):
         return F.conv2d(x, self.weight[:, :, None, None], self.bias)
 
 
+class Norm(nn.LayerNorm):
+    """A layer norm of each place of a map."""
+
+    def __init__(self, width: int) -> None:
+        """Make the layer."""
+        super().__init__(width, EPSILON)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return float32[batch, C, H, W] of the same."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 class Places(nn.Module):
-    """Adds to each token what a convolution sees around it: conditional position encoding."""
+    """Adds to each place what a convolution sees around it: conditional position encoding."""
 
     def __init__(self, width: int) -> None:
         """Make the layer."""
         super().__init__()
         self.proj = depthwise(width, 3, bias=True)
 
-    def forward(self, x: Tensor, sides: Sequence[int]) -> Tensor:
-        """Return float32[batch, N, C] of the same."""
-        return x + as_tokens(self.proj(as_map(x, sides)))
+    def forward(self, x: Tensor) -> Tensor:
+        """Return float32[batch, C, H, W] of the same."""
+        return cast("Tensor", x + self.proj(x))
 
 
 class RelativePlaces(nn.Module):
@@ -120,13 +119,13 @@ class Layer(nn.Module):
             ("fc2", Pointwise(inner, width)),
         ]
         self.mlp = nn.Sequential(OrderedDict(parts))
-        self.norm1, self.norm2 = nn.LayerNorm(width, EPSILON), nn.LayerNorm(width, EPSILON)
+        self.norm1, self.norm2 = Norm(width), Norm(width)
 
-    def forward(self, x: Tensor, sides: Sequence[int]) -> Tensor:
-        """Return float32[batch, N, C] of the same."""
-        x = self.cpe(x, sides)
-        x = x + as_tokens(self.factoratt_crpe(as_map(self.norm1(x), sides)))
-        return x + as_tokens(self.mlp(as_map(self.norm2(x), sides)))
+    def forward(self, x: Tensor) -> Tensor:
+        """Return float32[batch, C, H, W] of the same."""
+        x = self.cpe(x)
+        x = x + self.factoratt_crpe(self.norm1(x))
+        return cast("Tensor", x + self.mlp(self.norm2(x)))
 
 
 class Encoder(nn.Module):
@@ -142,7 +141,6 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return float32[batch, C, H, W] of the same."""
-        sides, tokens = x.shape[2:], as_tokens(x)
         for layer in self.MHCA_layers:
-            tokens = layer(tokens, sides)
-        return as_map(tokens, sides)
+            x = layer(x)
+        return x
