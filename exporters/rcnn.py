@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.data.preprocess import PROPOSALS, Preprocess
 from deploykit.errors import CheckpointError
-from deploykit.networks.detectors import dense_family, rcnn, vgg_family
+from deploykit.networks.detectors import dense, dense_family, rcnn, vgg_family
 from deploykit.networks.detectors.rcnn import TRUNKS, Limits, Rcnn
 from deploykit.networks.states import COLOURS, check_colours, inputs, outputs
 from deploykit.recipes import identity
@@ -47,7 +47,7 @@ def number(value: Plain) -> float:
 CHOICES = {
     "score_threshold": Choice(USUAL.score, "distances above", number),
     "nms_threshold": Choice(USUAL.iou, "overlap up to", identity.share),
-    "detections": Choice(USUAL.detections, "objects per image", identity.count),
+    "detections": Choice(USUAL.detections, "objects per image", dense.up_to_most),
 }
 
 

@@ -34,7 +34,7 @@ PREPROCESS = mm_config.prepared((SHORT, 704))
 CHOICES = {
     ALIGNED: Choice(False, "maps grown with the corners aligned:", identity.truth),
     "mean": Choice(PREPROCESS.mean, "mean", identity.three),
-    "std": Choice(PREPROCESS.std, "deviation", identity.three),
+    "std": Choice(PREPROCESS.std, "deviation", identity.spread),
     "channels": Choice("RGB", "channels", identity.colours),
     "min_size": Choice(SHORT, "short side", identity.side),
     "max_size": Choice(4 * SHORT, "long side at most", identity.side),

@@ -784,6 +784,16 @@ def test_fit_lists_what_does_not_fit(small: Small) -> None:
     assert caught.value.expected == "the 6 weights of small n; 83% of their names are there"
 
 
+def test_whole_numbers_and_variances_below_zero_are_no_weights(small: Small) -> None:
+    state = small.state_dict()
+    whole = {**state, "conv.weight": torch.ones(4, 3, 3, 3, dtype=torch.int8)}
+    with pytest.raises(CheckpointError, match=r"stored as torch\.int8: conv\.weight"):
+        checkpoint.fit(Small(), whole, name="small")
+    below = {**state, "bn.running_var": state["bn.running_var"] - 2}
+    with pytest.raises(CheckpointError, match=r"below zero: bn\.running_var"):
+        checkpoint.fit(Small(), below, name="small")
+
+
 def test_fit_changes_nothing_when_it_refuses(small: Small) -> None:
     other = Small()
     before = {k: v.clone() for k, v in other.state_dict().items()}

@@ -194,6 +194,11 @@ def test_what_a_state_dict_does_not_say_is_told_and_recorded(tmp_path: Path) -> 
         ({"score_threshold": "2"}, "0 to 1"),
         ({"anchor_sizes": "[[32],[64]]"}, "5 levels with 3 in each cell"),
         ({"std": "[1, 2]"}, "three numbers"),
+        ({"std": "[0.2, 0, 0.2]"}, "three numbers above 0"),
+        ({"box_weights": "[10, 10, 5, 0]"}, "four numbers above 0"),
+        ({"detections": "100000000"}, "1 to 3840"),
+        ({"candidates": "3841"}, "1 to 3840"),
+        ({"proposals": "3841"}, "1 to 3840"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused(

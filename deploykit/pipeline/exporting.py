@@ -14,7 +14,7 @@ from deploykit.networks import loading, reparam, tracing
 from deploykit.networks.loading import NetworkOptions
 from deploykit.pipeline import places
 from deploykit.pipeline.made import Made, described, path_or_none, written
-from deploykit.proof import exports
+from deploykit.proof import exports, trained_answers
 from deploykit.recipes import metadata, opened
 from deploykit.values import silent
 
@@ -84,6 +84,7 @@ def export(
         f"{card.recipe} {card.variant}, opset {options.opset}",
         *trained.notes,
         f"agrees with PyTorch within {worst:.1e} of each output's range",
+        *trained_answers.notes(references[0]),
         *overloads.notes(model),
     )
     return described(artifact, candidate, notes, record)

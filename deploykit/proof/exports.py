@@ -17,7 +17,7 @@ from deploykit.backends.pytorch import TorchSession
 from deploykit.errors import BackendError, OptionError
 from deploykit.graph import canvases
 from deploykit.networks import reparam
-from deploykit.proof import acceptance, hidden, proving, random_inputs, rewrites
+from deploykit.proof import acceptance, hidden, proving, random_inputs, rewrites, trained_answers
 from deploykit.proof.as_traced import AsTraced
 from deploykit.proof.rule import DOUBLE, NUMBERS, SINGLE, STRICT
 from deploykit.tasks.agreement import PaddedRows
@@ -62,7 +62,8 @@ class _Answers:
 def prove_fold(trained: Network, folded: Network, *, batch: int = _BATCH) -> Reference:
     """Return what the ONNX file of `folded` is to be judged by, the fold being right.
 
-    Raises: ProofError where folding the branches changed an output by more than rounding.
+    Raises: ProofError where folding the branches changed an output by more than rounding,
+    CheckpointError where the trained network itself gives nothing to compare with.
     """
     network, known = filled(trained), trained.recipe.outputs
     feed = random_inputs.feeds(
@@ -77,6 +78,7 @@ def prove_fold(trained: Network, folded: Network, *, batch: int = _BATCH) -> Ref
         lambda: PaddedRows(Selection(score=acceptance.NO_THRESHOLD), known),
         alone=True,
     )
+    trained_answers.check(reference, known)
     if changed:
         reference = _proven_fold(network, folded, reference)
     if not reference.exact:

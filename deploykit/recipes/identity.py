@@ -223,11 +223,18 @@ def three(value: Plain) -> tuple[float, ...]:
     raise ValueError("three numbers, such as [0.485, 0.456, 0.406]")
 
 
-def four(value: Plain) -> tuple[float, ...]:
-    """Return four finite numbers. Raises: ValueError."""
-    if isinstance(value, tuple) and len(value) == 4 and all(map(_is_number, value)):
+def spread(value: Plain) -> tuple[float, ...]:
+    """Return three positive numbers, which pixels are divided by. Raises: ValueError."""
+    if isinstance(value, tuple) and len(value) == 3 and all(map(_is_positive, value)):
         return tuple(float(v) for v in value)  # type: ignore[arg-type]  # numbers
-    raise ValueError("four numbers, such as [10, 10, 5, 5]")
+    raise ValueError("three numbers above 0, such as [0.229, 0.224, 0.225]")
+
+
+def four(value: Plain) -> tuple[float, ...]:
+    """Return four positive numbers. Raises: ValueError."""
+    if isinstance(value, tuple) and len(value) == 4 and all(map(_is_positive, value)):
+        return tuple(float(v) for v in value)  # type: ignore[arg-type]  # numbers
+    raise ValueError("four numbers above 0, such as [10, 10, 5, 5]")
 
 
 def truth(value: Plain) -> bool:

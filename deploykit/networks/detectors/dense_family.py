@@ -20,7 +20,7 @@ from deploykit.data.presets import MEAN, STD
 from deploykit.errors import OptionError
 from deploykit.networks import unset
 from deploykit.networks.class_names import numbered
-from deploykit.networks.detectors import two_stage_models
+from deploykit.networks.detectors import dense, two_stage_models
 from deploykit.networks.detectors.settings import Knob, agree, anchored, apply, choices
 from deploykit.networks.states import COLOURS, check_colours, inputs
 from deploykit.recipes import identity
@@ -101,10 +101,10 @@ class Sizes:
 
 
 DENSE = {
-    "detections": Knob("objects per image", identity.count, ("", "detections_per_img")),
+    "detections": Knob("objects per image", dense.up_to_most, ("", "detections_per_img")),
     "score_threshold": Knob("scores above", identity.share, ("", "score_thresh")),
     "nms_threshold": Knob("overlap up to", identity.share, ("", "nms_thresh")),
-    "candidates": Knob("candidates per level", identity.count, ("", "topk_candidates")),
+    "candidates": Knob("candidates per level", dense.up_to_most, ("", "topk_candidates")),
 }
 ANCHORS = {
     "anchor_sizes": Knob("anchor sizes", identity.levels, ("anchor_generator", "sizes")),
@@ -202,7 +202,7 @@ def adapt(state: StateDict) -> StateDict:
 
 IMAGE = {
     "mean": Knob("mean", identity.three, ("transform", "image_mean")),
-    "std": Knob("deviation", identity.three, ("transform", "image_std")),
+    "std": Knob("deviation", identity.spread, ("transform", "image_std")),
     "min_size": Knob("short side", identity.side, ("transform", "min_size")),
     "max_size": Knob("long side at most", identity.side, ("transform", "max_size")),
 }

@@ -38,7 +38,7 @@ def row(value: Plain) -> tuple[float, ...]:
 
 USUAL = keras_rcnn.Limits()
 CHOICES = {
-    "detections": Choice(USUAL.detections, "objects per image", identity.count),
+    "detections": Choice(USUAL.detections, "objects per image", dense.up_to_most),
     "score_threshold": Choice(USUAL.score, "scores from", identity.share),
     "nms_threshold": Choice(USUAL.iou, "overlap up to", identity.share),
     "candidates": Choice(USUAL.candidates, "candidates", dense.up_to_most),
