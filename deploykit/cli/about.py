@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from deploykit.cli import options
 from deploykit.cli.parsing import Option
-from deploykit.errors import InputError, OptionError
+from deploykit.errors import OptionError
 
 if TYPE_CHECKING:
     from deploykit.recipes.describing import Description
 
 _WORDS = ("task", "preprocess", "resize", "interpolation", "layout", "decode")
 _NUMBER = r"-?\d{1,9}(?:\.\d{0,12})?(?:[eE][-+]?\d{1,2})?"
-_LARGEST = 1 << 22
-"""Bytes of a file of class names."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class About:
         str | None, Option(help="HxW in pixels, where the file leaves them open.")
     ] = None
     class_names: Annotated[
-        str | None, Option(help="Comma-separated, or a file with one in each line.")
+        str | None, Option(help="Comma-separated, or a file: a name in each line, JSON, YAML.")
     ] = None
     decode: Annotated[
         str | None,
@@ -69,7 +67,7 @@ class About:
         given["mean"], given["std"] = _three("--mean", self.mean), _three("--std", self.std)
         if self.input_size is not None:
             given["input_size"] = options.image_size(self.input_size)
-        given["class_names"] = _names(self.class_names)
+        given["class_names"] = options.class_names(self.class_names)
         given = options.given(given)
         if self.input:
             given["inputs"] = dict(map(_input, self.input))
@@ -96,27 +94,6 @@ def _three(option: str, text: str | None) -> tuple[float, float, float] | None:
     if len(found) != 3:
         raise OptionError(f"{option} {text!r}", expected="one number, or three")
     return found[0], found[1], found[2]
-
-
-def _names(text: str | None) -> tuple[str, ...] | None:
-    """Return class names, of a file where one is called so. Raises: OptionError, InputError."""
-    path = Path(text or "")
-    if text is None or "," in text or not path.is_file():
-        return options.names(text)
-    from deploykit.files import contents  # noqa: PLC0415 - seldom needed
-
-    def check(size: int) -> None:
-        if size > _LARGEST:
-            raise InputError(f"{path} has {size} bytes", expected="a name in each line")
-
-    try:
-        lines = contents.read(path, InputError, "class names", check=check).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no text", expected="a name in each line") from error
-    found = tuple(line.strip() for line in lines.splitlines() if line.strip())
-    if not found:
-        raise InputError(f"{path} holds no names", expected="a name in each line")
-    return found
 
 
 def _input(text: str) -> tuple[str, Path | float]:

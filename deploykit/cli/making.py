@@ -57,7 +57,8 @@ Protocol = Annotated[
     str | None, Option(help="How images are prepared, see below.  [default: the recipe's]")
 ]
 ClassNames = Annotated[
-    str | None, Option(help="Comma-separated, in the order of training; or coco, voc.")
+    str | None,
+    Option(help="Comma-separated, or a file with one in each line; or coco, voc, cityscapes."),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -113,7 +114,7 @@ def export(
         canvases=sizes[1:],
         images=options.shapes(fit, progress.bar, input_size=input_size),
         protocol=protocol,
-        class_names=options.names(class_names),
+        class_names=options.class_names(class_names),
         settings=options.settings(settings),
         opset=opset,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from deploykit.errors import OptionError, unknown_name
@@ -12,13 +13,14 @@ from deploykit.values import Precision
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from enum import Enum
-    from pathlib import Path
 
     from deploykit.backends import Shapes
     from deploykit.values import Progress
 
 E = TypeVar("E", bound="Enum")
 T = TypeVar("T")
+_OF_FILES = re.compile(r"\.(txt|names|json|ya?ml|csv)\s*$", re.IGNORECASE)
+"""What tells the path of a file from the name of a class."""
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -68,6 +70,31 @@ def names(text: str | None) -> tuple[str, ...] | None:
     if "" in found:
         raise OptionError(f"an empty name in {text!r}", expected="names separated by commas")
     return found
+
+
+def class_names(text: str | None) -> tuple[str, ...] | None:
+    """Return the names of classes: comma-separated, or those in a file; None for None.
+
+    Raises: OptionError for an empty name, or the name of a file that there is not; InputError.
+    """
+    if text is None or not _is_file(text):
+        found = names(text)
+        if text is not None and found == (text.strip(),) and _OF_FILES.search(text):
+            raise OptionError(
+                f"--class-names {text}, and there is no such file",
+                expected="names separated by commas, or a file with one in each line",
+            )
+        return found
+    from deploykit.files import class_lists  # noqa: PLC0415 - seldom needed
+
+    return class_lists.read(Path(text))
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long, or with a NUL in it
+        return False
 
 
 def settings(texts: Sequence[str] | None) -> dict[str, str]:

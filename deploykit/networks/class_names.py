@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 KNOWN = ("coco", "voc", "cityscapes")
 """Words for the names of the data set that the weights of a family were published for."""
+_UNUSED, _SHOWN = "N/A", 5
+"""What torchvision calls labels that COCO never uses; names in a note at most."""
 _BACKGROUND = frozenset(("background", "bg"))
 
 
@@ -35,7 +37,9 @@ def chosen(
         return _published(recipe, count, given[0]), ""
     names = given or stored
     if names is not None:
-        return _without_background(tuple(names), count), ""
+        own = _without_background(tuple(names), count, "" if given else ", as the file has them")
+        twice = sorted({name for name in own if own.count(name) > 1} - {_UNUSED})
+        return own, f"classes of one name: {', '.join(twice[:_SHOWN])}" if twice else ""
     if found.class_names is not None:
         return found.class_names, ""
     last = f" to class{count - 1}" if count > 1 else ""
@@ -67,14 +71,16 @@ def _published(recipe: Recipe, count: int, word: str) -> tuple[str, ...]:
     return names
 
 
-def _without_background(names: tuple[str, ...], count: int) -> tuple[str, ...]:
+def _without_background(names: tuple[str, ...], count: int, whose: str) -> tuple[str, ...]:
     if len(names) == count + 1:
         for i in (0, -1):
             if names[i].strip("_ ").lower() in _BACKGROUND:
                 return names[1:] if i == 0 else names[:-1]
     if len(names) != count:
         raise OptionError(
-            f"{len(names)} class names for a model of {count} classes",
-            fix="give one name per class, comma-separated, in the order of training",
+            f"{len(names)} class name{'s' if len(names) > 1 else ''} for a model of {count} "
+            f"class{'es' if count > 1 else ''}{whose}",
+            fix="give one name per class in the order of training, comma-separated or in the lines "
+            "of a file: --class-names",
         )
     return names

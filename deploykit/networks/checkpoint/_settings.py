@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from deploykit.files import class_lists
 from deploykit.networks.checkpoint import _bounds, _layouts
 from deploykit.networks.checkpoint._arrays import StoredArray
 from deploykit.networks.checkpoint._layouts import is_leaf, mapping
@@ -19,12 +20,6 @@ if TYPE_CHECKING:
 _PATHS = ("pathlib.", "pathlib._local.")
 _MACHINERY = ("_parameters", "_modules", "_buffers", "_non_persistent_buffers_set", "training")
 """Of every torch module; what its hooks are is left out as well."""
-_CLASS_NAMES = (
-    *("names", "class_names", "classes", "CLASSES", "thing_classes", "id2label"),
-    *("label_names", "labels", "class_to_idx", "idx_to_class", "label_map", "categories"),
-)
-_DIGITS = 9
-"""Of a number of a class that is written as a name."""
 _DEPTH = 12
 _SMALL = 4096
 """Numbers in a tensor, or in the storage behind it, that is a setting: anchors, means."""
@@ -157,44 +152,10 @@ def class_names(saved: object, module: Record | None) -> tuple[str, ...] | None:
         entries = part.attributes if isinstance(part, Record) else part
         if not isinstance(entries, dict):
             continue
-        for key in _CLASS_NAMES:
-            if names := _names(entries.get(key)):
+        for key in class_lists.KEYS:
+            if names := class_lists.in_order(entries.get(key)):
                 return names
         if depth < 3 and len(pending) < _bounds.TENSORS:
             inner = [v for v in entries.values() if isinstance(v, (dict, Record))]
             pending += [(value, depth + 1) for value in inner[:_SMALL]]
     return None
-
-
-def _names(value: object) -> tuple[str, ...] | None:
-    """Return the names in a list, a dictionary from or to their numbers, or COCO's categories."""
-    if numbered := _numbered(value):
-        value = [numbered[index] for index in sorted(numbered)]
-    if isinstance(value, (list, tuple)) and value and all(type(name) is str for name in value):
-        return tuple(value)
-    return None
-
-
-def _numbered(value: object) -> Mapping[int, object]:
-    """Return number of a class -> its name, nothing where `value` does not say it so."""
-    if isinstance(value, list):
-        entries = [entry for entry in value if isinstance(entry, dict)]
-        pairs = [(entry.get("id"), entry.get("name")) for entry in entries]
-    elif isinstance(value, dict):
-        pairs = [(_number(key), name) for key, name in value.items()]
-        if any(number is None for number, _ in pairs):
-            pairs = [(number, name) for name, number in value.items()]
-            numbers = sorted(number for number, _ in pairs if type(number) is int)
-            if numbers not in (list(range(len(value))), list(range(1, len(value) + 1))):
-                return {}  # as counts are, of images or of objects
-    else:
-        return {}
-    found = {number: name for number, name in pairs if type(number) is int}
-    return found if len(found) == len(value) else {}
-
-
-def _number(key: object) -> int | None:
-    if type(key) is int:
-        return key
-    written = isinstance(key, str) and key.isdecimal() and key.isascii() and len(key) <= _DIGITS
-    return int(key) if written and isinstance(key, str) else None
