@@ -58,6 +58,32 @@ LAYOUTS: dict[str, tuple[Callable[[State], Any], str]] = {
         lambda s: {"ema": {"decoder.w": torch.ones(2)}, "model": s},
         "'model'",
     ),
+    "a teacher beside": (lambda s: {"student": other(s), "teacher": s}, "not from 'student'"),
+    "two of one kind": (lambda s: {"best": s, "last": other(s)}, "not from 'last'"),
+    "an average without names": (
+        lambda s: {"ema": {"decay": 0.9, "shadow_params": [*s.values()]}, "model": s},
+        "'model', not from 'ema'",
+    ),
+    "an average with counters": (
+        lambda s: {
+            **under("online_model.", other(s)),
+            **under("ema_model.", s),
+            **{name: torch.tensor(1) for name in ("initted", "step")},
+        },
+        "'ema_model', not 'online_model', 'initted', 'step'",
+    ),
+    "counters of a wrapper": (
+        lambda s: {**under("module.", s), "steps": torch.tensor(3)},
+        "left aside, as counters of a wrapper: 'steps'",
+    ),
+    "as mmengine exchanges them": (
+        lambda s: {
+            "state_dict": s,
+            "message_hub": {},
+            "ema_state_dict": {**under("module.", other(s)), "steps": torch.tensor(3)},
+        },
+        "'state_dict', the moving average, not from 'ema_state_dict'",
+    ),
     "an average that does not fit": (
         lambda s: {"ema": {**s, "embedding.w": torch.ones(1)}, "model": s},
         "the weights under 'ema' not used",
@@ -85,6 +111,22 @@ def test_weights_beside_the_network_that_nobody_knows_are_refused_by_name(
         loading.load_network(path, NetworkOptions())
     assert "no variant of yolov6 has these weights" in caught.value.fix
     assert "--variant" not in caught.value.fix
+
+
+def test_the_network_is_named_among_what_is_no_copy_of_it(path: Path, state: State) -> None:
+    beside = {"train_acc.hits": torch.ones(2), "train_acc.all": torch.ones(2)}
+    torch.save({"state_dict": {**under("net.", state), **beside}}, path)
+    with pytest.raises(CheckpointError, match="not a checkpoint of") as caught:
+        loading.load_network(path, NetworkOptions())
+    assert caught.value.fix == "save them: torch.save(model.net.state_dict(), FILE)"
+
+
+def test_names_that_stand_twice_are_said(path: Path, state: State) -> None:
+    torch.save(state, path)
+    names = ("a", "b", "a", "c", "d", "e")
+    network = loading.load_network(path, NetworkOptions(class_names=names))
+    assert network.card.class_names == names
+    assert "classes of one name: a" in network.notes
 
 
 def test_images_of_one_channel_get_no_advice_that_cannot_help(path: Path, state: State) -> None:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from deploykit import tasks
 from deploykit.data import fitting
-from deploykit.errors import CheckpointError, unknown_name
+from deploykit.errors import CheckpointError, DeployError, unknown_name
 from deploykit.files import extensions
-from deploykit.networks import checkpoint, class_names, pickled, reparam, unset
+from deploykit.networks import checkpoint, class_names, pickled, reparam, uncarried, unset
 from deploykit.recipes import metadata
 from deploykit.recipes.candidates import candidates
 from deploykit.recipes.identity import Facts, Found
@@ -118,8 +118,9 @@ def _network(
     try:
         checkpoint.fit(module, dict(state), name=name)
     except CheckpointError as error:
-        fix = _advice(loaded, options, recipe, found)
-        raise CheckpointError(error.found, expected=error.expected, fix=fix) from error
+        fix = error.fix or _advice(loaded, options, recipe, found)
+        said = error.found + ("" if error.fix else _uncarried(loaded))
+        raise CheckpointError(said, expected=error.expected, fix=fix) from error
     pickled.settle(module, loaded.modules, pickled.paths(loaded.state, state))
     names, said = class_names.chosen(recipe, found, options.class_names, loaded.class_names)
     card = ModelCard(
@@ -162,7 +163,15 @@ def _unknown(name: str, loaded: checkpoint.Checkpoint, options: NetworkOptions) 
     holds = f"its first keys are {keys}"
     if loaded.kind:
         holds = f"it holds a pickled {loaded.kind}, whose first keys are {keys}"
+    holds += _uncarried(loaded)
     other = identify(loaded, replace(options, recipe=None)) if options.recipe else None
+    if inner := None if other else _inner(loaded, options):
+        return CheckpointError(
+            f"{name} is not a checkpoint of {' or '.join(_tried(options))}: {holds}",
+            expected=f"the weights under {inner!r} alone: the others are no copies of them, and "
+            "not named as a loss or a metric",
+            fix=f"save them: torch.save(model.{inner}.state_dict(), FILE)",
+        )
     return CheckpointError(
         f"{name} is not a checkpoint of {' or '.join(_tried(options))}: {holds}",
         expected=f"a checkpoint of {other[0].name}, as this is one" if other else "",
@@ -170,6 +179,28 @@ def _unknown(name: str, loaded: checkpoint.Checkpoint, options: NetworkOptions) 
     )
 
 
+def _uncarried(loaded: checkpoint.Checkpoint) -> str:
+    """Return what is said of parts that no network of ours has; nothing where none is known."""
+    found = uncarried.parts(loaded.state)
+    return f"; not carried: {', '.join(found)}" if found else ""
+
+
+def _inner(loaded: checkpoint.Checkpoint, options: NetworkOptions) -> str | None:
+    """Return under which first name a network of ours is, beside others; None: under none."""
+    firsts = dict.fromkeys(name.partition(".")[0] for name in loaded.state)
+    for first in list(firsts)[:_FIRSTS] if len(firsts) > 1 else ():
+        prefix = f"{first}."
+        state = {k.removeprefix(prefix): v for k, v in loaded.state.items() if k.startswith(prefix)}
+        try:
+            if state and identify(replace(loaded, state=state), options):
+                return first
+        except DeployError:
+            continue
+    return None
+
+
+_FIRSTS = 16
+"""First names that are looked under."""
 _OWN_RECIPE = "write a recipe for this network (see exporters/README.md): --recipe ./my_model.py"
 _LONGEST = 100  # characters of a name in a message
 

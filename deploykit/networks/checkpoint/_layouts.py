@@ -10,6 +10,7 @@ from deploykit.networks.checkpoint import _bounds
 from deploykit.networks.checkpoint._arrays import StoredArray
 from deploykit.networks.checkpoint._records import FormatError, Record, describe
 from deploykit.networks.checkpoint._tensors import OddTensor, StoredTensor
+from deploykit.networks.checkpoint._words import AVERAGES, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,8 +22,12 @@ _INNER = ("shadow", "params", "blobs")
 """Where the averaged weights are in an EMA object, and all in a file of Caffe2."""
 _NOT_WEIGHTS = ("optim", "sched", "scaler", "rng", "random")
 """Parts of the names of what else training scripts save, with tensors in it."""
+_EXCHANGED, _MMENGINE = "ema_state_dict", "message_hub"
+"""mmengine saves the averaged weights as those of the model, and the model's as the average's."""
 METADATA = "__metadata__"
 """Of a safetensors file, beside its tensors."""
+_SHOWN, _LOOKED = 3, 16
+"""Names in a note at most; entries that tell whether there are weights among them."""
 _DEPTH = 8
 """Dictionaries and objects around the weights."""
 
@@ -115,15 +120,21 @@ def _entries(saved: object) -> Mapping[Any, Any]:
 
 def _ordered(entries: Mapping[Any, Any]) -> Iterator[tuple[str | None, Any]]:
     """Yield the entries that may hold weights, the likeliest first; None: its own tensors."""
-    known = (*_EMA, *_MODEL, *_INNER)
+    known: tuple[str, ...] = (*_EMA, *_MODEL, *_INNER)
+    if _MMENGINE in entries:
+        known = (*(key for key in known if key != _EXCHANGED), _EXCHANGED)
     yield from ((key, entries[key]) for key in known if _is_inner(entries.get(key)))
     tensors = {k: v for k, v in entries.items() if isinstance(k, str) and is_leaf(v)}
     if tensors:
         yield None, tensors
-    for key, value in entries.items():
-        other = isinstance(key, str) and key not in known and _is_inner(value)
-        if other and not any(word in key.lower() for word in _NOT_WEIGHTS):
-            yield key, value
+    others = [key for key, value in entries.items() if isinstance(key, str) and _is_inner(value)]
+    for key in sorted(others, key=lambda k: not words(k) & AVERAGES):
+        if key not in known and not _is_beside(key):
+            yield key, entries[key]
+
+
+def _is_beside(key: str) -> bool:
+    return any(word in key.lower() for word in _NOT_WEIGHTS)
 
 
 def _is_inner(value: object) -> bool:
@@ -137,10 +148,25 @@ def _ignored(saved: object, tensors: Mapping[str, Leaf]) -> tuple[str, ...]:
 
 
 def _choice(key: str, saved: object) -> str:
-    others = [k for k in _MODEL if key in _EMA and _is_inner(_entries(saved).get(k))]
+    entries = _entries(saved)
+    others = [k for k, v in entries.items() if k != key and isinstance(k, str) and _offers(k, v)]
+    if not others:
+        return f"weights taken from {key!r}"
+    exchanged = _MMENGINE in entries and _EXCHANGED in others
+    average = exchanged or key in _EMA or (words(key) & AVERAGES and key != _EXCHANGED)
     return f"weights taken from {key!r}" + (
-        f", the moving average, not from {others[0]!r}" if others else ""
+        f"{', the moving average' if average else ''}, not from "
+        + ", ".join(f"{other!r:.100}" for other in others[:_SHOWN])
     )
+
+
+def _offers(key: str, value: object) -> bool:
+    """Return whether an entry is what else could have been taken."""
+    if not _is_inner(value) or _is_beside(key):
+        return False
+    inside = _entries(value)
+    named = key in (*_EMA, *_MODEL) or "_modules" in inside
+    return named or sum(map(is_leaf, list(inside.values())[:_LOOKED])) > 1
 
 
 def _summary(saved: object) -> str:

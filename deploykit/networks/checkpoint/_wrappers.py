@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deploykit.errors import CheckpointError
+from deploykit.networks.checkpoint._words import AVERAGES, BESIDE, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,15 +24,10 @@ _PREFIXES = {
     "ema.": "an EMA wrapper",
     "model.": "a wrapper",
 }
-_COUNTERS = ("n_averaged",)
-"""What torch's own averaging puts beside the weights."""
-_WORDS = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
-AVERAGES = frozenset(("ema", "swa", "average", "averaged", "shadow", "teacher"))
-"""Words in the name of a copy whose weights are averages over the training."""
-_BESIDE = AVERAGES | frozenset(
-    ("loss", "losses", "criterion", "criteria", "metric", "metrics", "accuracy")
+_COUNTERS = frozenset(
+    ("n_averaged", "num_averaged", "steps", "step", "initted", "num_updates", "updates", "decay")
 )
-"""Words in the name of what training keeps beside the network."""
+"""What averaging puts beside the weights: single numbers."""
 _DEPTH = 6
 """Wrappers within wrappers."""
 _BESIDES = 16
@@ -84,8 +79,11 @@ def _unwrapped(leaves: Mapping[str, Leaf]) -> Part:
 
 def _stripped(part: Part) -> Part:
     """Return a part without the prefixes of known wrappers that all its names share."""
-    counted = [name for name in part.leaves if name in _COUNTERS and len(part.leaves) > 1]
-    part = Part({k: v for k, v in part.leaves.items() if k not in counted}, part.prefix, part.notes)
+    counted = [k for k, leaf in part.leaves.items() if _counts(k, tuple(leaf.size))]
+    rest = {k: leaf for k, leaf in part.leaves.items() if k not in counted}
+    if counted and any(_all_start(rest, prefix) for prefix in _PREFIXES):
+        note = f"left aside, as counters of a wrapper: {_listed(counted)}"
+        part = Part(rest, part.prefix, (*part.notes, note))
     while prefix := next((p for p in _PREFIXES if _all_start(part.leaves, p)), None):
         note = f"{prefix!r} of {_PREFIXES[prefix]} removed from the names"
         part = _below(part, prefix, note)
@@ -114,13 +112,9 @@ def _groups(leaves: Mapping[str, Leaf]) -> dict[str, dict[str, tuple[int, ...]]]
     return found
 
 
-def _words(name: str) -> frozenset[str]:
-    return frozenset(word.lower() for word in _WORDS.findall(name))
-
-
 def _without_others(part: Part, groups: Mapping[str, object]) -> Iterator[Part]:
     """Yield the part without what training keeps beside the network, where that is there."""
-    beside = [name for name in groups if _words(name) & _BESIDE]
+    beside = [name for name in groups if words(name) & BESIDE]
     if not beside or len(beside) == len(groups) or len(groups) - len(beside) == 1:
         return  # one group alone is found below
     leaves = {k: v for k, v in part.leaves.items() if k.partition(".")[0] not in beside}
@@ -136,11 +130,22 @@ def _inner(part: Part, groups: Mapping[str, Mapping[str, tuple[int, ...]]]) -> I
     if len(groups) > _BESIDES:
         return
     able = [name for name, group in groups.items() if "" not in group]
-    for name in sorted(able, key=lambda n: not _words(n) & AVERAGES):
+    for name in sorted(able, key=lambda n: not words(n) & AVERAGES):
         others = [other for other in groups if other != name]
-        if all(groups[o] == groups[name] or _words(o) & _BESIDE for o in others):
+        if all(_may_stay(o, groups[o], groups[name]) for o in others):
             note = f"weights taken from the names that begin with {name!r}"
             yield _below(part, f"{name}.", f"{note}, not {_listed(others)}" if others else note)
+
+
+def _may_stay(
+    name: str, group: Mapping[str, tuple[int, ...]], network: Mapping[str, tuple[int, ...]]
+) -> bool:
+    """Return whether a group is a copy of the network, or of what training keeps beside it."""
+    return group == network or bool(words(name) & BESIDE) or _counts(name, group.get("", (0,)))
+
+
+def _counts(name: str, shape: tuple[int, ...]) -> bool:
+    return name in _COUNTERS and shape in ((), (1,))
 
 
 def _listed(names: list[str]) -> str:

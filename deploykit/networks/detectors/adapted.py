@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -15,7 +16,7 @@ from deploykit.recipes.identity import Choice, frozen
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from deploykit.networks.detectors.grids import Array
     from deploykit.networks.detectors.two_stage import TwoStage
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from deploykit.recipes.identity import Plain, Settings
     from deploykit.recipes.recipe import StateDict
 
+_SCORES = re.compile(r"\.box_predictor\.cls_score\.(weight|bias)$")
+_EACH = re.compile(r"\.(box_predictor\.bbox_pred|mask_predictor\.mask_fcn_logits)\.")
 FIRST_STRIDE = 4
 """Input pixels per cell of the finest level; twice as many at each that follows, exactly."""
 
@@ -44,6 +47,21 @@ def stored_anchors(state: StateDict, wanted: Sizes) -> dict[str, Plain]:
     return {"anchors": frozen([c.tolist() for c in cells])}
 
 
+def with_background(key: str, value: Tensor, classes: int) -> Tensor:
+    """Return a head's weights with the background first, not last, and rows for every class.
+
+    A head that treats all classes alike has those of one.
+    """
+    if value.ndim and _SCORES.search(key):
+        return torch.cat([value[-1:], value[:-1]])
+    if not value.ndim or not _EACH.search(key):
+        return value
+    rows = 4 if ".bbox_pred." in key else 1
+    if len(value) == rows:
+        value = value.repeat(classes, *(1,) * (value.ndim - 1))
+    return torch.cat([value.new_zeros(rows, *value.shape[1:]), value])
+
+
 def choices(
     mean: tuple[float, ...],
     std: tuple[float, ...],
@@ -59,7 +77,7 @@ def choices(
     """
     found = {
         "mean": Choice(mean, "mean", identity.three),
-        "std": Choice(std, "deviation", identity.three),
+        "std": Choice(std, "deviation", identity.spread),
         "channels": Choice(channels, "channels", identity.colours),
     }
     if in_1x1 is not None:

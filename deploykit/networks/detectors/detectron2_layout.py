@@ -16,6 +16,7 @@ from torch import Tensor
 
 from deploykit.networks import mpvit_names
 from deploykit.networks.detectors import adapted, two_stage
+from deploykit.networks.states import outputs
 from deploykit.recipes.identity import Choice, frozen
 
 if TYPE_CHECKING:
@@ -71,8 +72,6 @@ _NAMES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
 _CELLS = re.compile(r"^proposal_generator\.anchor_generator\.cell_anchors\.(\d+)$")
 STORED = re.compile(r"^(pixel_mean|pixel_std|cell_anchors_\d+)$")
 """What files until 2021 hold beside the weights, as `adapt` names it."""
-_LAST_TO_FIRST = re.compile(r"\.box_predictor\.cls_score\.(weight|bias)$")
-_NO_BACKGROUND = re.compile(r"\.(box_predictor\.bbox_pred|mask_predictor\.mask_fcn_logits)\.")
 
 
 def is_own(state: StateDict) -> bool:
@@ -83,7 +82,9 @@ def is_own(state: StateDict) -> bool:
 def adapt(state: StateDict) -> dict[str, Tensor]:
     """Return a state dict of detectron2 under torchvision's names, with `MARK`."""
     renamed = mpvit_names.shared({_renamed(key): value for key, value in state.items()})
-    return {key: _reordered(key, value) for key, value in renamed.items()} | {MARK: torch.empty(0)}
+    classes = (outputs(state, "roi_heads.box_predictor.cls_score.weight") or 1) - 1
+    found = {key: adapted.with_background(key, v, classes) for key, v in renamed.items()}
+    return found | {MARK: torch.empty(0)}
 
 
 def _renamed(key: str) -> str:
@@ -91,18 +92,6 @@ def _renamed(key: str) -> str:
     for pattern, name in _NAMES:
         key = pattern.sub(name, key)
     return key
-
-
-def _reordered(key: str, value: Tensor) -> Tensor:
-    """Return a head's weights with the background first."""
-    if not value.ndim:
-        return value
-    if _LAST_TO_FIRST.search(key):
-        return torch.cat([value[-1:], value[:-1]])
-    if _NO_BACKGROUND.search(key):
-        rows = 4 if "bbox_pred" in key else 1
-        return torch.cat([value.new_zeros(rows, *value.shape[1:]), value])
-    return value
 
 
 def stored(state: StateDict, wanted: Sizes, _: Facts) -> dict[str, Plain]:

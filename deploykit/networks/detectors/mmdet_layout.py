@@ -65,7 +65,7 @@ def adapt(state: StateDict) -> dict[str, Tensor]:
     """Return a state dict of mmdetection under torchvision's names, with `MARK`."""
     classes = (outputs(state, "roi_head.bbox_head.fc_cls.weight") or 1) - 1
     found = {_renamed(key): value for key, value in swin_names.official(state, "backbone.").items()}
-    return {key: _whole(key, value, classes) for key, value in found.items()} | {
+    return {key: adapted.with_background(key, value, classes) for key, value in found.items()} | {
         MARK: torch.empty(0)
     }
 
@@ -74,23 +74,6 @@ def _renamed(key: str) -> str:
     for pattern, name in _NAMES:
         key = pattern.sub(name, key)
     return key
-
-
-def _whole(key: str, value: Tensor, classes: int) -> Tensor:
-    """Return a head's weights with the background first, and rows for every class.
-
-    A head that treats all classes alike has those of one.
-    """
-    if not value.ndim:
-        return value
-    if ".box_predictor.cls_score." in key:
-        return torch.cat([value[-1:], value[:-1]])
-    rows = 4 if ".bbox_pred." in key else 1
-    if not re.search(r"\.(box_predictor\.bbox_pred|mask_predictor\.mask_fcn_logits)\.", key):
-        return value
-    if len(value) == rows:
-        value = value.repeat(classes, *(1,) * (value.ndim - 1))
-    return torch.cat([value.new_zeros(rows, *value.shape[1:]), value])
 
 
 _HEAD, _RPN = ("model", "roi_head"), ("model", "rpn_head")

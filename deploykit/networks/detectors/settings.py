@@ -89,10 +89,17 @@ def anchored(
         raise OptionError(
             f"anchors for {len(rows)} levels with {sorted(found)} in each cell",
             expected=f"{count} levels with {per_cell} in each cell, as the weights say",
-            fix="state those it was trained with: --set anchor_sizes=[[32],[64],[128],[256],[512]] "
-            "--set anchor_ratios=[[0.5,1,2]]",
+            fix="state those it was trained with, for each level sizes times ratios being "
+            f"{per_cell}, such as {_example(count, per_cell)}",
         )
     return AnchorGenerator(rows, shapes)
+
+
+def _example(levels: int, per_cell: int) -> str:
+    """Return options that state so many anchors in each cell of so many levels."""
+    sides = ",".join(f"[{32 << level}]" for level in range(levels))
+    ratios = ",".join(f"{2.0 ** (i - per_cell // 2):g}" for i in range(per_cell))
+    return f"--set anchor_sizes=[{sides}] --set anchor_ratios=[[{ratios}]]"
 
 
 _TRAINING = frozenset(

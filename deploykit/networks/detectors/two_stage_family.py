@@ -11,7 +11,7 @@ from torch import nn
 from deploykit.errors import CheckpointError, unknown_name
 from deploykit.networks import unset
 from deploykit.networks.class_names import numbered
-from deploykit.networks.detectors import dense_family, layouts
+from deploykit.networks.detectors import dense, dense_family, layouts
 from deploykit.networks.detectors import two_stage_contract as contract
 from deploykit.networks.detectors.settings import Knob, agree, apply, choices
 from deploykit.networks.detectors.two_stage import TwoStage
@@ -29,6 +29,7 @@ from deploykit.networks.detectors.two_stage_models import (
     body,
     model,
     set_anchors,
+    set_head,
     sizes,
 )
 from deploykit.networks.reparam import Phases, fold
@@ -49,13 +50,13 @@ OUTPUTS = dense_family.OUTPUTS
 PEOPLE, PEOPLES_KEYPOINTS = "person", 17
 """The only class of COCO's keypoints, and how many it has."""
 KNOBS = {
-    "detections": Knob("objects per image", identity.count, ("roi_heads", "detections_per_img")),
+    "detections": Knob("objects per image", dense.up_to_most, ("roi_heads", "detections_per_img")),
     "score_threshold": Knob("scores above", identity.share, ("roi_heads", "score_thresh")),
     "nms_threshold": Knob("overlap up to", identity.share, ("roi_heads", "nms_thresh")),
     "candidates": Knob(
-        "candidates per level", identity.count, ("rpn", "_pre_nms_top_n", "testing")
+        "candidates per level", dense.up_to_most, ("rpn", "_pre_nms_top_n", "testing")
     ),
-    "proposals": Knob("proposals", identity.count, ("rpn", "_post_nms_top_n", "testing")),
+    "proposals": Knob("proposals", dense.up_to_most, ("rpn", "_post_nms_top_n", "testing")),
     "proposal_score_threshold": Knob(
         "scores of proposals from", identity.share, ("rpn", "score_thresh")
     ),
@@ -183,6 +184,8 @@ def _made(variant: str, wanted: Sizes, head: Head, settings: Settings) -> Model:
     if settings.keys() >= ANCHORS.keys():
         rows = cast("list[Levels]", [settings[name].value for name in ANCHORS])
         set_anchors(made, rows[0], rows[1], wanted.anchors)
+    else:
+        set_head(made, wanted.anchors)
     apply(made, KNOBS, settings)
     return made
 

@@ -217,8 +217,13 @@ def _levels(wanted: Sizes) -> dict[str, AnchorGenerator]:
 
 def set_anchors(made: Any, sizes: Levels, ratios: Levels, per_cell: int) -> None:  # noqa: ANN401 - torchvision ships no types
     """Give a two-stage model these anchors, and a head for them. Raises: OptionError."""
+    made.rpn.anchor_generator = anchored(made.rpn.anchor_generator, sizes, ratios, per_cell)
+    set_head(made, per_cell)
+
+
+def set_head(made: Any, per_cell: int) -> None:  # noqa: ANN401 - torchvision ships no types
+    """Give a two-stage model a head for so many anchors in each cell, where it has another."""
     rpn = made.rpn
-    rpn.anchor_generator = anchored(rpn.anchor_generator, sizes, ratios, per_cell)
     if rpn.head.cls_logits.out_channels != per_cell:
         channels = rpn.head.cls_logits.in_channels
         rpn.head = RPNHead(channels, per_cell, conv_depth=len(rpn.head.conv)).eval()
