@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from deploykit.graph import fusion
+from deploykit.graph import fusion, opsets
 from deploykit.graph.passes import FOREIGN, constants, sequences
 
 if TYPE_CHECKING:
@@ -260,3 +260,21 @@ def test_the_names_of_a_split_sequence_are_free_ones() -> None:
     names = [*model.graph.initializers, *chain(*([v.name for v in n.outputs] for n in model.graph))]
     assert len(set(names)) == len(names)
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize(("op", "opset"), [("Upsample", 9), ("Resize", 10)])
+def test_a_raised_opset_leaves_samples_where_they_were(
+    op: str, opset: int, mode: str, factor: float
+) -> None:
+    if op == "Upsample" and factor < 1:
+        factor = 2.5
+    text = f"""<ir_version: 7, opset_import: ["" : {opset}]>
+    g (float[1, 2, 6, 6] x) => (float[1, 2, h, w] y) {{ y = {op}<mode = "{mode}">(x, scales) }}"""
+    given = onnx.parser.parse_model(text)
+    given.graph.initializer.append(numpy_helper.from_array(floats(1, 1, factor, factor), "scales"))
+    raised = ir.to_proto(opsets.raised(ir.from_proto(given), 19))
+    onnx.checker.check_model(raised, full_check=True)
+    feed = {"x": normal(1, 2, 6, 6)}
+    np.testing.assert_allclose(run(raised, feed)[0], run(given, feed)[0], 1e-6, 1e-6)

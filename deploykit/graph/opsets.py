@@ -22,6 +22,10 @@ def version(model: ir.Model) -> int:
     return max((model.opset_imports.get(domain, 0) for domain in STANDARD), default=0)
 
 
+_MODES = 11
+"""Opset from which on a Resize says where its samples are; its default is not what was before."""
+
+
 def raised(model: ir.Model, wanted: int) -> ir.Model:
     """Return a copy of `model` with opset `wanted`; its names and metadata stay.
 
@@ -39,6 +43,22 @@ def raised(model: ir.Model, wanted: int) -> ir.Model:
             expected=f"an opset of at least {wanted}",
             fix=f"export it again with opset {wanted}",
         ) from error
+    if version(model) < _MODES <= wanted:
+        _keep_places(converted)
     converted.metadata_props.update(model.metadata_props)
     converted.ir_version = max(model.ir_version, _IR_VERSIONS.get(wanted, model.ir_version))
     return converted
+
+
+def _keep_places(model: ir.Model) -> None:
+    """Write into each Resize what Upsample, and Resize before it had modes, meant.
+
+    ONNX's converter leaves the default, which has the samples half a pixel apart from there.
+    """
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.op_type == "Resize" and node.domain in STANDARD:
+            for name, mode in (
+                ("coordinate_transformation_mode", "asymmetric"),
+                ("nearest_mode", "floor"),
+            ):
+                node.attributes[name] = ir.AttrString(name, mode)
