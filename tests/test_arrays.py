@@ -20,12 +20,13 @@ from deploykit.precision.calibration import CalibrationOptions
 from deploykit.values import Precision, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
 COUNT = 5
+SCALED = (TensorSpec("images", "float32", ("n", 3, 4, 4)), TensorSpec("factor", "float32", ()))
 TOKENS = TensorSpec("tokens", "float32", ("n", 6, WIDTH))
 MASK = TensorSpec("mask", "float32", ("n", 6))
 
@@ -221,3 +222,43 @@ def test_inputs_with_unlike_numbers_of_samples_are_refused(tmp_path: Path) -> No
     (tmp_path / "mask" / "0.npy").unlink()
     with pytest.raises(DataError, match=r"0\.npy for some inputs and not for others"):
         arrays.opened(tmp_path, (TOKENS, MASK))
+
+
+def scaled(folder: Path, factors: Sequence[float]) -> Path:
+    for i, factor in enumerate(factors):
+        image: Any = np.full((1, 3, 4, 4), i, np.float32)
+        np.savez(folder / f"{i}.npz", images=image, factor=np.float32(factor))
+    return folder
+
+
+def test_an_input_without_dimensions_has_a_value_of_each_sample(tmp_path: Path) -> None:
+    given = arrays.opened(scaled(tmp_path, [0.5, 2.0, 3.0]), SCALED)
+    fed = [each.arrays for each in given.feeds(batch=8)]
+    assert [each["factor"].shape for each in fed] == [()] * 3
+    assert [float(each["factor"]) for each in fed] == [0.5, 2.0, 3.0]
+    assert [each["images"].shape for each in fed] == [(1, 3, 4, 4)] * 3
+
+
+def test_a_fixed_batch_has_one_value_of_an_input_without_dimensions(tmp_path: Path) -> None:
+    inputs = (TensorSpec("images", "float32", (2, 3, 4, 4)), SCALED[1])
+    given = arrays.opened(scaled(tmp_path, [0.5, 0.5, 2.0, 3.0]), inputs)
+    feeds = given.feeds()
+    assert float(next(feeds).arrays["factor"]) == 0.5
+    with pytest.raises(DataError, match="one batch have different values of factor"):
+        next(feeds)
+
+
+def test_a_model_with_an_input_without_dimensions_takes_every_verb(tmp_path: Path) -> None:
+    net = Net()
+    factor = helper.make_tensor_value_info("factor", TensorProto.FLOAT, [])
+    product = net.op("Relu", net.op("Mul", net.conv("images", 3, WIDTH), "factor"))
+    path = net.save(
+        tmp_path / "m.onnx", net.conv(product, WIDTH, WIDTH), (1, 3, 4, 4), inputs=[factor]
+    )
+    (tmp_path / "data").mkdir()
+    options = QuantizeOptions(data=scaled(tmp_path / "data", [0.5, 2.0]))
+    pipeline.quantize(path, tmp_path / "int8.onnx", options)
+    pipeline.cast(path, tmp_path / "half.onnx")
+    pipeline.fuse(path, tmp_path / "fused.onnx")
+    (agreement, *_) = pipeline.verify(tmp_path / "fused.onnx", path, pipeline.VerifyOptions())
+    assert agreement.max_abs == 0

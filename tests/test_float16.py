@@ -358,6 +358,25 @@ def test_cast_refuses_a_quantised_model(graph: Graph, tmp_path: Path) -> None:
         pipeline.cast(path, tmp_path / "o.onnx")
 
 
+def test_cast_refuses_a_model_that_is_quantised_as_it_runs(graph: Graph, tmp_path: Path) -> None:
+    body = "[q] a, s, z = DynamicQuantizeLinear(x) [d] y = DequantizeLinear(a, s, z)"
+    path = saved(graph(f"{HEAD} {{ {body} }}"), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="the model is quantised"):
+        pipeline.cast(path, tmp_path / "o.onnx")
+
+
+def test_an_output_that_onnx_defines_without_fp16_stays_float32(graph: Graph) -> None:
+    body = "[n] a, mean = LayerNormalization(x, ones) [r] y = Relu(a) [m] z = Neg(mean)"
+    head = "(float[N,4,8,8] x) => (float[N,4,8,8] y, float[N,4,8,1] z)"
+    model = graph(f"{head} {{ {body} }}", ones=np.ones(8, np.float32))
+    expected = ir.to_proto(model)
+    found = halved(model)
+    assert types(found)["a"] == "float16"
+    assert types(found)["mean"] == "float32"
+    x = images(1, 4, 8, 8)
+    np.testing.assert_allclose(run(found, x), run(expected, x), atol=1e-2)
+
+
 def test_a_plan_whose_default_is_fp32_changes_only_the_nodes_it_names(graph: Graph) -> None:
     model = graph(f"{HEAD} {{ [c1] a = {CONV}(x, w) [c2] y = {CONV}(a, w) }}", w=W)
     plan = PrecisionPlan(Precision.FP32, {"c2": Precision.FP16})

@@ -18,7 +18,7 @@ from deploykit import BenchOptions, cli, pipeline
 from deploykit.backends import ir_versions
 from deploykit.data import feeding
 from deploykit.data.preprocess import Preprocess
-from deploykit.errors import InputError, OptionError
+from deploykit.errors import InputError, ModelError, OptionError
 from deploykit.files import onnxfile
 from deploykit.pipeline import intake
 from deploykit.pipeline.quantizing import QuantizeOptions
@@ -234,7 +234,33 @@ def test_inputs_beside_the_images_become_constants(
     theirs = ort.InferenceSession(path).run(None, {"images": x, "factor": [[2.0]]})[0]
     ours = ort.InferenceSession(model.data).run(None, {"images": x})[0]
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
-    quantized(path, photos, Description(preprocess="unit", inputs={"factor": value}))
+    about = Description(preprocess="unit", inputs={"factor": value})
+    small = quantized(path, photos, about)
+    for pair in ((small, path), (path, small)):  # the INT8 file has the constant already
+        options = pipeline.VerifyOptions(atol=9, rtol=9, count=1, about=about)
+        (*_, agreement) = pipeline.verify(*pair, options)
+        assert agreement.passed
+
+
+def test_an_input_that_no_file_has_is_named(tmp_path: Path) -> None:
+    net, output = two_layers()
+    path = net.save(tmp_path / "m.onnx", output)
+    wrong = Description(preprocess="unit", inputs={"factr": 1.0})
+    with pytest.raises(OptionError, match="unknown input 'factr'"):
+        pipeline.verify(path, path, pipeline.VerifyOptions(about=wrong))
+
+
+def test_what_to_do_about_further_inputs_is_said(tmp_path: Path, photos: Path) -> None:
+    net, output = two_layers()
+    scale = helper.make_tensor_value_info("factor", TensorProto.FLOAT, [1, 1, 1, 1])
+    path = net.save(tmp_path / "m.onnx", net.op("Mul", output, "factor"), inputs=[scale])
+    with pytest.raises(ModelError) as caught:
+        quantized(path, photos)
+    assert "--input NAME=NUMBER" in caught.value.fix
+    assert "--calib-data DIR" in caught.value.fix
+    with pytest.raises(ModelError) as caught:
+        pipeline.load(path, pipeline.PredictOptions(about=Description(preprocess="unit")))
+    assert "--input NAME=NUMBER" in caught.value.fix
 
 
 @pytest.mark.parametrize(

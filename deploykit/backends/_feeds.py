@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from deploykit.data import feeding
 from deploykit.errors import ModelError
 from deploykit.values import TensorSpec
@@ -20,6 +22,8 @@ def checked(inputs: Sequence[TensorSpec], feeds: Mapping[str, Any]) -> Mapping[s
     Raises: ModelError that states both sides in the notation of TensorSpec.
     """
     feeds = feeding.completed(inputs, feeds)
+    # arithmetic on an array without dimensions gives a number
+    feeds = {n: np.asarray(v) if isinstance(v, np.generic) else v for n, v in feeds.items()}
     if feeds.keys() != {spec.name for spec in inputs}:
         raise ModelError(
             f"the model was fed {_listed(map(repr, feeds)) or 'nothing'}",

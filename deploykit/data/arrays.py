@@ -80,6 +80,8 @@ class ArraySet:
         """
         fixed = self.inputs[0].shape[0] if self.inputs[0].shape else 1
         size = fixed if isinstance(fixed, int) else (batch or samples.MOST)
+        if not all(spec.shape for spec in self.inputs) and not isinstance(fixed, int):
+            size = 1  # an input without dimensions has one value for a whole batch
         if isinstance(fixed, int) and batch not in (None, fixed):
             raise OptionError(f"a batch size of {batch} for the input {self.inputs[0]}")
         waiting: list[tuple[int, _Sample]] = []
@@ -108,7 +110,9 @@ class ArraySet:
     def _stacked(self, given: Sequence[tuple[int, _Sample]], size: int) -> Fed:
         rows = [self._row(sample) for _, sample in given]
         filled = [rows[i % len(rows)] for i in range(size)]
-        arrays = {spec.name: np.stack([row[spec.name] for row in filled]) for spec in self.inputs}
+        arrays = {
+            spec.name: _joined([row[spec.name] for row in filled], spec) for spec in self.inputs
+        }
         names, places = [sample.name for _, sample in given], [place for place, _ in given]
         return Fed(tuple(names), arrays, tuple(map(_digest, rows)), tuple(places))
 
@@ -117,7 +121,8 @@ class ArraySet:
         found = {}
         for spec in self.inputs:
             array = _load(sample.parts[spec.name])
-            row = array if array.ndim < len(spec.shape) else array[sample.row]
+            one = array.ndim < len(spec.shape) or not array.ndim
+            row = array if one else array[sample.row]
             found[spec.name] = _typed(np.asarray(row), spec)
         return found
 
@@ -219,6 +224,19 @@ def _check(array: Array, spec: TensorSpec, path: Path) -> None:
             f"{path} holds {array.dtype}[{', '.join(map(str, sizes))}]",
             expected=f"{spec}, with any number of samples",
         )
+
+
+def _joined(rows: Sequence[Array], spec: TensorSpec) -> Array:
+    """Return samples as one batch. Raises: DataError where it has one value, and they differ."""
+    if spec.shape:
+        return np.stack(rows)
+    if any(row != rows[0] for row in rows):
+        raise DataError(
+            f"samples of one batch have different values of {spec.name}",
+            expected="one, as it has no dimension for the batch",
+            fix="export the model with a batch of 1, or with such a dimension",
+        )
+    return rows[0]
 
 
 def _load(part: _Part) -> Array:

@@ -10,7 +10,7 @@ from deploykit import tasks
 from deploykit.data import feeding, samples, sources
 from deploykit.measuring import records
 from deploykit.measuring.records import AccuracyRecord
-from deploykit.pipeline import handing_in, places, teaching
+from deploykit.pipeline import handing_in, intake, places, teaching
 from deploykit.pipeline.made import path_or_none
 from deploykit.pipeline.opening import kind, open_model
 from deploykit.proof import random_inputs, verification
@@ -66,11 +66,12 @@ def verify(
     opened: dict[Path, Model] = {}
     size = card = None  # a checkpoint has none of its own, nor have many files: as the other
     both = sorted({candidate, reference}, key=lambda path: kind(path) == "checkpoint")
+    said = dict(zip(both, intake.shared(options.about, *both), strict=True))
     for path in (*both, both[0]):
         if path in opened and (opened[path].card or card is None):
             continue
         opened[path] = open_model(
-            path, recipe=options.recipe, input_size=size, about=options.about, like=card
+            path, recipe=options.recipe, input_size=size, about=said[path], like=card
         )
         card = opened[path].card or card
         size = card.preprocess.size if card else None
@@ -150,16 +151,16 @@ def evaluate(
 
     Raises: InputError, OutputError, BackendError.
     """
-    path, record = Path(path), path_or_none(record)
-    against = path_or_none(options.against)
+    path, record, against = Path(path), path_or_none(record), path_or_none(options.against)
     places.check({"the model": path, "--against": against}, record=record)
     data = sources.dataset(options.source)
-    opened = _opened(path, options)
+    said = intake.shared(options.about, path, *filter(None, [against]))
+    opened = _opened(path, options, said[0])
     batch = feeding.batch(opened.session.inputs[0])
     batch_size = samples.batch_size(options.batch_size, batch, opened.contract().preprocess.size)
     chosen, told = opened.task(task), dict[str, str]()
     if against is not None:
-        teacher = _opened(against, replace(options, backend=None), opened.card)
+        teacher = _opened(against, replace(options, backend=None), said[1], opened.card)
         data = teaching.told_by((opened, teacher), (chosen, teacher.task(task)), data)
         told = {"against": teacher.path.name, "against_sha256": teacher.sha256}
     scores, images, shrunk, _ = evaluation.evaluate(
@@ -190,7 +191,9 @@ def evaluate(
     return found
 
 
-def _opened(path: Path, options: EvalOptions, like: ModelCard | None = None) -> Model:
+def _opened(
+    path: Path, options: EvalOptions, about: Description, like: ModelCard | None = None
+) -> Model:
     """Return a model that takes images; `like`: a card, where its file has none.
 
     Raises: as `open_model`; ModelError.
@@ -200,7 +203,7 @@ def _opened(path: Path, options: EvalOptions, like: ModelCard | None = None) -> 
         backend=options.backend,
         recipe=options.recipe,
         threads=options.threads,
-        about=options.about,
+        about=about,
         like=like,
     )
     opened.check_images()

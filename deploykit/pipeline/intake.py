@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from deploykit.backends import ir_versions
 from deploykit.errors import InputError, ModelError
-from deploykit.files import npyfile, onnxfile
+from deploykit.files import contents, npyfile, onnxfile
 from deploykit.graph import interface
 from deploykit.graph.interface import Wanted
 from deploykit.recipes import describing, metadata, opened
@@ -33,6 +34,28 @@ _MOVES = ("Identity", "Cast", "Resize", "Transpose", "Reshape", "Squeeze", "Unsq
 def read(path: Path, said: Description = NOTHING) -> Opened:
     """Return the ONNX model in a file, ready for any stage. Raises: ModelError, OptionError."""
     return taken(opened.read(path), said)
+
+
+def shared(said: Description, *paths: Path) -> list[Description]:
+    """Return what is said of each of several files: an input that only some have of these alone.
+
+    A file that deploykit wrote holds the values of such inputs already.
+    """
+    if not said.inputs:
+        return [said] * len(paths)
+    found = [_inputs(path) for path in paths]
+    known = set[str]().union(*found)
+    return [
+        replace(said, inputs={n: v for n, v in said.inputs.items() if n in own or n not in known})
+        for own in found
+    ]
+
+
+def _inputs(path: Path) -> set[str]:
+    """Return the names of an ONNX file's inputs. Raises: InputError where it cannot be read."""
+    if contents.kind(contents.head(path, InputError, "a model")) != "onnx":
+        return set()
+    return {spec.name for spec in onnxfile.interface(onnxfile.read_model(path))[0]}
 
 
 def taken(model: Opened, said: Description = NOTHING, *, like: ModelCard | None = None) -> Opened:

@@ -76,7 +76,8 @@ class Model:
             raise ModelError(
                 f"{self.path} does not take images alone: {given}",
                 expected="a model whose inputs are made from the images of a data set",
-                fix="`verify` and `bench` without a data set make all inputs",
+                fix="--input NAME=NUMBER or NAME=FILE.npy gives an input beside the images its "
+                "value; `verify` and `bench` without a data set make all inputs",
             )
 
     def feeds(self, images: Floats, geometries: Sequence[Geometry]) -> Arrays:

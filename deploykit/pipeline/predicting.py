@@ -15,7 +15,7 @@ from deploykit.data import images, sources
 from deploykit.data.sources import SOURCES, Dataset, Sample
 from deploykit.errors import DataError
 from deploykit.files import artifacts, paths
-from deploykit.pipeline import handing_in, teaching
+from deploykit.pipeline import handing_in, intake, teaching
 from deploykit.pipeline.made import path_or_none
 from deploykit.pipeline.predictor import PredictOptions, Predictor, load
 from deploykit.tasks import sheets
@@ -71,9 +71,10 @@ def predict(  # noqa: PLR0913 - two models' worth of nouns and the verbs' common
     reads = {str(given): Path(given) for given in inputs if Path(given).is_file()}
     written = {str(place): place for pair in places for place in pair}
     paths.check(reads={"the model": Path(path), "--against": against, **reads}, writes=written)
-    models = [load(path, wanted, task=task)]
+    said = intake.shared(wanted.about, Path(path), *filter(None, [against]))
+    models = [load(path, replace(wanted, about=said[0]), task=task)]
     if against is not None:
-        models.append(load(against, replace(wanted, backend=None), task=task))
+        models.append(load(against, replace(wanted, backend=None, about=said[1]), task=task))
         teaching.check_alike([each.model for each in models], [each.task for each in models])
     rows = zip(chosen, places, writers, strict=True)
     return tuple(_predicted(models, *row) for row in progress(rows, "images", len(chosen)))

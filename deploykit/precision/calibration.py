@@ -186,13 +186,8 @@ def _one_by_one(model: Opened, batch: Batch | Fed) -> Iterator[tuple[str, Arrays
     size = feeding.batch(inputs[0])
     times = size if isinstance(size, int) else 1
     for i, name in enumerate(batch.names):
-        yield (
-            name,
-            {
-                key: np.repeat(array[i : i + 1], times, 0) if len(array) == count else array
-                for key, array in whole.items()
-            },
-        )
+        rows = {n: a[i : i + 1] for n, a in whole.items() if a.ndim and len(a) == count}
+        yield name, {**whole, **{n: np.repeat(row, times, 0) for n, row in rows.items()}}
 
 
 def _memory(observer: Observer, tensor: str, positive: Container[str | None]) -> Extremes:
@@ -225,7 +220,10 @@ def _batch_size(model: ir.Model, preprocess: Preprocess, asked: int | None) -> i
         raise ModelError(
             f"the model's inputs are {'; '.join(map(str, inputs)) or 'none'}",
             expected=f"{wanted} alone, as the preprocessing makes it",
-            fix="calibrate an image model, with the preprocessing that it was trained with",
+            fix="calibrate an image model, with the preprocessing that it was trained with"
+            if len(inputs) < 2
+            else "--input NAME=NUMBER or NAME=FILE.npy gives an input beside the images its value; "
+            "--calib-data DIR calibrates on arrays for all of them",
         )
     fixed = feeding.batch(inputs[0])
     batch_size = samples.batch_size(asked, fixed, preprocess.size, pixels=_PIXELS)

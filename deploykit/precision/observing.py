@@ -219,7 +219,7 @@ def _run(tapped: Tapped, batch: Batch | Fed, seen: Iterable[str]) -> dict[str, F
         return values
     bound = session.io_binding()
     for name, array in feeds.items():
-        bound.bind_cpu_input(name, np.ascontiguousarray(array))
+        bound.bind_cpu_input(name, np.asarray(array, order="C"))
     for name in inner:
         bound.bind_output(tapped.blocked.get(name, name))
     try:

@@ -55,6 +55,13 @@ def match(categories: Mapping[int, str], classes: Sequence[str]) -> Match:
         return Match({number: i for i, (number, _) in enumerate(known)}, distinct)
     if is_named and names:
         return Match({number: places[name] for number, name in known}, distinct)
+    if not classes:
+        raise DataError(
+            f"the model names no class, and its outputs do not show how many there are; the truth "
+            f"has {len(names)}: {_shortened(names)}",
+            expected="a model whose classes are known",
+            fix="--class-names says them, where the outputs are those of its --task",
+        )
     raise DataError(
         f"the truth has {len(names)} categories, the model {len(classes)} classes; "
         + _differences(names, classes, moved),

@@ -12,7 +12,16 @@ from deploykit import ops
 from deploykit.errors import ModelError
 from deploykit.graph.editing import is_op, unique, value_names
 from deploykit.precision.float16 import ranges
-from deploykit.precision.float16.rules import HALF, SINGLE, dtype, is_float, only_single, wide_nodes
+from deploykit.precision.float16.rules import (
+    HALF,
+    SINGLE,
+    dtype,
+    is_float,
+    may_be_half,
+    only_single,
+    wide_nodes,
+)
+from deploykit.precision.lint.rules import INTEGER_OPS
 from deploykit.precision.placement import default_plan
 from deploykit.precision.placement.weighted import constant
 
@@ -25,6 +34,7 @@ if TYPE_CHECKING:
     from deploykit.recipes.opened import Opened
     from deploykit.values import PrecisionPlan
 
+_INTEGER = ("DynamicQuantizeLinear", *INTEGER_OPS)
 _INDIFFERENT = ("Cast", "Constant", "Shape", "Size")
 """Ops that take any type as it is, and whose output's type is not their input's."""
 
@@ -36,7 +46,7 @@ def cast(model: Opened, reached: Mapping[str, float]) -> tuple[ir.Model, Wide]:
     see `ranges.reach`. Raises: ModelError.
     """
     graph = model.copy()
-    if any(is_op(node, "QuantizeLinear") for node in graph.graph):
+    if any(is_op(node, "QuantizeLinear", *_INTEGER) for node in graph.graph):
         raise ModelError(
             "the model is quantised, and FP16 scales would change its INT8 weights",
             fix="quantize the float model with --float-type fp16, which casts the rest",
@@ -85,8 +95,8 @@ def _set_types(node: ir.Node, casts: _Casts, model: ir.Model, *, half: bool) -> 
         if is_float(value):
             single = not half or only_single(node, index, model)
             casts.feed(node, index, SINGLE if single else HALF)
-    for value in node.outputs:
-        if half and value.dtype is SINGLE:
+    for index, value in enumerate(node.outputs):
+        if half and value.dtype is SINGLE and may_be_half(node, index, model):
             value.dtype = HALF
 
 

@@ -202,6 +202,15 @@ def only_single(node: ir.Node, index: int, model: ir.Model) -> bool:
     return schema is not None and _types(schema, index) == {"tensor(float)"}
 
 
+def may_be_half(node: ir.Node, index: int, model: ir.Model) -> bool:
+    """Return whether an output can be FP16: the mean that LayerNormalization gives cannot."""
+    schema = None if ops.op_of(node) else _schema(node.op_type, model.opset_imports.get("", 1))
+    if schema is None or not schema.outputs:
+        return True
+    types = schema.outputs[min(index, len(schema.outputs) - 1)].types
+    return "tensor(float16)" in types or "tensor(float)" not in types
+
+
 @functools.cache
 def _schema(op_type: str, opset: int) -> onnx.defs.OpSchema | None:
     try:
