@@ -412,3 +412,27 @@ def test_what_is_computed_otherwise_in_float32_is_refused(
     monkeypatch.setattr(float64, "in_single", spoilt)
     with pytest.raises(ProofError, match="differs in float32 from what it is in FP16"):
         quantized(path, photos)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_the_long_name_of_the_standard_ops_is_theirs_too(
+    both: bool,  # noqa: FBT001 - a parameter of the test
+    tmp_path: Path,
+    photos: Path,
+) -> None:
+    net, output = two_layers()
+    path = net.save(tmp_path / "m.onnx", output, opset=13)
+    x = net.random.random((1, 3, SIDE, SIDE), np.float32)
+    expected = outputs(path, x)
+    model = onnx.load(path)
+    for node in model.graph.node[:: 2 if both else 1]:
+        node.domain = "ai.onnx"
+    if both:
+        model.opset_import.append(helper.make_opsetid("ai.onnx", 13))
+    else:
+        model.opset_import[0].domain = "ai.onnx"
+    onnx.save(model, path)
+    pipeline.fuse(path, tmp_path / "fused.onnx")
+    np.testing.assert_allclose(outputs(tmp_path / "fused.onnx", x), expected, atol=1e-5)
+    made = onnx.load(quantized(path, photos))
+    assert [entry.domain for entry in made.opset_import] == [""]

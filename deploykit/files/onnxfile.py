@@ -14,7 +14,7 @@ from google.protobuf.message import (  # type: ignore[import-untyped]  # protobu
 )
 
 from deploykit.errors import ModelError, OutputError
-from deploykit.files import artifacts, contents, soundness, sparse
+from deploykit.files import artifacts, contents, protos, soundness, sparse
 from deploykit.values import TensorSpec
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def parse(data: bytes, path: Path) -> ir.Model:
     except DecodeError as error:
         raise contents.foreign(path, data[: contents.HEAD], ModelError, _WHAT) from error
     _check_proto(path, proto)
+    protos.shorten_domains(proto)
     soundness.check(proto, path)
     sparse.densify(proto, path)
     try:

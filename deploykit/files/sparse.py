@@ -6,16 +6,16 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, TensorProto, numpy_helper
 
 from deploykit.errors import ModelError
+from deploykit.files import protos
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from onnx import FunctionProto, NodeProto, SparseTensorProto
+    from onnx import ModelProto, SparseTensorProto
 
 MOST = 1 << 28
 """Elements of all of them together (1 GB of float32): a small file may claim any size."""
@@ -27,7 +27,7 @@ def densify(proto: ModelProto, where: Path) -> None:
     Raises: ModelError where they are together too large, or are not what ONNX says they are.
     """
     left = MOST
-    for graph in _graphs(proto):
+    for graph in protos.graphs(proto):
         if isinstance(graph, GraphProto) and graph.sparse_initializer:
             for sparse in graph.sparse_initializer:
                 left = _left(left, sparse, where)
@@ -41,22 +41,6 @@ def densify(proto: ModelProto, where: Path) -> None:
                     attribute.Clear()
                     attribute.name, attribute.type = "value", AttributeProto.TENSOR
                     attribute.t.CopyFrom(made)
-
-
-def _graphs(proto: ModelProto) -> Iterator[GraphProto | FunctionProto]:
-    """Yield every graph of a model, those inside nodes too."""
-    pending: list[GraphProto | FunctionProto] = [proto.graph, *proto.functions]
-    while pending:
-        graph = pending.pop()
-        yield graph
-        pending += [inner for node in graph.node for inner in _inner(node)]
-
-
-def _inner(node: NodeProto) -> Iterator[GraphProto]:
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs
 
 
 def _left(left: int, sparse: SparseTensorProto, where: Path) -> int:
