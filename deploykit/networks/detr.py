@@ -108,7 +108,10 @@ class FoldedAttention(nn.Module):
 def attended(
     q: Tensor, pair: tuple[Tensor, Tensor], heads: int, beside: Tensor | None = None
 ) -> Tensor:
-    """Return softmax(q k^T) v of each head, side by side: float32[batch, Q, C]; pair: k and v."""
+    """Return softmax(q k^T) v of each head, side by side: float32[batch, Q, C]; pair: k and v.
+
+    q: float32[1 or batch, Q, C]; k, v: float32[batch, N, C].
+    """
     each = int(q.shape[2]) // heads
     q, k, v = (x.reshape(-1, x.shape[1], heads, each).transpose(1, 2) for x in (q, *pair))
     looks = q @ k.transpose(2, 3)
@@ -157,7 +160,7 @@ class DecoderLayer(nn.Module):
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
 
     def forward(self, x: Tensor, query: Tensor, image: Image) -> Tensor:
-        """Return float32[batch, Q, C] of the same; query: float32[1, Q, C]."""
+        """Return float32[batch, Q, C] of float32[1 or batch, Q, C]; query: float32[1, Q, C]."""
         asked = x + query
         x = self.norm1(x + self.self_attn(asked, asked, x))
         x = self.norm2(x + self.multihead_attn(x + query, *image))
@@ -189,8 +192,11 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(sizes.width)
 
     def forward(self, query: Tensor, image: Image) -> Tensor:
-        """Return float32[batch, Q, C] of the queries' places, float32[1, Q, C]."""
-        x = torch.zeros_like(query).expand(image.keys.shape[0], -1, -1)
+        """Return float32[batch, Q, C] of the queries' places, float32[1, Q, C].
+
+        What the first layer makes of them before it looks at the image is the same for all images.
+        """
+        x = torch.zeros_like(query)
         for layer in self.layers:
             x = layer(x, query, image)
         return cast("Tensor", self.norm(x))
