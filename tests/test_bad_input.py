@@ -171,6 +171,24 @@ def test_a_text_file_as_onnx(run: Runner, photos: Path, command: str) -> None:
     run.refuses(command, path, *extra, "-o", run.output, message=r"notes\.onnx")
 
 
+@pytest.mark.parametrize("command", ["inspect", "describe"])
+def test_a_checkpoint_where_an_onnx_file_is_wanted(
+    run: Runner, checkpoint: Path, command: str
+) -> None:
+    rest = ("-o", run.output) if command == "describe" else ()
+    run.refuses(command, checkpoint, *rest, message="to fix: export it first")
+
+
+@pytest.mark.parametrize("content", ["a\nb\n", '["a", "b"]', "names: [a, b]\n"])
+def test_class_names_of_a_file_are_counted_as_others(
+    run: Runner, checkpoint: Path, content: str
+) -> None:
+    (run.folder / "names.txt").write_text(content)
+    words = ("export", checkpoint, "-o", run.output, "--class-names")
+    run.refuses(*words, run.folder / "names.txt", message="2 class names for a model of 6")
+    run.refuses(*words, run.folder / "other.txt", message="there is no such file")
+
+
 def test_a_model_with_the_wrong_inputs(run: Runner, photos: Path) -> None:
     path = wrong_inputs(run.folder)
     words = ("quantize", path, "--calib-dir", photos, "-o", run.output)

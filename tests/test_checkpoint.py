@@ -16,10 +16,12 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -701,6 +703,25 @@ def test_other_archives_are_refused(names: list[str], path: Path) -> None:
         file.writestr("other", "x")
     with pytest.raises(CheckpointError, match=r"without one data\.pkl"):
         checkpoint.load(path)
+
+
+def test_a_program_of_torch_export_is_refused_with_what_to_do(path: Path) -> None:
+    program = torch.export.export(nn.Conv2d(3, 4, 1), (torch.zeros(1, 3, 2, 2),))
+    torch.export.save(program, path.with_suffix(".pt2"))
+    with pytest.raises(CheckpointError, match=r"program of torch\.export") as caught:
+        checkpoint.load(path.with_suffix(".pt2"))
+    assert "torch.export.load(FILE).state_dict" in caught.value.fix
+    torch.save(torch.export.load(path.with_suffix(".pt2")).state_dict, path)
+    assert set(checkpoint.load(path).state) == {"weight", "bias"}
+
+
+def test_an_onnx_file_is_called_one(path: Path) -> None:
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value], [])
+    onnx.save(helper.make_model(graph), path)
+    with pytest.raises(CheckpointError, match="is an ONNX model") as caught:
+        checkpoint.load(path)
+    assert "needs no export" in caught.value.fix
 
 
 def test_torchscript_is_refused_with_its_name(path: Path) -> None:

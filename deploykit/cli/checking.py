@@ -35,7 +35,7 @@ Predictions = Annotated[
 
 
 def inspect(
-    model: Model,
+    model: Annotated[Path, Argument(help="An ONNX file or an engine.")],
     *,
     table: Annotated[
         Path | None, Option(help="Calibration table of an ONNX file: tells more of its risk.")

@@ -49,7 +49,13 @@ def parse(data: bytes, path: Path) -> ir.Model:
     try:
         proto = onnx.ModelProto.FromString(data)
     except DecodeError as error:
-        raise contents.foreign(path, data[: contents.HEAD], ModelError, _WHAT) from error
+        first = data[: contents.HEAD]
+        foreign = contents.foreign(path, first, ModelError, _WHAT)
+        if contents.kind(first) == "checkpoint":
+            foreign.fix = (
+                "export it first, if it is a checkpoint: deploykit export FILE -o NEW.onnx"
+            )
+        raise foreign from error
     _check_proto(path, proto)
     protos.shorten_domains(proto)
     soundness.check(proto, path)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _GIB = 1 << 30
 _MODULE = "the checkpoint that training wrote, or torch.save(model.state_dict(), FILE)"
+_EXPORTED = ("/archive_format", "/models/model.json", "serialized_exported_program.json")
+"""Ends of names in what torch.export saves."""
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """LZMA's own header can ask for 4 GiB of memory."""
 
@@ -63,7 +65,17 @@ class Archive:
         """Return the folder that holds data.pkl."""
         names = self._zip.namelist()
         if any(name.endswith("/constants.pkl") for name in names):
-            raise CheckpointError(f"{self._path} is a TorchScript program", expected=_MODULE)
+            raise CheckpointError(
+                f"{self._path} is a TorchScript program",
+                expected=_MODULE,
+                fix="keep its weights alone: torch.save(torch.jit.load(FILE).state_dict(), NEW)",
+            )
+        if any(name.endswith(_EXPORTED) for name in names):
+            raise CheckpointError(
+                f"{self._path} is a program of torch.export",
+                expected=_MODULE,
+                fix="keep its weights alone: torch.save(torch.export.load(FILE).state_dict, NEW)",
+            )
         found = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
         if len(found) != 1:
             raise CheckpointError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import re
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from deploykit.errors import InputError
+
 WHAT = "a checkpoint (what torch.save, safetensors or Keras wrote, or a pickle of arrays)"
 _PICKLE = b"\x80"
+_ONNX = rb"\x08[\x03-\x1f][\x12\x1a\x22\x2a\x32\x3a\x42]"
+"""How an ONNX file begins: its version, then a text, the graph or the operators."""
 _BROKEN = (
     *(IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError),
     *(struct.error, RuntimeError, NotImplementedError),
@@ -54,7 +59,7 @@ def _explained(path: Path, first: bytes) -> Iterator[None]:
     except (FormatError, *_BROKEN) as error:
         known = first.startswith((_PICKLE, contents.ZIP, _hdf5.MAGIC)) or _tars.is_tar(first)
         if not known and not _safetensors.is_safetensors(first):
-            raise contents.foreign(path, first, CheckpointError, WHAT) from error
+            raise _foreign(path, first) from error
         raise _unreadable(path, str(error)) from error
     except MemoryError as error:
         raise _unreadable(path, "it takes more memory than there is") from error
@@ -77,8 +82,19 @@ def _read(path: Path, first: bytes, stack: contextlib.ExitStack) -> Any:  # noqa
     if first.startswith(_hdf5.MAGIC):
         return _hdf5.read(view)
     if not first.startswith(_PICKLE) and contents.recognise(first)[1]:
-        raise contents.foreign(path, first, CheckpointError, WHAT)
+        raise _foreign(path, first)
     return Stream(view, content).read()  # type: ignore[arg-type]  # it reads as a file does
+
+
+def _foreign(path: Path, first: bytes) -> InputError:
+    """Return the error for a file that holds no checkpoint; of an ONNX file that it is one."""
+    if re.match(_ONNX, first):
+        return CheckpointError(
+            f"{path} is an ONNX model, as it begins like one",
+            expected=WHAT,
+            fix="it needs no export: give it to describe, quantize or build",
+        )
+    return contents.foreign(path, first, CheckpointError, WHAT)
 
 
 def _refused(path: Path, name: str) -> CheckpointError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,8 @@ _EXCHANGED, _MMENGINE = "ema_state_dict", "message_hub"
 """mmengine saves the averaged weights as those of the model, and the model's as the average's."""
 METADATA = "__metadata__"
 """Of a safetensors file, beside its tensors."""
-_SHOWN, _LOOKED = 3, 16
-"""Names in a note at most; entries that tell whether there are weights among them."""
+_SHOWN, _LOOKED = 3, 32
+"""Names in a note at most; entries that are looked at for what else could have been taken."""
 _DEPTH = 8
 """Dictionaries and objects around the weights."""
 
@@ -149,7 +150,8 @@ def _ignored(saved: object, tensors: Mapping[str, Leaf]) -> tuple[str, ...]:
 
 def _choice(key: str, saved: object) -> str:
     entries = _entries(saved)
-    others = [k for k, v in entries.items() if k != key and isinstance(k, str) and _offers(k, v)]
+    first = itertools.islice(entries.items(), _LOOKED)
+    others = [k for k, v in first if k != key and isinstance(k, str) and _offers(k, v)]
     if not others:
         return f"weights taken from {key!r}"
     exchanged = _MMENGINE in entries and _EXCHANGED in others
@@ -166,7 +168,7 @@ def _offers(key: str, value: object) -> bool:
         return False
     inside = _entries(value)
     named = key in (*_EMA, *_MODEL) or "_modules" in inside
-    return named or sum(map(is_leaf, list(inside.values())[:_LOOKED])) > 1
+    return named or sum(map(is_leaf, itertools.islice(inside.values(), _LOOKED))) > 1
 
 
 def _summary(saved: object) -> str:
