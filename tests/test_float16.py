@@ -377,6 +377,21 @@ def test_an_output_that_onnx_defines_without_fp16_stays_float32(graph: Graph) ->
     np.testing.assert_allclose(run(found, x), run(expected, x), atol=1e-2)
 
 
+def test_a_model_that_is_fp16_outside_too_stays_so(graph: Graph, tmp_path: Path) -> None:
+    text = "(float16[N,4,8,8] x) => (float16[N,4,8,8] y) "
+    body = f"{{ [c] a = {CONV}(x, w) [i] b = Identity(a) [r] y = Relu(b) }}"
+    weights = np.random.default_rng(0).standard_normal(W).astype(np.float16)
+    path = saved(graph(text + body, w=weights), tmp_path / "m.onnx")
+    x = images(1, 4, 8, 8).astype(np.float16)
+    for verb in (pipeline.fuse, pipeline.cast):
+        out = tmp_path / "o.onnx"
+        verb(path, out)
+        found = run(str(out), x)
+        assert found.dtype == np.float16
+        np.testing.assert_allclose(found, run(str(path), x), rtol=1e-2, atol=1e-2)
+        out.unlink()
+
+
 def test_a_plan_whose_default_is_fp32_changes_only_the_nodes_it_names(graph: Graph) -> None:
     model = graph(f"{HEAD} {{ [c1] a = {CONV}(x, w) [c2] y = {CONV}(a, w) }}", w=W)
     plan = PrecisionPlan(Precision.FP32, {"c2": Precision.FP16})

@@ -148,7 +148,7 @@ def compare(candidate: Runs, reference: Reference, rule: Rule = SINGLE) -> tuple
     truths: dict[str, Array] = {}
     for feed, truth, form in runs[-1:] if rule.one else runs:
         found = candidate.run(feed)
-        verification.check_interface(_form(found), _form(form))
+        verification.check_interface(_form(found, form), form)
         for name, pair in judge.pairs(found, truth, PARTNER_ATOL, PARTNER_RTOL).items():
             columns = name in rounding and len(rounding[name].error) > 1
             stats = rules.stats(pair.found, pair.expected, columns=columns)
@@ -175,14 +175,17 @@ def _rounding(reference: Reference) -> dict[str, Stats]:
     return found
 
 
-def _form(outputs: Arrays) -> dict[str, Array]:
-    """Return arrays without data, of the shapes and types of `outputs`, float64 as float32."""
-    return {
-        name: np.broadcast_to(
-            np.zeros((), np.float32 if array.dtype == np.float64 else array.dtype), array.shape
-        )
-        for name, array in outputs.items()
-    }
+def _form(outputs: Arrays, form: Arrays) -> dict[str, Array]:
+    """Return arrays without data, of the shapes and types of `outputs`.
+
+    What was computed in float64 has the type of the float that it is computed for.
+    """
+    found = {}
+    for name, array in outputs.items():
+        like = form.get(name, array).dtype
+        wide = array.dtype == np.float64 and like.kind == "f"
+        found[name] = np.broadcast_to(np.zeros((), like if wide else array.dtype), array.shape)
+    return found
 
 
 def _verdict(

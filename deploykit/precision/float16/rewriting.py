@@ -26,7 +26,7 @@ from deploykit.precision.placement import default_plan
 from deploykit.precision.placement.weighted import constant
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from numpy.typing import NDArray
 
@@ -74,10 +74,11 @@ def to_float16(model: ir.Model, plan: PrecisionPlan, unfit: Wide | None = None) 
 def _rewrite(model: ir.Model, wide: Wide) -> None:
     _check_types(model)
     casts = _Casts(model.graph, value_names(model.graph))
+    half = {value for value in model.graph.outputs if value.dtype is HALF}
     for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
         if node.op_type not in _INDIFFERENT:
             _set_types(node, casts, model, half=_computes_half(node, wide, model))
-    casts.finish()
+    casts.finish(half)
 
 
 def _computes_half(node: ir.Node, wide: Wide, model: ir.Model) -> bool:
@@ -132,12 +133,15 @@ class _Casts:
         elif self._local(value):
             node.replace_input_with(index, self._cast(value, wanted))
 
-    def finish(self) -> None:
-        """Convert the constants, and cast the model's outputs back to FP32."""
+    def finish(self, half: Collection[ir.Value]) -> None:
+        """Convert the constants, and cast the model's outputs back to FP32.
+
+        half: those that were FP16 before, and stay so.
+        """
         for value, readers in self.halved.items():
             self._convert(value, readers)
         for index, value in enumerate(self.graph.outputs):
-            if value.dtype is HALF:
+            if value.dtype is HALF and value not in half:
                 self._widen_output(index, value)
 
     def _local(self, value: ir.Value) -> bool:
