@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
 import torch
+from systems_graphs import alike
 from systems_list import CLASSES_OF_SHAPES
 
 from deploykit.networks import loading
@@ -77,7 +78,14 @@ def compared(
             why[kind] = f"{type(error).__name__}: {said[0]}"[:200]
             continue
         runs[kind] = path, feeds if system.recipe not in HEADS else {"image": feeds["images"][0]}
-    found: dict[str, Any] = {"seconds": in_turns(runs), "clock": "processor", "rounds": ROUNDS}
+    found: dict[str, Any] = {
+        "seconds": in_turns(runs),
+        "clock": "processor",
+        "rounds": ROUNDS,
+        "same": [
+            kind for kind in ("plain", DYNAMIC) if kind in runs and alike(ours, runs[kind][0])
+        ],
+    }
     return found | ({"none": why} if why else {})
 
 

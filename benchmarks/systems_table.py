@@ -152,7 +152,13 @@ def ratio(record: Found, kind: str) -> float | None:
 
 def _times_as_fast(record: Found, kind: str) -> str:
     found = ratio(record, kind)
-    return "" if found is None else f"{found:.2f} x"
+    same = " (same)" if _same(record, kind) else ""
+    return "" if found is None else f"{found:.2f} x{same}"
+
+
+def _same(record: Found, kind: str) -> bool:
+    """Return whether the runtime makes of another graph what it makes of ours."""
+    return kind in record["cpu"].get("same", ())
 
 
 def _notes(rows: Mapping[str, Found]) -> Iterator[str]:
@@ -165,7 +171,8 @@ def _notes(rows: Mapping[str, Found]) -> Iterator[str]:
     )
     yield f"With If, Loop, Scan or NonZero in the main graph: {_branches(done)}."
     for kind, said in (("plain", "for one image"), ("dynamic", "for any number")):
-        slow = [name for name, each in done.items() if (ratio(each, kind) or 1.0) < SLOWER]
+        others = {name: each for name, each in done.items() if not _same(each, kind)}
+        slow = [name for name, each in others.items() if (ratio(each, kind) or 1.0) < SLOWER]
         yield (
             f"Slower by more than 2 % on a CPU than the plain exporter's graph {said}: "
             f"{'; '.join(slow) or 'none'}."

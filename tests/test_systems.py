@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from PIL import Image
 from torch import nn
 
@@ -150,6 +152,42 @@ def test_a_row_says_what_was_read_back_and_how_often_as_fast_it_is() -> None:
         "plain": "1.00 x",
         "any batch": "",
     }
+
+
+def test_what_the_runtime_makes_the_same_graph_of_is_called_so() -> None:
+    import systems_table
+
+    same = record()
+    same["cpu"] = {**same["cpu"], "same": ["plain"]}
+    assert "| 1.00 x (same) |  |" in systems_table.row("Swin", same)
+    same["cpu"]["seconds"]["plain"] = [0.5 * each for each in same["cpu"]["seconds"]["ours"]]
+    slow = next(line for line in systems_table.table({"Swin": same}) if "for one image" in line)
+    assert slow.endswith(": none.")
+
+
+def added(path: Path, name: str, *, twice: bool = False, number: float = 1.0) -> Path:
+    """Write a graph of two layers, the sum of the second and its input or its own double."""
+    weight = numpy_helper.from_array(np.full((4, 4, 1, 1), number, np.float32), f"{name}.w")
+    ends = [helper.make_tensor_value_info(f"{name}.{end}", 1, (1, 4, 5, 5)) for end in "xz"]
+    nodes = [
+        helper.make_node("Conv", [f"{name}.x", f"{name}.w"], [f"{name}.a"]),
+        helper.make_node("Sigmoid", [f"{name}.a"], [f"{name}.y"]),
+        helper.make_node("Add", [f"{name}.y", f"{name}.{'y' if twice else 'a'}"], [f"{name}.z"]),
+    ]
+    graph = helper.make_graph(nodes, name, ends[:1], ends[1:], [weight])
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    return path
+
+
+def test_graphs_are_the_same_whatever_they_call_things_and_not_if_joined_otherwise(
+    tmp_path: Path,
+) -> None:
+    from systems_graphs import alike
+
+    first = added(tmp_path / "first.onnx", "first")
+    assert alike(first, added(tmp_path / "second.onnx", "second", number=2.0))
+    assert not alike(first, added(tmp_path / "third.onnx", "third", twice=True))
 
 
 def test_what_int8_costs_is_said_by_the_records_of_the_example() -> None:
