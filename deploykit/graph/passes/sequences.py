@@ -68,7 +68,7 @@ def _sizes(node: ir.Node) -> list[int]:
     whole = data.shape[axis] if -len(data.shape) <= axis < len(data.shape) else None
     given = node.inputs[1] if len(node.inputs) > 1 else None
     split = np.array(1) if given is None else constant(given)
-    if split is None or (split.ndim and split.min(initial=1) < 0):
+    if split is None or np.less(split, 0).any():
         return []
     if split.ndim:
         return [int(size) for size in split]
