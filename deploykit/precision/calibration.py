@@ -217,13 +217,16 @@ def _batch_size(model: ir.Model, preprocess: Preprocess, asked: int | None) -> i
     wanted = TensorSpec("images", "float32", ("batch", preprocess.planes, *preprocess.size))
     images = feeding.takes_images(inputs) and inputs[0].dtype in _TAKEN
     if not images or not _fits(feeding.nchw(inputs[0]), wanted):
+        fix = "calibrate an image model, with the preprocessing that it was trained with"
+        if len(inputs) > 1:
+            fix = (
+                "--input NAME=NUMBER or NAME=FILE.npy gives an input beside the images its value; "
+                "--calib-data DIR calibrates on arrays for all of them"
+            )
         raise ModelError(
             f"the model's inputs are {'; '.join(map(str, inputs)) or 'none'}",
             expected=f"{wanted} alone, as the preprocessing makes it",
-            fix="calibrate an image model, with the preprocessing that it was trained with"
-            if len(inputs) < 2
-            else "--input NAME=NUMBER or NAME=FILE.npy gives an input beside the images its value; "
-            "--calib-data DIR calibrates on arrays for all of them",
+            fix=fix,
         )
     fixed = feeding.batch(inputs[0])
     batch_size = samples.batch_size(asked, fixed, preprocess.size, pixels=_PIXELS)

@@ -33,9 +33,7 @@ def of_outputs(model: Opened, ran: Recorded, names: Iterable[str]) -> str:
     for feed, result, name in zip(ran.feeds, ran.results, names, strict=False):
         wrong = [key for key, array in result.items() if not _is_finite(array)]
         if wrong:
-            return (
-                f"the float model itself gives NaN or infinity on {name}{_at(model, feed, wrong)}"
-            )
+            return f"{_SAID} {name}{_at(model, feed, wrong)}"
     return ""
 
 
@@ -68,7 +66,7 @@ def _at(model: Opened, feed: Arrays, wrong: Collection[str]) -> str:
     }
     found = onnxruntime.open_model(opened.made(graph, model.path)).run(feed)
     bad = {name for name, answer in answers.items() if np.isnan(found[answer])}
-    node = _first(model.copy().graph, bad, bad.intersection(wrong))
+    node = _first(model.graph.graph, bad, bad.intersection(wrong))
     if node is None:
         return ""
     weights = [constant(value) for value in node.inputs]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import onnxruntime as ort
 
 from deploykit.backends import onnxruntime, overloads
+from deploykit.data import ahead
 from deploykit.errors import ModelError, unknown_name
 from deploykit.files import onnxfile
 from deploykit.precision import blocks
@@ -28,7 +29,7 @@ _MOST_WORKERS = 4
 
 def most_workers() -> int:
     """Return how many batches at a time the cores are for; each runs on its share of them."""
-    return min(_MOST_WORKERS, os.cpu_count() or 1)
+    return ahead.threads(_MOST_WORKERS)
 
 
 def open_session(model: Opened, tensors: Sequence[str]) -> Tapped:

@@ -218,23 +218,26 @@ def share(value: Plain) -> float:
 
 def three(value: Plain) -> tuple[float, ...]:
     """Return three finite numbers. Raises: ValueError."""
-    if isinstance(value, tuple) and len(value) == 3 and all(map(_is_number, value)):
-        return tuple(float(v) for v in value)  # type: ignore[arg-type]  # numbers
-    raise ValueError("three numbers, such as [0.485, 0.456, 0.406]")
+    return _several(value, _is_number, 3, "three numbers, such as [0.485, 0.456, 0.406]")
 
 
 def spread(value: Plain) -> tuple[float, ...]:
     """Return three positive numbers, which pixels are divided by. Raises: ValueError."""
-    if isinstance(value, tuple) and len(value) == 3 and all(map(_is_positive, value)):
-        return tuple(float(v) for v in value)  # type: ignore[arg-type]  # numbers
-    raise ValueError("three numbers above 0, such as [0.229, 0.224, 0.225]")
+    return _several(value, _is_positive, 3, "three numbers above 0, such as [0.229, 0.224, 0.225]")
 
 
 def four(value: Plain) -> tuple[float, ...]:
     """Return four positive numbers. Raises: ValueError."""
-    if isinstance(value, tuple) and len(value) == 4 and all(map(_is_positive, value)):
+    return _several(value, _is_positive, 4, "four numbers above 0, such as [10, 10, 5, 5]")
+
+
+def _several(
+    value: Plain, allowed: Callable[[Plain], bool], count: int, expected: str
+) -> tuple[float, ...]:
+    """Return so many numbers, all allowed. Raises: ValueError that says what is expected."""
+    if isinstance(value, tuple) and len(value) == count and all(map(allowed, value)):
         return tuple(float(v) for v in value)  # type: ignore[arg-type]  # numbers
-    raise ValueError("four numbers above 0, such as [10, 10, 5, 5]")
+    raise ValueError(expected)
 
 
 def truth(value: Plain) -> bool:
