@@ -128,6 +128,32 @@ def test_no_value_that_is_not_finite_is_passed_over(place: int, bad: float) -> N
         by_places(values)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_of_values_above_0_none_that_is_not_finite_is_passed_over(bad: float) -> None:
+    values, seen = np.maximum(maps("normal", rows=2), 0), Histogram("x")
+    seen.positive = True
+    seen.observe(values)
+    values[1, 149_999] = bad
+    with pytest.raises(InputError, match=f"'x' takes the value {bad}"):
+        seen.observe(values)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("seed", range(3))
+def test_extremes_are_exact_whichever_side_reaches_further(shape: str, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    rows = maps(shape, seed, rows=12)
+    rows *= random.uniform(0.5, 2, (12, 1)).astype(np.float32)
+    rows += random.choice([-9, -1, 0, 1, 9], (12, 1)).astype(np.float32)
+    seen = Histogram("x")
+    for count, row in enumerate(rows, 1):
+        seen.observe(row[None])
+        assert (seen.minimum, seen.maximum) == (rows[:count].min(), rows[:count].max())
+    expected = every_one(rows).counts
+    beyond = np.flatnonzero(np.cumsum(expected[::-1])[::-1] < LARGEST)
+    assert np.array_equal(seen.counts[beyond], expected[beyond])
+
+
 def test_places_are_spread_evenly_and_in_no_rhythm() -> None:
     lines, stride = histograms._PLACES, histograms._STRIDE
     assert np.array_equal(lines // stride, np.arange(len(lines)))

@@ -20,13 +20,14 @@ same in whatever order and batches the values come, and however they are merged.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from deploykit.errors import InputError
-from deploykit.precision.waiting import BLOCK, Waiting, blocks
+from deploykit.precision.waiting import BLOCK, Waiting, beyond, blocks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,10 +43,6 @@ SEARCH_BINS = 2048
 """Bins over [0, max|x|] among whose edges entropy and mse choose, as TensorRT does."""
 LARGEST = 1 << 14
 """Magnitudes that are counted one by one in any case: the largest of all seen."""
-_GROUP = 8
-"""Values whose extremes are taken together when the largest are looked for."""
-_APART = 1 << 11
-"""How far apart they lie, at least: near enough for a core's L1 cache."""
 _LEAST_EXPONENT = -100
 """Keeps 2**(_BITS - e) within float32; far below any threshold."""
 _STRIDE = 16
@@ -54,8 +51,10 @@ _LINE = 16
 """Neighbours that come from memory together."""
 _LONG = 1 << 14
 """Values of a row from which on that is done."""
-_ENOUGH = 1 << 16
+_ENOUGH = 1 << 17
 """Values that are counted together, at least: what goes with counting is as much for one."""
+_NEWS = LARGEST
+"""The same of large ones: once they are counted, fewer are large."""
 
 
 def _places() -> NDArray[np.intp]:
@@ -66,6 +65,12 @@ def _places() -> NDArray[np.intp]:
 
 
 _PLACES = _places()
+
+
+@functools.lru_cache(maxsize=64)
+def _among(lines: int) -> NDArray[np.intp]:
+    """Return the places among so many lines of a block."""
+    return _PLACES[: np.searchsorted(_PLACES, lines)]
 
 
 class Extremes:
@@ -186,38 +191,25 @@ class Histogram(Extremes):
     def _look_at(self, block: Values) -> None:
         """Take in the extremes of a block; keep its largest values and those at the places.
 
-        Of groups of values those are looked at whose extremes reach as far as is asked for.
+        An extreme that was beyond `_least` before is only exceeded by values that are kept too.
         """
+        low = 0.0 if self._at_floor else None if self.minimum <= -self._least else block.min()
+        high = None if self.maximum >= self._least else block.max()
+        large = beyond(block, self._least, negative=low is None or not low > -self._least)
+        if large.size:
+            low = large.min() if low is None else low
+            high = large.max() if high is None else high
+        self._extend(
+            self.minimum if low is None else float(low),
+            self.maximum if high is None else float(high),
+        )
+        self._large.add(large)
         lines = block[: block.size - block.size % _LINE].reshape(-1, _LINE)
-        parts = max(1, block.size // (_GROUP * _APART))
-        apart = block.size // (_GROUP * parts)
-        even = parts * _GROUP * apart
-        groups, rest = block[:even].reshape(parts, _GROUP, apart), block[even:]
-        super().observe(rest)
-        self._large.add(rest.copy())
-        if even:
-            high = groups.max(axis=1)
-            low = None if self._at_floor else groups.min(axis=1)
-            self._extend(0.0 if low is None else float(low.min()), float(high.max()))
-            self._large.add(self._reaching(groups, high, low))
-        self._some.add(lines.take(_PLACES[: np.searchsorted(_PLACES, len(lines))], 0).reshape(-1))
-
-    def _reaching(self, groups: Values, high: Values, low: Values | None) -> Values:
-        """Return the values of `_least` or more in groups with such extremes, and maybe others."""
-        if not self._least:
-            return groups.flatten()
-        far = high >= self._least
-        if low is not None:
-            far |= low <= -self._least
-        index = np.flatnonzero(far)
-        part = index // groups.shape[2]
-        place = index - part * groups.shape[2]
-        found: Values = groups[part, :, place].reshape(-1)
-        return found
+        self._some.add(lines.take(_among(len(lines)), 0).reshape(-1))
 
     def _settle_many(self) -> None:
         """Count what waits if that is enough."""
-        if max(self._all.size, self._large.size, self._some.size) >= _ENOUGH:
+        if max(self._all.size, self._some.size) >= _ENOUGH or self._large.size >= _NEWS:
             self.settle()
 
     def settle(self) -> None:

@@ -61,6 +61,22 @@ def blocks(values: Values) -> Iterator[Values]:
     return (flat[start : start + BLOCK] for start in range(0, flat.size, BLOCK))
 
 
+def beyond(values: Values, least: float, *, negative: bool) -> Values:
+    """Return a copy of those of at most BLOCK values with |x| >= least or NaN, in their order.
+
+    negative: whether such values may be below 0.
+    """
+    if not least:
+        return values.copy()
+    inside, above = _room(values.size)[0].view(np.bool_).reshape(4, -1)[:2]
+    np.less(values, least, out=inside)
+    if negative:
+        inside &= np.greater(values, -least, out=above)
+    (places,) = np.logical_not(inside, out=inside).nonzero()
+    found: Values = values.take(places)
+    return found
+
+
 _kept = threading.local()
 
 
