@@ -148,7 +148,10 @@ def test_extremes_are_exact_whichever_side_reaches_further(shape: str, seed: int
     seen = Histogram("x")
     for count, row in enumerate(rows, 1):
         seen.observe(row[None])
-        assert (seen.minimum, seen.maximum) == (rows[:count].min(), rows[:count].max())
+        assert (seen.minimum, seen.maximum) == (
+            float(rows[:count].min()),
+            float(rows[:count].max()),
+        )
     expected = every_one(rows).counts
     beyond = np.flatnonzero(np.cumsum(expected[::-1])[::-1] < LARGEST)
     assert np.array_equal(seen.counts[beyond], expected[beyond])
