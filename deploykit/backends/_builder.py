@@ -88,6 +88,8 @@ def run() -> None:
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answer:
         os.dup2(2, 1)
         answer.write(json.dumps(main(sys.argv[3])))
+    sys.stderr.flush()
+    os._exit(0)  # nothing is left to do, and to unload the native libraries takes long
 
 
 if __name__ == "__main__":

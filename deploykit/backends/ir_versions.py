@@ -6,7 +6,6 @@ import functools
 import re
 from typing import TYPE_CHECKING
 
-import onnxruntime as ort
 from onnx import TensorProto, helper
 
 if TYPE_CHECKING:
@@ -22,6 +21,8 @@ _SAID = re.compile(r"max supported IR version: (\d+)")
 @functools.lru_cache(maxsize=1)
 def newest() -> int:
     """Return the newest version that the runtime reads, in its own words; without them any."""
+    import onnxruntime as ort  # noqa: PLC0415 - slow, and seldom asked
+
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", ends[:1], ends[1:])
     model = helper.make_model(graph, ir_version=_BEYOND)
@@ -44,6 +45,8 @@ def lowered(model: ir.Model) -> tuple[str, ...]:
     stated = model.ir_version
     if stated <= _READ_BY_ALL or stated <= newest():
         return ()
+    import onnxruntime as ort  # noqa: PLC0415 - slow, and asked already
+
     model.ir_version = newest()
     return (
         f"IR version {stated} taken as {newest()}, the newest of ONNX Runtime {ort.__version__}",
