@@ -336,3 +336,22 @@ def test_a_small_system_goes_along_the_whole_road(
     assert set(anew["cpu"]["seconds"]) == {"ours", "plain", "dynamic"}
     assert anew["commit"] == "abc"
     assert anew["snr"] == found["snr"]
+
+
+@pytest.mark.parametrize(("how", "expected"), [("none", True), ("tanh", False)])
+def test_an_exact_gelu_is_the_same_by_either_of_the_runtimes_ops(
+    tmp_path: Path, how: str, *, expected: bool
+) -> None:
+    from systems_graphs import alike
+
+    ends = [helper.make_tensor_value_info(name, 1, (1, 4, 5, 5)) for name in "xy"]
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    nodes = [
+        helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft"),
+        helper.make_node("Gelu", ["x"], ["y"], approximate=how),
+    ]
+    paths = [tmp_path / "own.onnx", tmp_path / "standard.onnx"]
+    for path, node in zip(paths, nodes, strict=True):
+        graph = helper.make_graph([node], "g", ends[:1], ends[1:])
+        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    assert alike(*paths) is expected
