@@ -239,9 +239,13 @@ def test_classes_are_matched_by_name_where_the_names_agree() -> None:
 
 def test_other_names_are_matched_by_position() -> None:
     shuffled = {20: "dog", 10: "cat"}
-    assert categories.match(shuffled, ("class0", "class1")).indices == {10: 0, 20: 1}
-    near = categories.match(known_as("airplane", "bus"), ("aeroplane", "bus"))
+    numbered = categories.match(shuffled, ("class0", "class1"))
+    assert (numbered.indices, numbered.notes) == ({10: 0, 20: 1}, ())
+    near = categories.match(known_as("airplane", "bus"), ("aeroplane", "Bus"))
     assert near.indices == {10: 0, 20: 1}
+    (note,) = near.notes
+    assert note.startswith("1 of 2 classes are called otherwise in the truth")
+    assert note.endswith("taken in its order: aeroplane is airplane")
     alike = categories.match(known_as("same", "same"), ("same", "same"))
     assert (alike.indices, alike.classes) == ({10: 0, 20: 1}, ("same (0)", "same (1)"))
 

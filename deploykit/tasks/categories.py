@@ -20,10 +20,16 @@ class Match:
     """Id of a category -> index of the class; each class at most once."""
     classes: tuple[str, ...]
     """The model's, as they are told apart: a name that stands twice has its index behind it."""
+    renamed: tuple[str, ...] = ()
+    """Pairs, in words, of a class and the category at its place that is called otherwise."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Return what is said where the truth has a part of the model's classes."""
+        """Return what is said where classes are matched by place, or are not all in the truth."""
+        if self.renamed:
+            count = f"{len(self.renamed)} of {len(self.classes)}"
+            said = "classes are called otherwise in the truth, and taken in its order"
+            return (f"{count} {said}: {_shortened(self.renamed)}",)
         if len(self.indices) == len(self.classes):
             return ()
         text = (
@@ -52,7 +58,8 @@ def match(categories: Mapping[int, str], classes: Sequence[str]) -> Match:
         return Match({number: places[name] for number, name in known}, distinct)
     moved = [name for i, name in enumerate(classes) if name in names and names[i : i + 1] != [name]]
     if len(names) == len(classes) and not moved:
-        return Match({number: i for i, (number, _) in enumerate(known)}, distinct)
+        renamed = _renamed(classes, names)
+        return Match({number: i for i, (number, _) in enumerate(known)}, distinct, renamed)
     if is_named and names:
         return Match({number: places[name] for number, name in known}, distinct)
     if not classes:
@@ -90,6 +97,16 @@ def _differences(names: Sequence[str], classes: Sequence[str], moved: Sequence[s
         "in another place": moved,
     }
     return "; ".join(f"{label}: {_shortened(group)}" for label, group in groups.items() if group)
+
+
+def _renamed(classes: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Return the classes with another name in the truth, but for those that only have a number."""
+    pairs = zip(classes, names, strict=True)
+    return tuple(
+        f"{given} is {name}"
+        for i, (given, name) in enumerate(pairs)
+        if given.casefold() not in (name.casefold(), f"class{i}")
+    )
 
 
 def _shortened(names: Sequence[str], most: int = 5) -> str:
