@@ -5,6 +5,7 @@ Heavy imports happen inside the commands, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from typing import TYPE_CHECKING
@@ -54,8 +55,12 @@ def main(words: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0 done, 1 a check said no, 2 usage or bad input."""
     open_streams()
     given = list(sys.argv[1:] if words is None else words)
-    with tidying():
-        guarded(_run)(words=given, as_json="--json" in given)
+    try:
+        with tidying():
+            guarded(_run)(words=given, as_json="--json" in given)
+    finally:
+        if words is None:
+            gc.freeze()  # the process ends: nothing is gained by looking for cycles in a model
     sys.exit(0)
 
 

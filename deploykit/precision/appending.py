@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from deploykit.graph.editing import unique, value_names
@@ -31,6 +32,8 @@ class Appended:
         self._prefix = prefix
         self._taken = value_names(graph)
         self._constants: dict[str, ir.Value] = {}
+        self._nodes: list[ir.Node] = []
+        self._answers: list[ir.Value] = []
 
     def node(
         self,
@@ -42,7 +45,7 @@ class Appended:
         """Return the output of a new node of the standard ops."""
         name = unique(f"{self._prefix}.{len(self._taken)}", self._taken)
         result = ir.Value(name=name, type=ir.TensorType(dtype))
-        self.graph.append(ir.node(op, values, attributes, outputs=[result], name=name))
+        self._add(ir.node(op, values, attributes, outputs=[result], name=name))
         return result
 
     def again(self, node: ir.Node, values: list[ir.Value | None]) -> ir.Value:
@@ -58,7 +61,7 @@ class Appended:
             outputs=[result],
             name=name,
         )
-        self.graph.append(copy)
+        self._add(copy)
         return result
 
     def constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
@@ -84,4 +87,23 @@ class Appended:
         if value.shape is None:
             value.shape = ir.Shape([None] * rank)
         self.graph.outputs.append(value)
+        self._answers.append(value)
         return str(value.name)
+
+    def onto(self, data: bytes) -> bytes:
+        """Return the content of a file with the graph as it was, and with what was added to it.
+
+        Its weights are not written again, see `onnxfile.with_outputs`.
+        """
+        tensors = (value.const_value for value in self._constants.values())
+        added = onnx.GraphProto(
+            node=map(ir.serde.serialize_node, self._nodes),
+            initializer=[ir.serde.serialize_tensor(each) for each in tensors if each is not None],
+            output=map(ir.serde.serialize_value, self._answers),
+        )
+        more: bytes = onnx.ModelProto(graph=added).SerializeToString()
+        return data + more
+
+    def _add(self, node: ir.Node) -> None:
+        self.graph.append(node)
+        self._nodes.append(node)

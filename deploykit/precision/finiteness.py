@@ -64,7 +64,8 @@ def _at(model: Opened, feed: Arrays, wrong: Collection[str]) -> str:
         for name, value in list(asked.values.items())
         if rules.dtype(value) is SINGLE and value.producer() is not None
     }
-    found = onnxruntime.open_model(opened.made(graph, model.path)).run(feed)
+    session = onnxruntime.open_model(opened.Opened(model.path, asked.onto(model.data), graph))
+    found = session.run(feed)
     bad = {name for name, answer in answers.items() if np.isnan(found[answer])}
     node = _first(model.graph.graph, bad, bad.intersection(wrong))
     if node is None:

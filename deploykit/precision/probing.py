@@ -71,7 +71,7 @@ def probe(
         asked.ask_largest(known)
     for each in stored:
         asked.ask_noise(each)
-    session = onnxruntime.open_model(opened.made(graph, model.path))
+    session = onnxruntime.open_model(opened.Opened(model.path, asked.onto(model.data), graph))
     given, results = list(feeds), []
     found = dict.fromkeys(asked.largest, 0.0)
     energies = {each: np.zeros(2) for each in asked.noise}
@@ -97,6 +97,10 @@ class _Questions:
         self.noise: dict[Stored, tuple[str, str]] = {}
         """-> outputs with the energy of the error, and of the tensor."""
         self._to = Appended(graph, "probe")
+
+    def onto(self, data: bytes) -> bytes:
+        """Return a file with the graph as it was, and with the questions in it."""
+        return self._to.onto(data)
 
     def ask_largest(self, known: Collection[str]) -> None:
         """Ask for the largest magnitude of each tensor that is not known."""

@@ -7,6 +7,7 @@ whatever the image shows: an empty result on both sides would prove nothing.
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -170,7 +171,9 @@ def accept(  # noqa: PLR0913 - two models, and four ways to look at what they ga
             expected="a valid model",
             fix="report the model it was made from",
         )
-    agreements = _compare(candidate, reference, ran, columns=columns, watch=watch)
+    with ThreadPoolExecutor(1) as pool:
+        same = pool.submit(structure.check, candidate.graph, reference.graph)  # while both run
+        agreements = _compare(candidate, reference, ran, columns=columns, watch=watch)
     for agreement in agreements:
         if not math.isfinite(agreement.max_abs):
             raise ProofError(
@@ -179,7 +182,7 @@ def accept(  # noqa: PLR0913 - two models, and four ways to look at what they ga
                 expected="numbers" if own else "numbers, as the model it was made from gives",
                 fix=MEND if own else "keep the layers that overflow in FP32, with a plan",
             )
-    structure.check(candidate.graph, reference.graph)
+    same.result()
     return agreements
 
 

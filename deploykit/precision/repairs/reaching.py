@@ -46,7 +46,7 @@ def reaches(model: Opened, tensors: Iterable[str], feeds: Iterable[Arrays]) -> R
         for name in dict.fromkeys(tensors)
         if name in add.values and add.values[name].dtype is SINGLE
     }
-    session = onnxruntime.open_model(opened.made(graph, model.path))
+    session = onnxruntime.open_model(opened.Opened(model.path, add.onto(model.data), graph))
     found: dict[str, NDArray[np.float64]] = {}
     for feed in feeds:
         outputs = session.run(feed)
