@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +21,11 @@ from deploykit.pipeline import mending, repairing
 from deploykit.pipeline.exporting import ExportOptions, export
 from deploykit.pipeline.quantizing import QuantizeOptions, quantize
 from deploykit.precision import tables
+from deploykit.precision.repairs.comparing import Noise
 from deploykit.recipes import opened
 from deploykit.recipes.describing import Description
+from deploykit.tasks.task import Pair
+from deploykit.values import Precision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SOURCE = "shapes:count=8,size=96"
+WIDE = 64
+"""Classes from which on a classifier's last layer is INT8."""
 
 
 @pytest.fixture(scope="module")
@@ -150,23 +156,61 @@ def test_a_straight_model_is_left_as_it_is_and_costs_no_trial(model: Path, tmp_p
     assert any(note.startswith("repaired by equalise") for note in made.notes)
 
 
-def test_where_no_output_varies_nothing_is_tried_and_nothing_is_infinite(tmp_path: Path) -> None:
+def flat(path: Path, last: NDArray[np.float32]) -> Path:
+    """Write a network whose last layer, 1x1, gives the same for all images."""
     net = Net()
     x = net.op("Relu", net.conv("images", 3, WIDTH))
-    flat = net.op("Flatten", net.op("GlobalAveragePool", net.conv(x, WIDTH, WIDTH)))
-    dead = net.op("Gemm", flat, net.weight(np.zeros((4, WIDTH), np.float32)), transB=1)
-    path = net.save(tmp_path / "net.onnx", dead, ("batch", 3, SIDE, SIDE))
-    about = Description(task="classification", preprocess="unit", class_names=tuple("abcd"))
-    made = quantize(path, tmp_path / "a.onnx", QuantizeOptions(source=SOURCE, about=about))
+    pooled = net.op("GlobalAveragePool", net.conv(x, WIDTH, WIDTH))
+    level = net.op("Mul", pooled, net.weight(np.zeros(1, np.float32)))
+    line = np.linspace(0.3, 1, WIDTH, dtype=np.float32).reshape(1, -1, 1, 1)
+    kernel, bias = net.weight(last[..., None, None]), net.weight(np.ones(len(last), np.float32))
+    out = net.op("Conv", net.op("Add", level, net.weight(line)), kernel, bias)
+    return net.save(path, net.op("Flatten", out), ("batch", 3, SIDE, SIDE))
+
+
+ABOUT = Description(task="classification", preprocess="unit", class_names=tuple("abcd"))
+
+
+def test_where_no_output_varies_ranges_are_left_and_nothing_is_infinite(tmp_path: Path) -> None:
+    path = flat(tmp_path / "net.onnx", np.zeros((4, WIDTH), np.float32))
+    made = quantize(path, tmp_path / "a.onnx", QuantizeOptions(source=SOURCE, about=ABOUT))
     assert not any("repaired" in note for note in made.notes)
-    named = QuantizeOptions(source=SOURCE, about=about, repair=("observer", "equalise"))
+    named = QuantizeOptions(source=SOURCE, about=ABOUT, repair=("observer", "equalise"))
     made = quantize(path, tmp_path / "b.onnx", named)
     assert any("repaired by observer" in note for note in made.notes)
     assert not any("inf" in note.split() for note in made.notes)
 
 
+def test_where_no_output_varies_biases_take_all_the_noise_off(tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).normal(size=(1, WIDTH)).repeat(WIDE, 0).astype(np.float32)
+    path = flat(tmp_path / "net.onnx", weights)
+    about = replace(ABOUT, class_names=tuple(map(str, range(WIDE))))
+    auto = QuantizeOptions(source=SOURCE, about=about, float_type=Precision.FP32)
+    made = quantize(path, tmp_path / "a.onnx", auto)
+    assert list(made.artifact.made_by["repairs"]) == ["bias"]
+    assert any(note.startswith("repaired by bias") for note in made.notes)
+    assert not any("inf" in note.split() for note in made.notes)
+    quantize(path, tmp_path / "b.onnx", replace(auto, repair=("none",)))
+    wanted: NDArray[Any] = weights @ np.linspace(0.3, 1, WIDTH) + 1
+    sessions = [
+        onnxruntime.open_model(opened.read(tmp_path / name)) for name in ("a.onnx", "b.onnx")
+    ]
+    image = np.zeros((1, 3, SIDE, SIDE), np.float32)
+    found = [next(iter(s.run({s.inputs[0].name: image}).values())) for s in sessions]
+    ours, other = (float(np.abs(np.subtract(each, wanted)).max()) for each in found)
+    assert ours < 1e-5 < other
+
+
 def test_where_the_outputs_have_hardly_any_noise_repairs_must_be_named() -> None:
-    assert not mending.worth(repairing.Wanted.named(["auto"]), 1e-5)
-    assert not mending.worth(repairing.Wanted.named(["auto"]), None)
-    assert mending.worth(repairing.Wanted.named(["observer"]), 1e-5)
-    assert not mending.worth(repairing.Wanted.named(["none"]), 1.0)
+    little, much, flat_ = (Noise() for _ in range(3))
+    spread = np.random.default_rng(0).normal(size=(1, 100))
+    for noise, expected, error in ((little, spread, 1e-3), (much, spread, 1.0)):
+        noise.add({"out": Pair(expected + error * spread[:, ::-1], expected)})
+    flat_.add({"out": Pair(np.full((1, 100), 1.001), np.ones((1, 100)))})
+    auto = repairing.Wanted.named(["auto"])
+    assert not mending.worth(auto, little)
+    assert not mending.worth(auto, Noise())
+    assert mending.worth(auto, much)
+    assert mending.worth(auto, flat_)
+    assert mending.worth(repairing.Wanted.named(["observer"]), little)
+    assert not mending.worth(repairing.Wanted.named(["none"]), much)

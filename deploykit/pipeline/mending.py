@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from deploykit.pipeline.repairing import Calibrated, Images, Wanted
     from deploykit.precision.placement import Placement
+    from deploykit.precision.repairs.comparing import Noise
     from deploykit.precision.repairs.reaching import Reaches
     from deploykit.recipes.opened import Opened
     from deploykit.values import PrecisionPlan
@@ -70,17 +71,19 @@ class Means:
     """Whether the user named the method of calibration."""
 
 
-def worth(wanted: Wanted, noise: float | None) -> bool:
+def worth(wanted: Wanted, noise: Noise | None) -> bool:
     """Return whether repairs are tried on a model with such noise in its outputs.
 
-    None: they do not vary, and nothing can be said.
+    None: it is not known. Where the outputs do not vary, all noise is a shift, which biases undo.
     """
-    gains = noise is not None and noise > _ENOUGH
-    return bool(wanted.names) and (gains or not wanted.auto)
+    if noise is None or not wanted.auto:
+        return bool(wanted.names)
+    found, least = noise.typical() or 0.0, comparing.NONE if noise.constant else _ENOUGH
+    return bool(wanted.names) and found > least
 
 
 def repaired(
-    start: Calibrated, wanted: Wanted, means: Means, noise: float | None = None
+    start: Calibrated, wanted: Wanted, means: Means, noise: Noise | None = None
 ) -> Calibrated:
     """Return a model and its ranges with the repairs that help, and what each brought.
 
@@ -94,14 +97,15 @@ def repaired(
     if seen is None:
         return start
     trials = _Trials(start, wanted, means, seen, noise)
-    if worth(wanted, trials.noise):
+    if worth(wanted, trials.found):
         tries = {
             "equalise": trials.equalise,
             "observer": trials.choose,
             "round": trials.learn,
             "bias": trials.correct,
         }
-        for name in repairs.NAMES:
+        shift_alone = wanted.auto and trials.found.constant
+        for name in ("bias",) if shift_alone else repairs.NAMES:
             if name in wanted.names:
                 tries[name]()
     return trials.best
@@ -116,7 +120,7 @@ class _Trials:
         wanted: Wanted,
         means: Means,
         seen: Images,
-        noise: float | None,
+        noise: Noise | None,
     ) -> None:
         """Measure it as it is, where its `noise` is not known."""
         self.best = start
@@ -124,7 +128,10 @@ class _Trials:
         self._judge: comparing.Judge | None = None
         self._exact: float | None = None
         """Noise on the images held out, once it was measured."""
-        self.noise = self._before() if noise is None else noise
+        if noise is None:
+            noise = self._compared(start.model, start.table)
+            self._exact = noise.typical()
+        self.found, self.noise = noise, noise.typical()
 
     def equalise(self) -> None:
         """Scale channels that are out of line, and calibrate again."""
@@ -189,7 +196,8 @@ class _Trials:
     def correct(self) -> None:
         """Take what INT8 adds on average off the biases."""
         model, table = self.best.model, self.best.table
-        if self._wanted.auto and (self.noise or 0.0) <= _BIASED:
+        noisy = self.found.constant or (self.noise or 0.0) > _BIASED
+        if self._wanted.auto and not noisy:
             return
         shifts = correcting.shifts(model, self._means.placed, table, self._seen.chosen_on)
         if shifts:
@@ -212,10 +220,14 @@ class _Trials:
     def _measured(
         self, model: Opened, table: CalibrationTable, images: int | None = None
     ) -> float | None:
-        """Return the noise of a typical image that was held out; None where no output varies.
+        """Return the noise of a typical image that was held out.
 
         images: so many of them are enough.
         """
+        return self._compared(model, table, images).typical()
+
+    def _compared(self, model: Opened, table: CalibrationTable, images: int | None = None) -> Noise:
+        """Return what the outputs of a quantised model are off by, on images held out."""
         if self._judge is None:
             # Scaled channels change nothing of what the float model computes.
             self._judge = comparing.Judge(self.best.model, self._seen.held_out)

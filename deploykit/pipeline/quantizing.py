@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from deploykit.pipeline.repairing import Wanted
     from deploykit.precision.placement import Placement
     from deploykit.precision.probing import Probed
+    from deploykit.precision.repairs.comparing import Noise
     from deploykit.recipes.opened import Opened
     from deploykit.values import Agreement, Json, PrecisionPlan, Progress
 
@@ -92,8 +92,8 @@ class _Proven(NamedTuple):
     seen: Probed
     images: str
     """What it was run on, in words."""
-    noise: float | None
-    """Of its outputs, see `comparing`."""
+    noise: Noise
+    """Of its outputs."""
     own: str
     """Where the float model is not finite by itself; empty: it is."""
 
@@ -129,7 +129,7 @@ def _proven(
         watch=noise.add,
         own=own,
     )
-    return _Proven(candidate, summary, agreements, seen, images, noise.typical(), own)
+    return _Proven(candidate, summary, agreements, seen, images, noise, own)
 
 
 def _asked(
@@ -209,11 +209,11 @@ def _repaired(  # noqa: PLR0913, PLR0917 - a model, what is known of it, and wha
     options: QuantizeOptions,
     progress: Progress,
     *,
-    noise: float | None = math.inf,
+    noise: Noise | None = None,
 ) -> Calibrated:
     """Return a model with the repairs that are asked for; its table is written where one is named.
 
-    noise: of its outputs, see `mending.worth`; infinite: not known.
+    noise: of its outputs; None: not known.
 
     Raises: InputError, OutputError, ModelError, BackendError.
     """
@@ -227,8 +227,7 @@ def _repaired(  # noqa: PLR0913, PLR0917 - a model, what is known of it, and wha
             lambda model: _calibrated(model, placed, options, progress).table,
             named or options.calibration.observer != CalibrationOptions().observer,
         )
-        known = None if noise == math.inf else noise
-        found = mending.repaired(found, wanted, means, known)
+        found = mending.repaired(found, wanted, means, noise)
     if options.table is not None:
         tables.write(options.table, found.table)
     return found

@@ -89,7 +89,9 @@ class Repair:
         verb = "repaired" if self.taken else "not repaired"
         gain = ""
         if self.before is not None and self.after is not None:
-            gain = f": {self.before:.1f} dB become {self.after:.1f} on images held out"
+            was = f"{self.before:.1f} dB" if np.isfinite(self.before) else "no noise"
+            now = f"{self.after:.1f}" if np.isfinite(self.after) else "no noise"
+            gain = f": {was} become {now} on images held out"
         return f"{verb} by {self.name} ({self.what}){gain}" if self.what else f"{verb}{gain}"
 
 

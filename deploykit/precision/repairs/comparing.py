@@ -5,7 +5,8 @@ mean over all columns of all outputs, so that none hides another. That of severa
 mean of theirs. Their pooled energy would be that of the few images with the largest outputs, which
 alone would decide how far ranges reach; and a repair that doubles the noise of one and halves that
 of the next should come out even. Columns of a few numbers, such as the two scores of a classifier
-of two classes, vary from image to image alone: these are pooled.
+of two classes, vary from image to image alone: these are pooled. Outputs that vary nowhere have no
+mean to be told from: there it is the energy of the errors over that of the outputs as they are.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 _SEVERAL = 16
 """Values of a column from which on one image says how much it varies."""
-_LEAST = 1e-12
+NONE = 1e-12
 """Noise that counts as none, 120 dB."""
 
 
@@ -49,8 +50,13 @@ class Noise:
             difference.add(found, expected)
         self._each.append(one)
 
+    @property
+    def constant(self) -> bool:
+        """Return whether no output varies, over places and images."""
+        return not any(np.isfinite(each).any() for each in self._all.shares().values())
+
     def typical(self) -> float | None:
-        """Return the noise of a typical image; None where no output varies."""
+        """Return the noise of a typical image; None where there are no outputs, or only zeros."""
         pooled = self._all.shares()
         logarithms = []
         for each in self._each:
@@ -62,8 +68,10 @@ class Noise:
             ]
             known = [share for those in shares for share in those[np.isfinite(those)]]
             if known:
-                logarithms.append(math.log(max(float(np.mean(known)), _LEAST)))
-        return math.exp(sum(logarithms) / len(logarithms)) if logarithms else None
+                logarithms.append(math.log(max(float(np.mean(known)), NONE)))
+        if logarithms:
+            return math.exp(sum(logarithms) / len(logarithms))
+        return self._all.plain() if self.constant else None
 
 
 class Judge:
@@ -76,8 +84,8 @@ class Judge:
         self._feeds = feeds
         self._expected: list[Arrays] = []
 
-    def noise(self, candidate: Opened, images: int | None = None) -> float | None:
-        """Return the noise of a typical image; None where no output varies.
+    def noise(self, candidate: Opened, images: int | None = None) -> Noise:
+        """Return what the outputs of another model are off by.
 
         images: the first ones; None: all. Raises: ModelError, BackendError.
         """
@@ -88,4 +96,4 @@ class Judge:
         pairing, noise = PaddedRows(self._selection), Noise()
         for feed, expected in zip(feeds, self._expected, strict=False):
             noise.add(pairing.pairs(session.run(feed), expected, math.inf, math.inf))
-        return noise.typical()
+        return noise

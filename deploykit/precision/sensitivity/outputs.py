@@ -53,6 +53,12 @@ class Difference:
         shares = [share for each in self.shares().values() for share in each[np.isfinite(each)]]
         return float(np.mean(shares)) if shares else 0.0
 
+    def plain(self) -> float | None:
+        """Return the energy of the errors over that of the reference; None where that is zero."""
+        energy = sum(float(moments[2].sum()) for moments in self._moments.values())
+        errors = sum(float(each.sum()) for each in self._errors.values())
+        return errors / energy if energy > 0 else None
+
     def shares(self, least: int = 1) -> dict[str, Real]:
         """Return that of each column, output -> float64[columns].
 
