@@ -22,6 +22,7 @@ from deploykit.pipeline.benching import BenchPlan
 from deploykit.pipeline.exporting import ExportOptions
 from deploykit.pipeline.opening import open_model
 from deploykit.pipeline.quantizing import QuantizeOptions
+from deploykit.precision import repairs
 from deploykit.precision.calibration import CalibrationOptions
 
 if TYPE_CHECKING:
@@ -105,6 +106,14 @@ def test_a_table_is_the_same_whatever_the_batches_are(folder: Path, int8: Path) 
     assert int8.exists()  # calibrated on batches of 3
     pipeline.quantize(folder / "model.onnx", folder / "1.onnx", calibrated(folder, 1))
     assert (folder / "1.json").read_text("utf-8") == (folder / "3.json").read_text("utf-8")
+
+
+def test_repairs_are_chosen_on_images_of_all_sizes(folder: Path) -> None:
+    options = QuantizeOptions(source=source(folder), repair=repairs.NAMES)
+    made = pipeline.quantize(folder / "model.onnx", folder / "repaired.onnx", options)
+    tried = {name for name in repairs.NAMES if any(f"by {name} (" in note for note in made.notes)}
+    assert tried >= {"observer", "round", "bias"}
+    assert canvases.sizes(onnxfile.read_model(folder / "repaired.onnx")) == (WIDE, HIGH)
 
 
 def test_an_engine_for_each_size_is_built_into_one_file(int8: Path) -> None:

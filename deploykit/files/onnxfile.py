@@ -224,14 +224,19 @@ def weight_files(model: ir.Model) -> list[Path]:
 
 
 def with_outputs(data: bytes, names: Sequence[str]) -> bytes:
-    """Return the content of a model's file with further tensors of the graph as its outputs.
+    """Return the content of a model's file with further tensors of the graph as its outputs."""
+    outputs = [onnx.ValueInfoProto(name=name) for name in names]
+    return joined(data, onnx.GraphProto(output=outputs)) if names else data
+
+
+def joined(data: bytes, more: onnx.GraphProto) -> bytes:
+    """Return the content of a model's file with nodes, weights and outputs behind its own.
 
     Joined messages are one message to protobuf, in which repeated fields follow each other: the
     weights are neither parsed nor written again.
     """
-    outputs = [onnx.ValueInfoProto(name=name) for name in names]
-    more: bytes = onnx.ModelProto(graph=onnx.GraphProto(output=outputs)).SerializeToString()
-    return data + more if names else data
+    message: bytes = onnx.ModelProto(graph=more).SerializeToString()
+    return data + message
 
 
 def to_bytes(model: ir.Model, path: Path) -> bytes:

@@ -8,7 +8,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from deploykit.files import onnxfile
 from deploykit.graph.editing import unique, value_names
+from deploykit.recipes.opened import Opened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,11 +22,12 @@ _LEVEL = ir.DataType.INT8
 
 
 class Appended:
-    """What is added behind the nodes of a graph, which is changed in place."""
+    """What is added behind the nodes of a model's graph, which is changed in place."""
 
-    def __init__(self, graph: ir.Graph, prefix: str) -> None:
+    def __init__(self, whole: ir.Model, prefix: str) -> None:
         """Add nothing yet; all names will begin with `prefix`."""
-        self.graph = graph
+        self.graph = graph = whole.graph
+        self._whole = whole
         made = (value for node in graph for value in node.outputs)
         inputs = (value for value in graph.inputs if not value.is_initializer())
         self.values = {str(value.name): value for value in (*inputs, *made) if value.name}
@@ -90,10 +93,10 @@ class Appended:
         self._answers.append(value)
         return str(value.name)
 
-    def onto(self, data: bytes) -> bytes:
-        """Return the content of a file with the graph as it was, and with what was added to it.
+    def onto(self, model: Opened) -> Opened:
+        """Return the graph as a file holds it, which was a copy of the model's before.
 
-        Its weights are not written again, see `onnxfile.with_outputs`.
+        The model's weights are not written again, see `onnxfile.joined`.
         """
         tensors = (value.const_value for value in self._constants.values())
         added = onnx.GraphProto(
@@ -101,8 +104,7 @@ class Appended:
             initializer=[ir.serde.serialize_tensor(each) for each in tensors if each is not None],
             output=map(ir.serde.serialize_value, self._answers),
         )
-        more: bytes = onnx.ModelProto(graph=added).SerializeToString()
-        return data + more
+        return Opened(model.path, onnxfile.joined(model.data, added), self._whole)
 
     def _add(self, node: ir.Node) -> None:
         self.graph.append(node)

@@ -11,7 +11,6 @@ from deploykit.graph import inferring
 from deploykit.graph.editing import constant
 from deploykit.precision.appending import SINGLE, Appended
 from deploykit.precision.float16 import rules
-from deploykit.recipes import opened
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -57,14 +56,14 @@ def _at(model: Opened, feed: Arrays, wrong: Collection[str]) -> str:
     """Return `, first at NODE`: where what makes one of the tensors `wrong` stops being finite."""
     graph = model.copy()
     inferring.infer(graph)
-    asked = Appended(graph.graph, "finite")
+    asked = Appended(graph, "finite")
     zero = asked.constant("zero", np.array(0, np.float32))
     answers = {
         name: asked.answer(asked.node("ReduceSum", asked.node("Mul", value, zero), keepdims=0))
         for name, value in list(asked.values.items())
         if rules.dtype(value) is SINGLE and value.producer() is not None
     }
-    session = onnxruntime.open_model(opened.Opened(model.path, asked.onto(model.data), graph))
+    session = onnxruntime.open_model(asked.onto(model))
     found = session.run(feed)
     bad = {name for name, answer in answers.items() if np.isnan(found[answer])}
     node = _first(model.graph.graph, bad, bad.intersection(wrong))

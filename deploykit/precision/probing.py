@@ -17,7 +17,6 @@ from deploykit.graph import inferring
 from deploykit.graph.editing import is_op
 from deploykit.precision.appending import SINGLE, Appended
 from deploykit.precision.float16 import rules
-from deploykit.recipes import opened
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -66,12 +65,12 @@ def probe(
     graph = model.copy()
     inferring.infer(graph)
     own = [str(value.name) for value in graph.graph.outputs]
-    asked = _Questions(graph.graph)
+    asked = _Questions(graph)
     if known is not None:
         asked.ask_largest(known)
     for each in stored:
         asked.ask_noise(each)
-    session = onnxruntime.open_model(opened.Opened(model.path, asked.onto(model.data), graph))
+    session = onnxruntime.open_model(asked.to.onto(model))
     given, results = list(feeds), []
     found = dict.fromkeys(asked.largest, 0.0)
     energies = {each: np.zeros(2) for each in asked.noise}
@@ -90,42 +89,38 @@ def probe(
 class _Questions:
     """Nodes of a graph that answer them, and the outputs in which the answers are."""
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Model) -> None:
         """Ask nothing of `graph` yet, which is changed in place."""
         self.largest: dict[str, str] = {}
         """Tensor -> output."""
         self.noise: dict[Stored, tuple[str, str]] = {}
         """-> outputs with the energy of the error, and of the tensor."""
-        self._to = Appended(graph, "probe")
-
-    def onto(self, data: bytes) -> bytes:
-        """Return a file with the graph as it was, and with the questions in it."""
-        return self._to.onto(data)
+        self.to = Appended(graph, "probe")
 
     def ask_largest(self, known: Collection[str]) -> None:
         """Ask for the largest magnitude of each tensor that is not known."""
-        for name, value in self._to.values.items():
+        for name, value in self.to.values.items():
             if rules.dtype(value) is SINGLE and name not in known and not _cut(value):
-                self.largest[name] = self._to.answer(self._largest(value))
+                self.largest[name] = self.to.answer(self._largest(value))
 
     def ask_noise(self, stored: Stored) -> None:
         """Ask how much INT8 changes a tensor."""
-        value = self._to.values[stored.tensor]
-        error = self._to.node("Sub", value, self._to.stored(value, stored.step))
-        sums = (self._to.node("ReduceSumSquare", each, keepdims=0) for each in (error, value))
-        first, second = map(self._to.answer, sums)
+        value = self.to.values[stored.tensor]
+        error = self.to.node("Sub", value, self.to.stored(value, stored.step))
+        sums = (self.to.node("ReduceSumSquare", each, keepdims=0) for each in (error, value))
+        first, second = map(self.to.answer, sums)
         self.noise[stored] = (first, second)
 
     def _largest(self, value: ir.Value) -> ir.Value:
         """Return the largest magnitude in a value; where that may be empty, a zero is added."""
-        magnitudes = self._to.node("Abs", value)
-        if not _has_values(value, self._to.graph):
-            flat = self._to.constant("flat", np.array([-1], np.int64))
-            zero = self._to.constant("zero", np.zeros(1, np.float32))
-            magnitudes = self._to.node(
-                "Concat", self._to.node("Reshape", magnitudes, flat), zero, axis=0
+        magnitudes = self.to.node("Abs", value)
+        if not _has_values(value, self.to.graph):
+            flat = self.to.constant("flat", np.array([-1], np.int64))
+            zero = self.to.constant("zero", np.zeros(1, np.float32))
+            magnitudes = self.to.node(
+                "Concat", self.to.node("Reshape", magnitudes, flat), zero, axis=0
             )
-        return self._to.node("ReduceMax", magnitudes, keepdims=0)
+        return self.to.node("ReduceMax", magnitudes, keepdims=0)
 
 
 def _cut(value: ir.Value) -> bool:

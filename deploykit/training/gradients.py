@@ -65,7 +65,7 @@ def twins(subject: Subject, bits: int = 8) -> Twins:
     Raises: ModelError, see `graphs.module`.
     """
     model, placed, layers = onnxfile.copied(subject.model.graph), subject.placed, subject.layers()
-    add, copies = Appended(model.graph, "twin"), dict[str, str]()
+    add, copies = Appended(model, "twin"), dict[str, str]()
     found: dict[str, tuple[str, str]] = {}
     for node in [node for node in model.graph if node.name in layers]:
         value = add.again(node, list(node.inputs))

@@ -21,7 +21,6 @@ from deploykit.graph.editing import is_op
 from deploykit.precision.appending import SINGLE, Appended
 from deploykit.precision.quantization.arithmetic import activation_scale
 from deploykit.precision.quantization.sharing import readings
-from deploykit.recipes import opened
 from deploykit.values import Precision
 
 if TYPE_CHECKING:
@@ -124,8 +123,9 @@ def _costs(
     """Return ranges -> float64[methods], the summed cost of their layers."""
     graph = model.copy()
     inferring.infer(graph)
-    asked = list(_ask(graph.graph, placed, table, methods))
-    session = onnxruntime.open_model(opened.made(graph, model.path))
+    add = Appended(graph, "choose")
+    asked = list(_ask(add, placed, table, methods))
+    session = onnxruntime.open_model(add.onto(model))
     sums: dict[int, list[Real]] = {}
     for feed in feeds:
         outputs = session.run(feed)
@@ -159,12 +159,11 @@ def _cost(error: Real, mean: Real, square: Real) -> Real:
 
 
 def _ask(
-    graph: ir.Graph, placed: Placement, table: CalibrationTable, methods: Sequence[str]
+    add: Appended, placed: Placement, table: CalibrationTable, methods: Sequence[str]
 ) -> Iterator[_Asked]:
     """Yield what is asked of every layer with constant weights, whose nodes are added."""
-    nodes = {str(node.name): node for node in graph}
+    nodes = {str(node.name): node for node in add.graph}
     weighted = {weight.node for weight in placed.weights}
-    add = Appended(graph, "choose")
     for reading in tuple(readings(placed.activations, table)):
         layers = [nodes[name] for name, index in reading.readers if index == 0 and name in weighted]
         value = add.values[reading.tensor]

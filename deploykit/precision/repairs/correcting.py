@@ -29,7 +29,6 @@ from deploykit.precision.quality import readers
 from deploykit.precision.quantization import rounding
 from deploykit.precision.quantization.shifting import bias
 from deploykit.precision.quantization.writing import rounded_weights
-from deploykit.recipes import opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -60,8 +59,9 @@ def shifts(
     graph = model.copy()
     rounding.remember(graph.graph, table.ways)
     inferring.infer(graph)
-    asked = _asked(graph.graph, placed, table)
-    session = onnxruntime.open_model(opened.made(graph, model.path))
+    add = Appended(graph, "correct")
+    asked = _asked(add, placed, table)
+    session = onnxruntime.open_model(add.onto(model))
     seen: dict[str, list[Real]] = {name: [] for name in asked}
     for feed in feeds:
         outputs = session.run(feed)
@@ -84,11 +84,11 @@ def _shift(errors: Real) -> Real:
     return found
 
 
-def _asked(graph: ir.Graph, placed: Placement, table: CalibrationTable) -> dict[str, str]:
+def _asked(add: Appended, placed: Placement, table: CalibrationTable) -> dict[str, str]:
     """Return layer -> output with its mean error, float32[images, channels, 1...]; nodes added."""
-    nodes = {str(node.name): node for node in graph}
+    nodes = {str(node.name): node for node in add.graph}
     reads: Mapping[tuple[str, int], Stored] = readers(placed, table)
-    add, stored, found = Appended(graph, "correct"), dict["Stored", "ir.Value"](), {}
+    stored, found = dict["Stored", "ir.Value"](), {}
     for weight in placed.weights:
         node = nodes[weight.node]
         value, read = node.inputs[0], reads.get((weight.node, 0))

@@ -9,7 +9,6 @@ import numpy as np
 from deploykit.backends import onnxruntime
 from deploykit.graph import inferring
 from deploykit.precision.appending import SINGLE, Appended
-from deploykit.recipes import opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -40,13 +39,13 @@ def reaches(model: Opened, tensors: Iterable[str], feeds: Iterable[Arrays]) -> R
     """
     graph = model.copy()
     inferring.infer(graph)
-    add = Appended(graph.graph, "reach")
+    add = Appended(graph, "reach")
     asked = {
         name: add.answer(_largest(add, add.values[name]), rank=1)
         for name in dict.fromkeys(tensors)
         if name in add.values and add.values[name].dtype is SINGLE
     }
-    session = onnxruntime.open_model(opened.Opened(model.path, add.onto(model.data), graph))
+    session = onnxruntime.open_model(add.onto(model))
     found: dict[str, NDArray[np.float64]] = {}
     for feed in feeds:
         outputs = session.run(feed)

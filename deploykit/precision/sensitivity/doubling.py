@@ -64,7 +64,7 @@ def doubled(model: ir.Model, placed: Placement, table: CalibrationTable) -> Doub
     reads: dict[str, dict[int, Stored]] = {}
     for (name, index), read in readers(placed, table).items():
         reads.setdefault(name, {})[index] = read
-    add, stored, found = Appended(graph, "twice"), dict[Stored, ir.Value](), {}
+    add, stored, found = Appended(model, "twice"), dict[Stored, ir.Value](), {}
     layers = placement.layers(graph, placed)
     followers = {str(node.name): behind(node) for node in layers}
     twins: dict[ir.Value | None, ir.Value] = {}
