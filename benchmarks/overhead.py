@@ -17,8 +17,9 @@ as many images, calibrated by `mse` and by `entropy`. `pass` is that calibration
 the whole of `deploykit quantize`.
 
 build: the example Mask R-CNN, FP32 for SM86. `builder` is TensorRT-RTX alone, on the very file
-that the command hands it: reading it, building, writing the engine. `command` is the whole of
-`deploykit build`.
+that the command hands it: reading it, building, writing the engine. `builder script` is a program
+that does this and nothing else, and `command` the whole of `deploykit build`, both from the start
+of Python to its end.
 """
 # ruff: noqa: PLC0415 - each job imports what it needs itself, before its time begins
 
@@ -100,13 +101,15 @@ def table(verb: str, rounds: list[dict[str, Took]]) -> None:
 def one_round(verb: str) -> dict[str, Took]:
     """Return what each line took."""
     found = {job: timed_inside(job) for job in LINES[verb]}
-    return found | {name: timed(words) for name, words in COMMANDS[verb].items()}
+    found |= {f"{job} script": timed(functools.partial(answer, job)) for job in SCRIPTS[verb]}
+    whole = COMMANDS[verb].items()
+    return found | {name: timed(functools.partial(run, words)) for name, words in whole}
 
 
-def timed(words: tuple[str, ...]) -> Took:
-    """Return what a whole command took, its processes included."""
+def timed(process: Callable[[], object]) -> Took:
+    """Return what a whole process took, with those that it started."""
     began, before = time.perf_counter(), _computed(resource.RUSAGE_CHILDREN)
-    run(words)
+    process()
     return Took(time.perf_counter() - began, _computed(resource.RUSAGE_CHILDREN) - before)
 
 
@@ -120,12 +123,17 @@ def run(words: tuple[str, ...]) -> None:
 
 def timed_inside(job: str) -> Took:
     """Return what a job timed of itself."""
+    return Took(**json.loads(answer(job)))
+
+
+def answer(job: str) -> str:
+    """Return the last line that a job prints. Ends this program where it fails."""
     command = [sys.executable, str(Path(__file__).resolve()), "--job", job]
     libraries = {**os.environ, "LD_LIBRARY_PATH": str(Path("libraries").resolve())}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=libraries)
     if done.returncode:
         sys.exit(done.stderr)
-    return Took(**json.loads(done.stdout.splitlines()[-1]))
+    return done.stdout.splitlines()[-1]
 
 
 @contextlib.contextmanager
@@ -181,23 +189,13 @@ def builder() -> Took:
     """Build with TensorRT-RTX what the command would hand it, and nothing else."""
     import tensorrt_rtx as trt
 
-    from deploykit.backends import _plugins, _preparing, _trt
-    from deploykit.recipes import opened
+    from deploykit.backends import _trt
 
-    model = opened.read("masks.onnx")
-    with _preparing.prepared(model.copy(), model.path, "auto") as made:
-        request = _trt.Request(
-            module="tensorrt_rtx",
-            model=str(made.path),
-            output=str(Path("bare.engine").resolve()),
-            sms=(SM,),
-            plugins=_plugins.to_json(made.use),
-            ops=_plugins.files(made.use),
-            shapes=json.loads(Path("shapes.json").read_text(encoding="utf-8")),
-        )
-        with timing() as took:
-            _trt.build(trt, request, lambda _: None)
-            return took()
+    fields = json.loads(Path("request.json").read_text(encoding="utf-8"))
+    request = _trt.Request(**fields | {key: tuple(fields[key]) for key in ("sms", "ops")})
+    with timing() as took:
+        _trt.build(trt, request, lambda _: None)
+        return took()
 
 
 def prepare(verb: str, images: int) -> None:
@@ -260,12 +258,25 @@ def photographs(count: int) -> None:
 
 
 def profile() -> None:
-    """Write the shapes that the command builds the example for, and name the parser's library."""
-    from deploykit.backends import _builder_process, _profiles
+    """Write what the command hands to the builder, and name the parser's library."""
+    from deploykit.backends import _builder_process, _plugins, _preparing, _profiles
     from deploykit.files import onnxfile
+    from deploykit.recipes import opened
 
-    inputs, _ = onnxfile.interface(onnxfile.read_model(Path("masks.onnx")))
-    Path("shapes.json").write_text(json.dumps(_profiles.profiles(inputs, {})[0]), encoding="utf-8")
+    model = opened.read("masks.onnx")
+    inputs, _ = onnxfile.interface(model.graph)
+    with _preparing.prepared(model.copy(), model.path, "auto") as made:
+        shutil.copy(made.path, "prepared.onnx")
+        request = {
+            "module": "tensorrt_rtx",
+            "model": str(Path("prepared.onnx").resolve()),
+            "output": str(Path("bare.engine").resolve()),
+            "sms": [SM],
+            "plugins": _plugins.to_json(made.use),
+            "ops": _plugins.files(made.use),
+            "shapes": _profiles.profiles(inputs, {})[0],
+        }
+    Path("request.json").write_text(json.dumps(request), encoding="utf-8")
     library = _builder_process.runtime_library("tensorrt_rtx")
     if library is not None:
         Path("libraries").mkdir(exist_ok=True)
@@ -285,6 +296,8 @@ LINES = {
     "resnet50": ("bare", "mse pass", "entropy pass"),
     "build": ("builder",),
 }
+SCRIPTS = {"quantize": (), "resnet50": (), "build": ("builder",)}
+"""Jobs that are programs of their own too."""
 COMMANDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "quantize": {"command": QUANTIZE},
     "resnet50": {
