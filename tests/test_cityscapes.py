@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -264,12 +265,21 @@ def object_scores(*, far: bool) -> StreetObjects:
     return metric
 
 
+def pinned(numbers: Mapping[str, float | None]) -> dict[str, Any]:
+    """Return what equals numbers of areas below curves up to how a processor adds.
+
+    Both evaluations end in NumPy's dot, whose last digit is the matrix library's.
+    """
+    near = partial(pytest.approx, rel=4 * np.finfo(float).eps, abs=0)
+    return {name: v if v is None else near(v) for name, v in numbers.items()}
+
+
 def test_objects_are_scored_as_cityscapesscripts_scores_them() -> None:
     """The numbers are those of cityscapesScripts 2.3.0, by the commands of `street_trees.py`."""
     near = object_scores(far=False).scores()
-    assert near.metrics == {name: OBJECTS_MEANS[name] for name in list(OBJECTS_MEANS)[:2]}
-    assert near.per_class == OBJECTS_CLASSES
-    assert object_scores(far=True).scores().metrics == OBJECTS_MEANS
+    assert near.metrics == pinned({name: OBJECTS_MEANS[name] for name in list(OBJECTS_MEANS)[:2]})
+    assert near.per_class == pinned(OBJECTS_CLASSES)
+    assert object_scores(far=True).scores().metrics == pinned(OBJECTS_MEANS)
 
 
 def kept_distances(*, scenes: int = SCENES) -> dict[str, Any]:
@@ -295,7 +305,7 @@ def test_distances_of_objects_are_read_from_the_official_file(tmp_path: Path) ->
     metric = data.benchmark.metric(data.categories, THINGS)
     for scene, sample in enumerate(data.samples):
         metric.add(sample.name, detected(scene), sample.truth and sample.truth(), SIZE)
-    assert metric.scores().metrics == OBJECTS_MEANS
+    assert metric.scores().metrics == pinned(OBJECTS_MEANS)
     file.write_text(json.dumps(kept_distances(scenes=2)))
     with pytest.raises(DataError, match="no distances for 4 of 6 scenes, the first one ulm_000002"):
         opened(tmp_path, f",truth=instance,distances={file}")
