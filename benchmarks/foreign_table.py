@@ -62,11 +62,8 @@ def _off(tool: Found) -> bool:
 def behind_by(record: Found) -> float | None:
     """Return dB that ours is behind the better peer, on the worst output; None: no peer's ran.
 
-    Beside each peer stands the best of ours with as much in INT8 as the peer has. Outputs that no
-    image changes are not compared.
+    Beside each peer stands the best of ours with as much in INT8 as the peer has.
     """
-    if record.get("same"):
-        return None
     ours = [record[key] for key in ("ours", "more") if "runs" in record.get(key, {})]
     peers = [record[key] for key in ("ort", "modelopt") if "runs" in record.get(key, {})]
     found = []

@@ -44,6 +44,9 @@ LABELLED = Course(epochs=4, learning_rate=1e-3, scale_rate=1e-2, feature_weight=
 LABELLED_TRAINING = (16384, 32)
 """Those with labels beside the FP32 self, with as many bits as one likes: at 8, where rounding
 costs nearly nothing, the net shows what learning on brings alone."""
+LONGER = replace(LABELLED, epochs=8, feature_weight=0.3)
+LONGER_FOR = ("repopt", "qarepvgg")
+"""Nets that learn twice as long with 5 bits, where the neck leads less."""
 LOSS = EXAMPLES / "shapes" / "qat_loss.py"
 
 
@@ -69,7 +72,7 @@ def modelopt_qat(given: Cell, venv: Path | None) -> tuple[Any, list[str]]:
 
 def trained(given: Cell, *, features: bool, labels: bool = False) -> tuple[Any, list[str]]:
     """Return what our training makes of the net, by the course that scores best."""
-    courses = (LABELLED,) if labels else COURSES[given.bits]
+    courses = (_labelled(given, features=features),) if labels else COURSES[given.bits]
     if not features:
         rates = dict.fromkeys((each.learning_rate, each.scale_rate) for each in courses)
         courses = tuple(
@@ -95,6 +98,11 @@ def trained(given: Cell, *, features: bool, labels: bool = False) -> tuple[Any, 
     return open_model(given.made, threads=given.threads).session.run, notes
 
 
+def _labelled(given: Cell, *, features: bool) -> Course:
+    longer = features and given.bits == min(COURSES) and given.net in LONGER_FOR
+    return LONGER if longer else LABELLED
+
+
 def _trained(given: Cell, course: Course, tail: str, *, labels: bool) -> tuple[float, Path]:
     """Return how a course scores on 300 images of their own, where there are several; its file."""
     learnt = given.folder / f"{given.net}.{given.method}.{given.bits}{tail}.float.onnx"
@@ -109,7 +117,7 @@ def _trained(given: Cell, course: Course, tail: str, *, labels: bool) -> tuple[f
         images = source(given.net, "train", count, 0)
         options = QatOptions(
             calibrated=how,
-            images=painted(given, images) if given.device != "cpu" else images,
+            images=painted(given, images) if labels or given.device != "cpu" else images,
             batch_size=size,
             course=replace(course, device=given.device),
             bits=given.bits,
