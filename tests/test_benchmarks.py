@@ -176,4 +176,3 @@ def test_ours_stands_beside_a_peer_with_as_much_in_int8(
         if each is not None
     }
     assert foreign_table.behind_by(record) == pytest.approx(behind)
-    assert foreign_table.behind_by({**record, "same": True}) is None
