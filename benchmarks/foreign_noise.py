@@ -49,7 +49,7 @@ class Wanted(NamedTuple):
 
     @property
     def same(self) -> bool:
-        """Return whether no output depends on the image: then there is nothing to compare."""
+        """Return whether no output depends on the image."""
         return all(_nothing(output, np.ptp(output, axis=0)) for output in self.outputs)
 
 
