@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,50 @@ def test_after_ctrl_c_the_files_that_were_written_are_named(
     said = capsys.readouterr().err
     assert said == f"deploykit: interrupted; written before that: {record}\n"
     assert ended(capsys, KeyboardInterrupt(), record=record)[1].endswith("no output was written\n")
+
+
+@pytest.mark.parametrize("chained", [True, False])
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        (KeyboardInterrupt(), (INTERRUPTED, "deploykit: interrupted; no output was written\n")),
+        (
+            guarding.Ended(signal.SIGTERM),
+            (143, "deploykit: ended by SIGTERM; no output was written\n"),
+        ),
+    ],
+)
+def test_a_stop_that_comes_out_as_another_error_is_a_stop(
+    stop: BaseException,
+    expected: tuple[int, str],
+    chained: bool,  # noqa: FBT001 - a parameter of the test
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As of an import of native code that a signal broke off."""
+
+    def native() -> None:
+        raise stop
+
+    def command(**_: object) -> None:
+        try:
+            try:
+                native()
+            except BaseException as error:  # noqa: BLE001 - whatever it is
+                raise ImportError("initialization failed") from (error if chained else None)
+        except ImportError as error:
+            raise InputError("no runtime") from error
+
+    with pytest.raises(SystemExit) as stopped:
+        guarding.guarded(command)()
+    assert (stopped.value.code, capsys.readouterr().err) == expected
+
+
+def test_errors_that_are_each_others_cause_end_the_search(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first, second = InputError("first"), InputError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert ended(capsys, first) == (2, "deploykit: first\n")
 
 
 def test_names_cannot_steer_a_terminal_nor_pass_for_parts_of_a_message(

@@ -46,20 +46,37 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         before = _states(options)
         try:
             command(**options)
-        except KeyboardInterrupt:
-            _say(f"interrupted; {_written(before, _states(options))}")
-            sys.exit(INTERRUPTED)
-        except Ended as end:
-            _say(f"ended by {end}; {_written(before, _states(options))}")
-            sys.exit(end.status)
         except printing.ReaderGone:
             sys.exit(CLOSED)
         except SystemExit:
             raise
         except BaseException as error:  # noqa: BLE001 - the last net; a panic in Rust is no Exception
-            sys.exit(_fail(error, as_json=bool(options.get("as_json"))))
+            if (stop := _stop(error)) is None:
+                sys.exit(_fail(error, as_json=bool(options.get("as_json"))))
+            how, status = stop
+            _say(f"{how}; {_written(before, _states(options))}")
+            sys.exit(status)
 
     return run
+
+
+def _stop(error: BaseException) -> tuple[str, int] | None:
+    """Return how the command was stopped, and its status; None where `error` is a failure.
+
+    A signal that arrives while native code is imported comes out as the import's own error, with
+    what the signal raised somewhere behind it.
+    """
+    behind, seen = [error], set[int]()
+    while behind:
+        match each := behind.pop():
+            case Ended():
+                return f"ended by {each}", each.status
+            case KeyboardInterrupt():
+                return "interrupted", INTERRUPTED
+        seen.add(id(each))
+        causes = (each.__cause__, each.__context__)
+        behind += [cause for cause in causes if cause is not None and id(cause) not in seen]
+    return None
 
 
 def _fail(error: BaseException, *, as_json: bool) -> int:
