@@ -106,8 +106,8 @@ def results(x: torch.Tensor, weights: dict[str, Any], alone: str) -> dict[str, t
 
 def test_each_layers_own_scores_are_those_of_torch(small: tuple[Subject, dict[str, Any]]) -> None:
     subject, weights = small
-    made = doubled(subject.model.copy(), subject.placed, subject.table)
-    session = onnxruntime.open_model(opened.made(made.model, subject.model.path))
+    made = doubled(subject.model, subject.placed, subject.table)
+    session = onnxruntime.open_model(made.model)
     x = torch.from_numpy(np.random.default_rng(1).standard_normal((5, 3, 12, 12), np.float32))
     parts = [
         local.sums(session.run, made.layers, {"x": x[i].numpy()}) for i in (slice(3), slice(3, 5))

@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from deploykit.files import onnxfile
+from deploykit.graph import inferring
 from deploykit.graph.editing import unique, value_names
 from deploykit.recipes.opened import Opened
 
@@ -22,12 +23,15 @@ _LEVEL = ir.DataType.INT8
 
 
 class Appended:
-    """What is added behind the nodes of a model's graph, which is changed in place."""
+    """What is added behind the nodes of a model, which stays as it is."""
 
-    def __init__(self, whole: ir.Model, prefix: str) -> None:
+    def __init__(self, model: Opened, prefix: str) -> None:
         """Add nothing yet; all names will begin with `prefix`."""
-        self.graph = graph = whole.graph
-        self._whole = whole
+        self.whole = model.copy()
+        """The graph with what is added, and with the types that follow from its own."""
+        inferring.infer(self.whole)
+        self.graph = graph = self.whole.graph
+        self._model = model
         made = (value for node in graph for value in node.outputs)
         inputs = (value for value in graph.inputs if not value.is_initializer())
         self.values = {str(value.name): value for value in (*inputs, *made) if value.name}
@@ -93,10 +97,10 @@ class Appended:
         self._answers.append(value)
         return str(value.name)
 
-    def onto(self, model: Opened) -> Opened:
-        """Return the graph as a file holds it, which was a copy of the model's before.
+    def opened(self) -> Opened:
+        """Return the model with what was added.
 
-        The model's weights are not written again, see `onnxfile.joined`.
+        Its weights are not written again, see `onnxfile.joined`.
         """
         tensors = (value.const_value for value in self._constants.values())
         added = onnx.GraphProto(
@@ -104,7 +108,7 @@ class Appended:
             initializer=[ir.serde.serialize_tensor(each) for each in tensors if each is not None],
             output=map(ir.serde.serialize_value, self._answers),
         )
-        return Opened(model.path, onnxfile.joined(model.data, added), self._whole)
+        return Opened(self._model.path, onnxfile.joined(self._model.data, added), self.whole)
 
     def _add(self, node: ir.Node) -> None:
         self.graph.append(node)

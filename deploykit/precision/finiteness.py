@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deploykit.backends import onnxruntime
-from deploykit.graph import inferring
 from deploykit.graph.editing import constant
 from deploykit.precision.appending import SINGLE, Appended
 from deploykit.precision.float16 import rules
@@ -54,16 +53,14 @@ def _is_finite(array: np.ndarray) -> bool:
 
 def _at(model: Opened, feed: Arrays, wrong: Collection[str]) -> str:
     """Return `, first at NODE`: where what makes one of the tensors `wrong` stops being finite."""
-    graph = model.copy()
-    inferring.infer(graph)
-    asked = Appended(graph, "finite")
+    asked = Appended(model, "finite")
     zero = asked.constant("zero", np.array(0, np.float32))
     answers = {
         name: asked.answer(asked.node("ReduceSum", asked.node("Mul", value, zero), keepdims=0))
         for name, value in list(asked.values.items())
         if rules.dtype(value) is SINGLE and value.producer() is not None
     }
-    session = onnxruntime.open_model(asked.onto(model))
+    session = onnxruntime.open_model(asked.opened())
     found = session.run(feed)
     bad = {name for name, answer in answers.items() if np.isnan(found[answer])}
     node = _first(model.graph.graph, bad, bad.intersection(wrong))

@@ -13,7 +13,6 @@ import numpy as np
 
 from deploykit.backends import onnxruntime
 from deploykit.backends.recorded import Recorded
-from deploykit.graph import inferring
 from deploykit.graph.editing import is_op
 from deploykit.precision.appending import SINGLE, Appended
 from deploykit.precision.float16 import rules
@@ -62,15 +61,13 @@ def probe(
 
     Raises: ModelError, BackendError where the model does not run.
     """
-    graph = model.copy()
-    inferring.infer(graph)
-    own = [str(value.name) for value in graph.graph.outputs]
-    asked = _Questions(graph)
+    asked = _Questions(Appended(model, "probe"))
+    own = [str(value.name) for value in asked.to.graph.outputs]
     if known is not None:
         asked.ask_largest(known)
     for each in stored:
         asked.ask_noise(each)
-    session = onnxruntime.open_model(asked.to.onto(model))
+    session = onnxruntime.open_model(asked.to.opened())
     given, results = list(feeds), []
     found = dict.fromkeys(asked.largest, 0.0)
     energies = {each: np.zeros(2) for each in asked.noise}
@@ -89,13 +86,13 @@ def probe(
 class _Questions:
     """Nodes of a graph that answer them, and the outputs in which the answers are."""
 
-    def __init__(self, graph: ir.Model) -> None:
-        """Ask nothing of `graph` yet, which is changed in place."""
+    def __init__(self, to: Appended) -> None:
+        """Ask nothing of the graph yet that nodes are added to."""
+        self.to = to
         self.largest: dict[str, str] = {}
         """Tensor -> output."""
         self.noise: dict[Stored, tuple[str, str]] = {}
         """-> outputs with the energy of the error, and of the tensor."""
-        self.to = Appended(graph, "probe")
 
     def ask_largest(self, known: Collection[str]) -> None:
         """Ask for the largest magnitude of each tensor that is not known."""

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from deploykit.errors import ModelError
-from deploykit.files import onnxfile
 from deploykit.precision.appending import Appended
 from deploykit.precision.sensitivity.work import Alones
 from deploykit.training.fake_quant import FakeQuantized, Grid
@@ -64,10 +63,10 @@ def twins(subject: Subject, bits: int = 8) -> Twins:
 
     Raises: ModelError, see `graphs.module`.
     """
-    model, placed, layers = onnxfile.copied(subject.model.graph), subject.placed, subject.layers()
-    add, copies = Appended(model, "twin"), dict[str, str]()
+    placed, layers = subject.placed, subject.layers()
+    add, copies = Appended(subject.model, "twin"), dict[str, str]()
     found: dict[str, tuple[str, str]] = {}
-    for node in [node for node in model.graph if node.name in layers]:
+    for node in [node for node in add.graph if node.name in layers]:
         value = add.again(node, list(node.inputs))
         copy = value.producer()
         assert copy is not None  # it was just made
@@ -84,7 +83,7 @@ def twins(subject: Subject, bits: int = 8) -> Twins:
     )
     grid = Grid(float_type=Precision.FP32, bits=bits)
     try:
-        network = FakeQuantized(model, moved, subject.table, grid=grid)
+        network = FakeQuantized(add.whole, moved, subject.table, grid=grid)
     except ModelError as error:
         raise ModelError(
             error.found,

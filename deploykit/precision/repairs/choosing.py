@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 
 from deploykit.backends import onnxruntime
-from deploykit.graph import inferring
 from deploykit.graph.editing import is_op
 from deploykit.precision.appending import SINGLE, Appended
 from deploykit.precision.quantization.arithmetic import activation_scale
@@ -121,11 +120,9 @@ def _costs(
     feeds: Iterable[Arrays],
 ) -> dict[tuple[str, ...], Real]:
     """Return ranges -> float64[methods], the summed cost of their layers."""
-    graph = model.copy()
-    inferring.infer(graph)
-    add = Appended(graph, "choose")
+    add = Appended(model, "choose")
     asked = list(_ask(add, placed, table, methods))
-    session = onnxruntime.open_model(add.onto(model))
+    session = onnxruntime.open_model(add.opened())
     sums: dict[int, list[Real]] = {}
     for feed in feeds:
         outputs = session.run(feed)

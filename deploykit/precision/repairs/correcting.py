@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploykit.backends import onnxruntime
-from deploykit.graph import inferring, scaling
+from deploykit.graph import scaling
 from deploykit.graph.editing import is_op
 from deploykit.precision.appending import SINGLE, Appended
 from deploykit.precision.quality import readers
@@ -56,12 +56,10 @@ def shifts(
 
     Raises: InputError without a range; ModelError, BackendError where the model does not run.
     """
-    graph = model.copy()
-    rounding.remember(graph.graph, table.ways)
-    inferring.infer(graph)
-    add = Appended(graph, "correct")
+    add = Appended(model, "correct")
+    rounding.remember(add.graph, table.ways)
     asked = _asked(add, placed, table)
-    session = onnxruntime.open_model(add.onto(model))
+    session = onnxruntime.open_model(add.opened())
     seen: dict[str, list[Real]] = {name: [] for name in asked}
     for feed in feeds:
         outputs = session.run(feed)

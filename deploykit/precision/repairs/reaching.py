@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from deploykit.backends import onnxruntime
-from deploykit.graph import inferring
 from deploykit.precision.appending import SINGLE, Appended
 
 if TYPE_CHECKING:
@@ -37,15 +36,13 @@ def reaches(model: Opened, tensors: Iterable[str], feeds: Iterable[Arrays]) -> R
 
     Raises: ModelError, BackendError where the model does not run.
     """
-    graph = model.copy()
-    inferring.infer(graph)
-    add = Appended(graph, "reach")
+    add = Appended(model, "reach")
     asked = {
         name: add.answer(_largest(add, add.values[name]), rank=1)
         for name in dict.fromkeys(tensors)
         if name in add.values and add.values[name].dtype is SINGLE
     }
-    session = onnxruntime.open_model(add.onto(model))
+    session = onnxruntime.open_model(add.opened())
     found: dict[str, NDArray[np.float64]] = {}
     for feed in feeds:
         outputs = session.run(feed)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from deploykit.precision.placement import Placement
+    from deploykit.recipes.opened import Opened
     from deploykit.values import CalibrationTable
 
 _CHANNELS_FIRST = ("Conv", "ConvTranspose")
@@ -48,24 +49,24 @@ class Names(NamedTuple):
 class Doubled:
     """A graph with every layer twice."""
 
-    model: ir.Model
+    model: Opened
     layers: Mapping[str, Names]
     """Node name -> its outputs, in the graph's order."""
 
 
-def doubled(model: ir.Model, placed: Placement, table: CalibrationTable) -> Doubled:
-    """Return `model`, which is changed in place, with each INT8 layer of `placed` twice.
+def doubled(model: Opened, placed: Placement, table: CalibrationTable) -> Doubled:
+    """Return `model` with each INT8 layer of `placed` twice.
 
     Raises: InputError where the table lacks a range; ModelError for weights that are not finite.
     """
-    graph = model.graph
-    nodes = {str(node.name): node for node in graph}
+    add = Appended(model, "twice")
+    nodes = {str(node.name): node for node in add.graph}
     weights = {each.node: rounded_weights(nodes[each.node], each) for each in placed.weights}
     reads: dict[str, dict[int, Stored]] = {}
     for (name, index), read in readers(placed, table).items():
         reads.setdefault(name, {})[index] = read
-    add, stored, found = Appended(model, "twice"), dict[Stored, ir.Value](), {}
-    layers = placement.layers(graph, placed)
+    stored, found = dict[Stored, ir.Value](), {}
+    layers = placement.layers(add.graph, placed)
     followers = {str(node.name): behind(node) for node in layers}
     twins: dict[ir.Value | None, ir.Value] = {}
     for node in layers:
@@ -83,7 +84,7 @@ def doubled(model: ir.Model, placed: Placement, table: CalibrationTable) -> Doub
             twins[carrier.outputs[0]] = twin = add.again(carrier, values_read)
         value = (node, *followers[name])[-1].outputs[0]
         found[name] = _sums(add, node, value, twin)
-    return Doubled(model, found)
+    return Doubled(add.opened(), found)
 
 
 def _sums(add: Appended, node: ir.Node, value: ir.Value, twin: ir.Value) -> Names:

@@ -161,8 +161,8 @@ class Worker:
         """Return the graphs with each layer twice, ready to run."""
         found = {}
         for size, subject in self.subjects.items():
-            made = doubled(subject.model.copy(), subject.placed, subject.table)
-            session = onnxruntime.open_model(opened.made(made.model, self.question.path), threads=1)
+            made = doubled(subject.model, subject.placed, subject.table)
+            session = onnxruntime.open_model(made.model, threads=1)
             found[size] = (session.run, made.layers)
         return found
 
