@@ -101,12 +101,12 @@ def read(
     """
     paths.require_file(path, what, error)
     try:
-        with path.open("rb") as file:
+        with path.open("rb", buffering=0) as file:  # to add the rest to a buffer would copy all
             found = file.read(HEAD)
             if whole(found):
                 check(os.fstat(file.fileno()).st_size)
                 file.seek(0)
-                found = file.read()  # to add the rest to the first bytes would copy all
+                found = file.read()
     except OSError as reason:
         raise error(f"cannot read {path}: {reason.strerror or reason}") from reason
     if not found:
