@@ -10,7 +10,7 @@ import pytest
 from foreign_nets import Net
 from onnx import TensorProto, helper
 
-from deploykit.files import onnxfile
+from deploykit.files import protos
 from deploykit.precision import blocks, tapping
 from deploykit.recipes import opened
 
@@ -48,7 +48,7 @@ def test_what_leaves_in_blocks_is_the_tensor_in_another_order(tmp_path: Path) ->
     tapped = tapping.open_session(model, names)
     inner = [name for name in names if name != names[-1]]
     usual = ort.InferenceSession(
-        onnxfile.with_outputs(model.data, inner), options(), providers=["CPUExecutionProvider"]
+        protos.with_outputs(model.data, inner), options(), providers=["CPUExecutionProvider"]
     )
     images = np.random.default_rng(0).normal(size=(2, 3, 20, 24)).astype(np.float32)
     expected = values(usual, names, images)

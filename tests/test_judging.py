@@ -13,7 +13,7 @@ import pytest
 
 from deploykit import backends
 from deploykit.data import samples, sources
-from deploykit.files import onnxfile
+from deploykit.files import protos
 from deploykit.pipeline import judging
 from deploykit.pipeline.quantizing import QuantizeOptions, quantize
 from deploykit.precision import placement, probing, quality, tables
@@ -48,7 +48,7 @@ def test_the_noise_of_a_stored_tensor_is_that_of_numpy(model: Path) -> None:
     found = probing.probe(
         subject, [{"images": x[:1]}, {"images": x[1:]}], known=None, stored=stored
     )
-    data = onnxfile.with_outputs(subject.data, [name])
+    data = protos.with_outputs(subject.data, [name])
     values = {"images": x, name: ort.InferenceSession(data).run([name], {"images": x})[0]}
     for tensor, step in stored:
         exact = values[tensor].astype(np.float64)

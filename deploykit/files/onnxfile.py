@@ -223,22 +223,6 @@ def weight_files(model: ir.Model) -> list[Path]:
     return sorted({Path(each.path) for each in tensors if isinstance(each, ir.ExternalTensor)})
 
 
-def with_outputs(data: bytes, names: Sequence[str]) -> bytes:
-    """Return the content of a model's file with further tensors of the graph as its outputs."""
-    outputs = [onnx.ValueInfoProto(name=name) for name in names]
-    return joined(data, onnx.GraphProto(output=outputs)) if names else data
-
-
-def joined(data: bytes, more: onnx.GraphProto) -> bytes:
-    """Return the content of a model's file with nodes, weights and outputs behind its own.
-
-    Joined messages are one message to protobuf, in which repeated fields follow each other: the
-    weights are neither parsed nor written again.
-    """
-    message: bytes = onnx.ModelProto(graph=more).SerializeToString()
-    return data + message
-
-
 def to_bytes(model: ir.Model, path: Path) -> bytes:
     """Return the content of the file `path` that holds `model` with all its weights.
 

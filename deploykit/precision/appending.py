@@ -8,15 +8,19 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from deploykit.files import onnxfile
+from deploykit.files import protos
 from deploykit.graph import inferring
 from deploykit.graph.editing import unique, value_names
+from deploykit.precision.quantization.writing import stored_weights
 from deploykit.recipes.opened import Opened
+from deploykit.values import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from deploykit.precision.placement import Weight
 
 SINGLE = ir.DataType.FLOAT
 _LEVEL = ir.DataType.INT8
@@ -89,6 +93,19 @@ class Appended:
         levels = self.node("QuantizeLinear", value, scale, zero, dtype=_LEVEL)
         return self.node("DequantizeLinear", levels, scale, zero)
 
+    def weights(self, node: ir.Node, weight: Weight) -> ir.Value:
+        """Return a layer's weights as INT8 with float32 steps holds them. Raises: ModelError.
+
+        The runtime is given their levels, and multiplies these once, when it opens the model.
+        """
+        value = node.inputs[1]
+        assert value is not None  # placement chose it
+        levels, steps = stored_weights(value, weight, Precision.FP32)
+        held = self.constant(f"{node.name}.levels", levels)
+        scale = self.constant(f"{node.name}.steps", steps)
+        axis = 0 if weight.axis is None else weight.axis  # of one step alone none is asked
+        return self.node("DequantizeLinear", held, scale, axis=axis)
+
     def answer(self, value: ir.Value, rank: int = 0) -> str:
         """Make a value one of the graph's outputs and return its name."""
         if value.shape is None:
@@ -100,7 +117,7 @@ class Appended:
     def opened(self) -> Opened:
         """Return the model with what was added.
 
-        Its weights are not written again, see `onnxfile.joined`.
+        Its weights are not written again, see `protos.joined`.
         """
         tensors = (value.const_value for value in self._constants.values())
         added = onnx.GraphProto(
@@ -108,7 +125,7 @@ class Appended:
             initializer=[ir.serde.serialize_tensor(each) for each in tensors if each is not None],
             output=map(ir.serde.serialize_value, self._answers),
         )
-        return Opened(self._model.path, onnxfile.joined(self._model.data, added), self.whole)
+        return Opened(self._model.path, protos.joined(self._model.data, added), self.whole)
 
     def _add(self, node: ir.Node) -> None:
         self.graph.append(node)

@@ -10,7 +10,7 @@ import onnxruntime as ort
 from deploykit.backends import onnxruntime, overloads
 from deploykit.data import ahead
 from deploykit.errors import ModelError, unknown_name
-from deploykit.files import onnxfile
+from deploykit.files import onnxfile, protos
 from deploykit.precision import blocks
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def open_session(model: Opened, tensors: Sequence[str]) -> Tapped:
     """
     beside = onnxfile.data_folder(model.graph)
     inner = _inner(model, tensors)
-    data = overloads.runnable(onnxfile.with_outputs(model.data, inner), model.graph)
+    data = overloads.runnable(protos.with_outputs(model.data, inner), model.graph)
     try:
         if beside is None and _convolves(model):
             tapped = blocks.tapped(data, inner, _options)

@@ -13,14 +13,12 @@ from deploykit.precision.placement.weighted import constant
 from deploykit.precision.quantization import given, rounding
 from deploykit.precision.quantization.arithmetic import (
     activation_scale,
-    dequantized,
     rounded_scales,
     scale_type,
     weight_scale_type,
     weight_scales,
 )
 from deploykit.precision.quantization.sharing import readings
-from deploykit.values import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
 
     from deploykit.precision.placement import Placement, Weight
     from deploykit.precision.quantization.sharing import Reading
-    from deploykit.values import CalibrationTable
+    from deploykit.values import CalibrationTable, Precision
 
 
 def insert(
@@ -73,14 +71,6 @@ def stored_weights(
         return kept.levels, rounded_scales(kept.scales, kind)
     scales = weight_scales(array, weight.axis, kind)
     return rounding.levels(array, scales, weight.axis, rounding.ways_of(value)), scales
-
-
-def rounded_weights(node: ir.Node, weight: Weight) -> NDArray[np.float32]:
-    """Return a layer's weights as INT8 with float32 steps holds them. Raises: ModelError."""
-    value = node.inputs[1]
-    assert value is not None  # placement chose it
-    levels, scales = stored_weights(value, weight, Precision.FP32)
-    return dequantized(levels, scales, weight.axis)
 
 
 class _Writer:

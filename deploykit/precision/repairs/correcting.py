@@ -28,7 +28,6 @@ from deploykit.precision.appending import SINGLE, Appended
 from deploykit.precision.quality import readers
 from deploykit.precision.quantization import rounding
 from deploykit.precision.quantization.shifting import bias
-from deploykit.precision.quantization.writing import rounded_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -96,8 +95,7 @@ def _asked(add: Appended, placed: Placement, table: CalibrationTable) -> dict[st
             if read not in stored:
                 stored[read] = add.stored(add.values[read.tensor], read.step)
             value = stored[read]
-        weights = add.constant(f"{weight.node}.weights", rounded_weights(node, weight))
-        twin = add.again(node, [value, weights, *node.inputs[2:]])
+        twin = add.again(node, [value, add.weights(node, weight), *node.inputs[2:]])
         error = add.node("Sub", twin, node.outputs[0])
         found[weight.node] = add.answer(_mean(add, node, error), rank=3)
     return found
