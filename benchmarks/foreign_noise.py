@@ -2,8 +2,9 @@
 
 An output that a Softmax ends is compared by the logarithms of its probabilities less their mean,
 which are the numbers before it less theirs: a saturated output says next to nothing. Where all
-classes are equal, as in networks whose weights are all one number, it is compared as it is, and
-says nothing. There are as many images as give some thousands of values, where outputs are few.
+classes are equal, as in networks whose weights are all one number, it is compared as it is: what
+changes then is its one value. There are as many images as give some thousands of values, where
+outputs are few.
 """
 
 from __future__ import annotations

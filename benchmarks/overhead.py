@@ -192,7 +192,7 @@ def builder() -> Took:
     from deploykit.backends import _trt
 
     fields = json.loads(Path("request.json").read_text(encoding="utf-8"))
-    request = _trt.Request(**fields | {key: tuple(fields[key]) for key in ("sms", "ops")})
+    request = _trt.Request.from_json(fields)
     with timing() as took:
         _trt.build(trt, request, lambda _: None)
         return took()

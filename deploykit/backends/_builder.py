@@ -53,10 +53,7 @@ def main(module: str) -> dict[str, Any]:
 
     try:
         trt = importlib.import_module(module)
-        fields = json.loads(sys.stdin.read())
-        request = _trt.Request(
-            **fields | {k: tuple(fields[k]) for k in ("sms", "ops", "builder_flags")}
-        )
+        request = _trt.Request.from_json(json.loads(sys.stdin.read()))
         with ops.known(*request.ops):
             return {"inspection": _trt.build(trt, request, _say)}
     except ImportError as error:

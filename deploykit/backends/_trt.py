@@ -97,6 +97,12 @@ class Request:
     builder_flags: tuple[str, ...] = ()
     """INT8 and FP16, for a weakly typed generation only."""
 
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Request:
+        """Return the request whose fields, as `asdict` gives them, have been JSON."""
+        lists = {name: tuple(each) for name, each in fields.items() if isinstance(each, list)}
+        return cls(**{**fields, **lists})
+
 
 def generation(trt: Trt) -> Generation:
     """Return the row for a module. Raises: BackendError for a generation that was never seen."""
