@@ -11,16 +11,12 @@ import onnx_ir as ir
 from deploykit.files import protos
 from deploykit.graph import inferring
 from deploykit.graph.editing import unique, value_names
-from deploykit.precision.quantization.writing import stored_weights
 from deploykit.recipes.opened import Opened
-from deploykit.values import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-
-    from deploykit.precision.placement import Weight
 
 SINGLE = ir.DataType.FLOAT
 _LEVEL = ir.DataType.INT8
@@ -92,19 +88,6 @@ class Appended:
         zero = self.constant("level", np.array(0, np.int8))
         levels = self.node("QuantizeLinear", value, scale, zero, dtype=_LEVEL)
         return self.node("DequantizeLinear", levels, scale, zero)
-
-    def weights(self, node: ir.Node, weight: Weight) -> ir.Value:
-        """Return a layer's weights as INT8 with float32 steps holds them. Raises: ModelError.
-
-        The runtime is given their levels, and multiplies these once, when it opens the model.
-        """
-        value = node.inputs[1]
-        assert value is not None  # placement chose it
-        levels, steps = stored_weights(value, weight, Precision.FP32)
-        held = self.constant(f"{node.name}.levels", levels)
-        scale = self.constant(f"{node.name}.steps", steps)
-        axis = 0 if weight.axis is None else weight.axis  # of one step alone none is asked
-        return self.node("DequantizeLinear", held, scale, axis=axis)
 
     def answer(self, value: ir.Value, rank: int = 0) -> str:
         """Make a value one of the graph's outputs and return its name."""

@@ -19,15 +19,17 @@ from deploykit.precision.quantization.arithmetic import (
     weight_scales,
 )
 from deploykit.precision.quantization.sharing import readings
+from deploykit.values import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
+    from deploykit.precision.appending import Appended
     from deploykit.precision.placement import Placement, Weight
     from deploykit.precision.quantization.sharing import Reading
-    from deploykit.values import CalibrationTable, Precision
+    from deploykit.values import CalibrationTable
 
 
 def insert(
@@ -71,6 +73,20 @@ def stored_weights(
         return kept.levels, rounded_scales(kept.scales, kind)
     scales = weight_scales(array, weight.axis, kind)
     return rounding.levels(array, scales, weight.axis, rounding.ways_of(value)), scales
+
+
+def appended_weights(add: Appended, node: ir.Node, weight: Weight) -> ir.Value:
+    """Return a layer's weights as INT8 with float32 steps holds them. Raises: ModelError.
+
+    The runtime is given their levels, and multiplies these once, when it opens the model.
+    """
+    value = node.inputs[1]
+    assert value is not None  # placement chose it
+    levels, steps = stored_weights(value, weight, Precision.FP32)
+    held = add.constant(f"{node.name}.levels", levels)
+    scale = add.constant(f"{node.name}.steps", steps)
+    axis = 0 if weight.axis is None else weight.axis  # of one step alone none is asked
+    return add.node("DequantizeLinear", held, scale, axis=axis)
 
 
 class _Writer:

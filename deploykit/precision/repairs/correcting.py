@@ -28,6 +28,7 @@ from deploykit.precision.appending import SINGLE, Appended
 from deploykit.precision.quality import readers
 from deploykit.precision.quantization import rounding
 from deploykit.precision.quantization.shifting import bias
+from deploykit.precision.quantization.writing import appended_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -95,7 +96,8 @@ def _asked(add: Appended, placed: Placement, table: CalibrationTable) -> dict[st
             if read not in stored:
                 stored[read] = add.stored(add.values[read.tensor], read.step)
             value = stored[read]
-        twin = add.again(node, [value, add.weights(node, weight), *node.inputs[2:]])
+        weights = appended_weights(add, node, weight)
+        twin = add.again(node, [value, weights, *node.inputs[2:]])
         error = add.node("Sub", twin, node.outputs[0])
         found[weight.node] = add.answer(_mean(add, node, error), rank=3)
     return found

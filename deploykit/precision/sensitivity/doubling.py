@@ -20,6 +20,7 @@ from deploykit.precision.appending import Appended
 from deploykit.precision.functions import behind
 from deploykit.precision.probing import Stored
 from deploykit.precision.quality import readers
+from deploykit.precision.quantization.writing import appended_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,7 +76,7 @@ def doubled(model: Opened, placed: Placement, table: CalibrationTable) -> Double
                 stored[read] = add.stored(add.values[read.tensor], read.step)
             inputs[index] = stored[read]
         if name in weights:
-            inputs[1] = add.weights(node, weights[name])
+            inputs[1] = appended_weights(add, node, weights[name])
         twins[node.outputs[0]] = twin = add.again(node, inputs)
         for carrier in followers[name]:
             values_read = [twins.get(each, each) for each in carrier.inputs]
