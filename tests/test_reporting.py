@@ -18,6 +18,7 @@ from deploykit.errors import InputError, OptionError, OutputError
 from deploykit.measuring import conditions
 from deploykit.measuring.records import AccuracyRecord, ArtifactRecord, Record
 from deploykit.reporting import markdown, page, pictures
+from deploykit.tasks.task import Display
 from deploykit.values import BenchRecord, LayerPrecision
 
 if TYPE_CHECKING:
@@ -327,3 +328,26 @@ def test_charts_come_for_wide_and_for_narrow_screens_with_no_text_beyond_either(
             start = x - width * next((s for name, s in shares.items() if f'"{name}"' in said), 0.0)
             assert start >= -6, text
             assert start + width <= 356, text
+
+
+def test_the_scores_of_each_task_are_a_table_of_their_own(tmp_path: Path) -> None:
+    maps = AccuracyRecord(
+        "maps.onnx",
+        "a" * 64,
+        {"miou": 0.5},
+        9,
+        "maps:",
+        "e" * 64,
+        primary="miou",
+        display={"miou": Display("mIoU")},
+    )
+    caption = "and what else was measured with it"
+    assert caption not in write(RECORDS, tmp_path)[1]
+    _, several = write([*RECORDS, maps], tmp_path)
+    assert re.findall(rf"(\S+) {caption}", several) == ["AP", "mIoU"]
+    table = several.partition(f"mIoU {caption}")[2].partition("\n\n")[2].partition("\n\n")[0]
+    header, _, row = table.splitlines()
+    assert [each.strip() for each in header.strip("|").split("|")] == [
+        *("Model", "Data set", "Images", "mIoU", "Backend", "Protocol")
+    ]
+    assert "0.5000" in row

@@ -16,15 +16,23 @@ if TYPE_CHECKING:
     from deploykit.reporting.rows import Joined
 
 
-def accuracy(joined: Joined) -> Table:
-    """Return every score that was measured."""
-    shown = {n: display for r in reversed(joined.accuracies) for n, display in r.shown().items()}
-    rows = tuple(_scores(record, list(shown)) for record in joined.accuracies)
-    titles = (display.title for display in shown.values())
+def accuracy(joined: Joined) -> tuple[Table, ...]:
+    """Return every score that was measured, a table for each task: their columns differ."""
+    groups: dict[str, list[AccuracyRecord]] = {}
+    for record in joined.accuracies:
+        groups.setdefault(record.primary, []).append(record)
+    return tuple(_of_task(records, alone=len(groups) == 1) for records in groups.values())
+
+
+def _of_task(records: Sequence[AccuracyRecord], *, alone: bool) -> Table:
+    """Return the scores of one task; alone: there is no other to tell it from."""
+    shown = {n: display for r in reversed(records) for n, display in r.shown().items()}
+    titles = [display.title for display in shown.values()]
+    first = shown.get(records[0].primary, Display(records[0].primary))
     return Table(
-        "Scores",
+        "Scores" if alone else f"{first.title} and what else was measured with it",
         ("Model", "Data set", "Images", *titles, "Backend", "Protocol"),
-        rows,
+        tuple(_scores(record, list(shown)) for record in records),
         frozenset(range(2, 3 + len(shown))),
     )
 

@@ -101,9 +101,9 @@ def _accuracy(joined: Joined) -> Section:
     whole, classes = scores.accuracy(joined), scores.per_class(joined)
     prose = "Every score as it was measured."
     if len(classes.rows) <= _MOST_CLASSES:
-        return Section("Accuracy", prose, filled(whole, classes))
+        return Section("Accuracy", prose, filled(*whole, classes))
     folded = ((f"{classes.caption}: {len(classes.rows)}", classes),)
-    return Section("Accuracy", prose, (whole,), folded=folded)
+    return Section("Accuracy", prose, whole, folded=folded)
 
 
 _MOST_CLASSES = 40
