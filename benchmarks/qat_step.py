@@ -138,7 +138,7 @@ def _distilled(model: Opened, net: FakeQuantized, images: Tensor, *, average: bo
         return lambda: _moved(run, fed)
 
     def without() -> None:
-        loss, _ = retraining.loss_of(run, {name: images}, fed)
+        loss, _ = retraining.loss_of(run, run.student, fed)
         run.learner.rest()
         torch.autograd.backward(loss)
         run.learner.step()

@@ -70,6 +70,9 @@ def test_a_profile_needs_three_shapes_of_each_input() -> None:
 def test_lists_of_numbers_and_names() -> None:
     assert options.integers("--batch-sizes", "1, 32") == (1, 32)
     assert options.names("a, b") == ("a", "b")
+    assert options.names(["a,b", "c"]) == ("a", "b", "c")
+    assert options.names([]) is None
+    assert options.names(None) is None
     for bad in ("0", "1,,2", "a"):
         with pytest.raises(OptionError):
             options.integers("--batch-sizes", bad)

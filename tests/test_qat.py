@@ -251,6 +251,13 @@ def test_a_loss_of_ones_own_is_a_file_that_the_user_names(
     assert {n: r.threshold for n, r in known.items()} == {
         n: r.threshold for n, r in tables.read(tmp_path / "ranges.json").ranges.items()
     }
+    assert any(note.startswith("learnt in ") for note in made.notes)
+    file.write_text(LOSS.replace("boxes =", "raise SystemExit(0)  #"))
+    for body in (file.read_text(), "raise SystemExit(0)"):
+        leaver = tmp_path / f"leaver{len(body)}.py"
+        leaver.write_text(body)
+        with pytest.raises(OptionError, match=r"leaver.*SystemExit: 0"):
+            pipeline.qat(example, tmp_path / "o.onnx", replace(options, loss=leaver))
     with pytest.raises(OptionError, match=r"images without truth, which the loss needs"):
         pipeline.qat(example, tmp_path / "p.onnx", replace(options, images=f"folder:{photos}"))
     with pytest.raises(DataError, match=r"has the class 'circle', which the model does not know"):

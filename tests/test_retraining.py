@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,7 +19,7 @@ from deploykit.data.preprocess import Preprocess
 from deploykit.data.sources import Dataset, Sample
 from deploykit.errors import BackendError, DataError, InputError, OptionError
 from deploykit.precision import placement
-from deploykit.training import batches, graphs, landmarks, objectives, retraining
+from deploykit.training import batches, gains, graphs, landmarks, objectives, retraining
 from deploykit.training.course import Course
 from deploykit.training.fake_quant import FakeQuantized, Grid
 from deploykit.training.objectives import Loss, Sums, Term
@@ -240,12 +241,59 @@ def test_a_loss_of_ones_own_sees_its_tensors_and_the_truth(maker: Maker) -> None
         (torch.ones(2), "something else"),
         ((torch.ones(2), 1.0), "something else"),
         (3, "something else"),
+        ((torch.ones(()), 1.0), "the loss has no gradient"),
+        ((torch.ones(()), -1.0), "divided by -1"),
+        ((torch.zeros(()), float("nan")), r"the loss is nan at step 1 .* part 'task'[\s\S]*mend"),
     ],
 )
 def test_a_loss_that_returns_something_else_is_told(maker: Maker, given: Any, says: str) -> None:
-    run = maker.run(replace(COURSE, features=(), heads=()), loss=target(lambda *_: given))
+    run = maker.run(loss=target(lambda *_: given))
     with pytest.raises(OptionError, match=says):
         finished(run)
+
+
+def test_images_without_anything_to_learn_are_no_fault_of_a_loss(maker: Maker) -> None:
+    run = maker.run(replace(COURSE, epochs=1), loss=target(lambda *_: (torch.zeros(()), 0)))
+    assert finished(run).result().curve[0]["task"] == 0
+
+
+def test_what_a_training_brought_is_measured_on_the_same_images(maker: Maker) -> None:
+    data = fed()
+    run = maker.run(replace(COURSE, heads=()))
+    gauge = gains.Gauge(run, data, silent)
+    assert gauge.images == 16, "there are no more"
+    assert gauge.before == pytest.approx(_by_hand(run, data), rel=1e-6)
+    notes = gauge.notes(finished(run, data))
+    assert len(notes) == 1
+    assert notes[0].startswith("learnt in 120 steps: the loss on 16 of the images is ")
+    before, after = map(float, re.findall(r"[\d.e-]+(?= as calibrated| now)", notes[0]))
+    assert before == pytest.approx(gauge.before, rel=1e-3)
+    run.average.refresh()
+    assert after == pytest.approx(_by_hand(run, data), rel=1e-3)
+    assert after < before / 2
+
+
+def _by_hand(run: Run, data: batches.Batches) -> float:
+    """Return the mean over the batches of the loss of what training gives."""
+    found = []
+    for each in data.epoch(0):
+        x = each.inputs["x"]
+        ours, theirs = (
+            net.tensors({"x": x}, names=["u"])["u"] for net in (run.average, run.teacher)
+        )
+        error, weight = objectives.channelwise(ours.detach(), theirs)
+        found.append(run.course.feature_weight * float(error / weight))
+    return sum(found) / len(found)
+
+
+def test_a_training_that_made_it_worse_says_so(maker: Maker) -> None:
+    run = maker.run(replace(COURSE, epochs=1, learning_rate=3.0))
+    gauge = gains.Gauge(run, fed(), silent)
+    assert "made it worse" in gauge.notes(finished(run))[1]
+    with torch.no_grad():
+        run.average.graph.parameters().__next__().fill_(float("nan"))
+    with pytest.raises(OptionError, match="the loss is nan at the end"):
+        gauge.notes(run)
 
 
 def test_nothing_to_learn_from_is_refused(maker: Maker) -> None:

@@ -26,7 +26,7 @@ class Measured:
 
     metric: Annotated[
         list[str] | None,
-        Option(help="mse, snr, cosine, channel, gradient, output, task; repeat."),
+        Option(help="mse, snr, cosine, channel, gradient, fisher, output, task; by commas."),
     ] = None
     images: Annotated[
         int | None, Option(help="Calibration images to compare on.  [default: 32]")
@@ -48,7 +48,7 @@ class Measured:
         """Return the fields of `SensitivityOptions` that were given. Raises: OptionError."""
         given = {
             **vars(self),
-            "metrics": self.metric and tuple(self.metric),
+            "metrics": options.names(self.metric),
             "alone": self.alone and options.one_of("--alone", self.alone, ALONE),
         }
         del given["metric"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from deploykit.cli import options
 from deploykit.cli.parsing import Option
 
 
@@ -14,11 +15,11 @@ class Kinds:
 
     int8_layers: Annotated[
         list[str] | None,
-        Option(help="In INT8 all the same: narrow, vector, computed, all ...; repeat."),
+        Option(help="In INT8 all the same: narrow, vector, computed, all ...; by commas."),
     ] = None
     float_layers: Annotated[
         list[str] | None,
-        Option(help="In float: grouped (depthwise too), squeeze, narrow ...; repeat."),
+        Option(help="In float: grouped (depthwise too), squeeze, narrow ...; by commas."),
     ] = None
     sm: Annotated[
         str | None,
@@ -28,8 +29,8 @@ class Kinds:
     def fields(self) -> dict[str, Any]:
         """Return the fields of `QuantizeOptions` that choose kinds of layers."""
         return {
-            "int8_layers": tuple(self.int8_layers or ()),
-            "float_layers": tuple(self.float_layers or ()),
+            "int8_layers": options.names(self.int8_layers) or (),
+            "float_layers": options.names(self.float_layers) or (),
             "target_sm": self.sm,
         }
 

@@ -222,9 +222,7 @@ def build(
     output: Output,
     *,
     backend: Annotated[str, Option(help="tensorrt_rtx, tensorrt or onnxruntime.")] = "tensorrt_rtx",
-    sm: Annotated[
-        list[str] | None, Option(help="Target GPU: T4, A10, 75, 8.6 ...; repeat for more.")
-    ] = None,
+    sm: Annotated[list[str] | None, Option(help="Target GPUs: T4,A10 or 75,8.6 ...")] = None,
     min_shapes: Annotated[list[str] | None, Option(help="name:1x3x640x640")] = None,
     opt_shapes: Annotated[list[str] | None, Option(help="name:8x3x640x640")] = None,
     max_shapes: Annotated[list[str] | None, Option(help="name:32x3x640x640")] = None,
@@ -252,7 +250,7 @@ def build(
     from deploykit.backends import BuildOptions, targets  # noqa: PLC0415
 
     wanted = BuildOptions(
-        sms=tuple(targets.target(text).sm for text in sm or ()),
+        sms=tuple(targets.target(text).sm for text in options.names(sm) or ()),
         shapes=options.profiles(min_shapes or (), opt_shapes or (), max_shapes or ()),
         workspace=options.byte_count(workspace),
         timing_cache=timing_cache,

@@ -62,10 +62,14 @@ def image_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
-def names(text: str | None) -> tuple[str, ...] | None:
-    """Return the comma-separated names; None for None. Raises: OptionError for an empty one."""
-    if text is None:
+def names(given: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """Return the comma-separated names, of an option that may be repeated too; None for None.
+
+    Raises: OptionError for an empty one.
+    """
+    if given is None or given == []:
         return None
+    text = given if isinstance(given, str) else ",".join(given)
     found = tuple(part.strip() for part in text.split(","))
     if "" in found:
         raise OptionError(f"an empty name in {text!r}", expected="names separated by commas")

@@ -66,7 +66,7 @@ def blamed(what: str) -> Iterator[None]:
         yield
     except DeployError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if frame.filename in _files]
         last = (own or frames)[-1]
@@ -96,6 +96,6 @@ def _module_value(kind: str, path: Path) -> object:
         raise
     except ModuleNotFoundError as error:
         raise not_installed(str(path), error.name) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise OptionError(f"{path} failed to load: {type(error).__name__}: {error}") from error
     return getattr(module, kind, None)

@@ -20,7 +20,7 @@ from deploykit.pipeline.quantizing import QuantizeOptions
 from deploykit.precision import calibration, placement, quantization, tables
 from deploykit.recipes import describing, opened
 from deploykit.recipes.recipe import RECIPES
-from deploykit.training import batches, fake_quant, landmarks, processes, retraining
+from deploykit.training import batches, fake_quant, gains, landmarks, processes, retraining
 from deploykit.training.course import Course
 from deploykit.training.graphs import relearned
 from deploykit.training.objectives import LOSSES
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from deploykit.recipes.opened import Opened
     from deploykit.training.batches import Batches
     from deploykit.training.fake_quant import FakeQuantized
+    from deploykit.training.gains import Gauge
     from deploykit.training.objectives import Loss
     from deploykit.training.retraining import Run, Trained
     from deploykit.training.steps import Scales
@@ -170,6 +171,7 @@ def _trained(
         subject.graph, student, course, fed.steps, loss=loss, logits=_logits(subject)
     )
     made_of = _made_of(subject, student, fed, options)
+    gauge = gains.Gauge(run, fed, progress)
     snapshots = Snapshots(partial, {**made_of, "course": json.dumps(asdict(course))})
     resumed = snapshots.restore(run)
     before = run.step
@@ -178,7 +180,7 @@ def _trained(
             snapshots.keep(each)
     trained = run.result()
     said = (repair.note() for repair in tried)
-    return subject, trained, (*said, *_notes(run, trained, before if resumed else None))
+    return subject, trained, (*said, *_notes(run, gauge, before if resumed else None))
 
 
 def _batches(subject: Opened, options: QatOptions, loss: Loss | None) -> Batches:
@@ -291,11 +293,9 @@ def _made_by(options: QatOptions, trained: Trained) -> Json:
     return {"verb": "qat", **said, "course": course, "curve": list(trained.curve)}
 
 
-def _notes(run: Run, trained: Trained, resumed: int | None) -> list[str]:
+def _notes(run: Run, gauge: Gauge, resumed: int | None) -> list[str]:
     """Return what a user reads."""
-    first, last = trained.curve[0], trained.curve[-1]
-    losses = f"loss {first['loss']:.4g} in the first epoch, {last['loss']:.4g} in the last"
-    notes = [f"learnt in {run.total} steps: {losses}"]
+    notes = gauge.notes(run)
     if resumed is not None:
         notes.append(f"went on from step {resumed}, where a run before had ended")
     if not run.course.features and run.course.heads:

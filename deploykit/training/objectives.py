@@ -148,7 +148,23 @@ def own(loss: Loss, found: Mapping[str, Tensor], truth: Sequence[Truth]) -> Sums
         )
     error = given[0].reshape(())
     weight = torch.as_tensor(given[1], dtype=torch.float32, device=error.device)
+    _check(error, weight)
     return Sums(error, weight.detach().reshape(()))
+
+
+def _check(error: Tensor, weight: Tensor) -> None:
+    """Check that a user's loss teaches something. Raises: OptionError."""
+    if weight < 0:
+        raise OptionError(
+            f"the loss is divided by {weight:.4g}",
+            expected="0 or more, such as a number of objects",
+        )
+    if torch.is_grad_enabled() and not error.requires_grad and error != 0:
+        raise OptionError(
+            "the loss has no gradient",
+            expected="a sum computed of the tensors that it is given; 0 where nothing is to learn",
+            fix="compute it by PyTorch alone, without detach(), item() or numpy()",
+        )
 
 
 def total(terms: Sequence[Term]) -> tuple[Tensor, dict[str, float]]:

@@ -187,14 +187,7 @@ def step(run: Run, fed: Fed) -> dict[str, float]:
     """Return the parts of the loss of one step, made."""
     course = run.course
     rate = loops.rate(run.step, run.total, warmup=0, final=course.final)
-    inputs = {name: value.to(course.device) for name, value in fed.inputs.items()}
-    loss, parts = loss_of(run, inputs, fed)
-    if not math.isfinite(parts["loss"]):
-        raise OptionError(
-            f"the loss is {parts['loss']} at step {run.step + 1} of {run.total}",
-            expected="a finite number",
-            fix="a lower learning rate" + (", or no --amp" if course.amp else ""),
-        )
+    loss, parts = loss_of(run, run.student, fed)
     run.learner.rest()
     torch.autograd.backward(run.scaler.scale(loss))
     if distributed.is_initialized():
@@ -206,25 +199,46 @@ def step(run: Run, fed: Fed) -> dict[str, float]:
     return parts
 
 
-def loss_of(run: Run, inputs: Mapping[str, Tensor], fed: Fed) -> tuple[Tensor, dict[str, float]]:
-    """Return the loss with its gradient, and for the log its parts."""
-    course, student = run.course, run.student
+def loss_of(run: Run, net: FakeQuantized, fed: Fed) -> tuple[Tensor, dict[str, float]]:
+    """Return the loss of a network with its gradient, and for the log its parts.
+
+    Raises: OptionError where it is no number.
+    """
+    course = run.course
+    inputs = {name: value.to(course.device) for name, value in fed.inputs.items()}
     compared = (*course.features, *course.heads)
     own = run.loss.tensors if run.loss else ()
-    watched = student.thresholds.names if student.thresholds.scales == "moving" else ()
+    moving = net.training and net.thresholds.scales == "moving"
+    watched = net.thresholds.names if moving else ()
     halves = torch.autocast(course.device, enabled=course.amp)
     with halves, torch.no_grad():
         told = run.teacher.tensors(inputs, names=compared)
     with halves:
-        found = student.tensors(inputs, names=dict.fromkeys((*compared, *own, *watched)))
-    student.thresholds.move({name: found[name] for name in watched})
+        found = net.tensors(inputs, names=dict.fromkeys((*compared, *own, *watched)))
+    net.thresholds.move({name: found[name] for name in watched})
     pairs = {name: (found[name], told[name]) for name in compared}
     left = loops.rate(run.step, run.total, warmup=0, final=_LEFT)
     terms = distilling.terms(course, run.heads, pairs, left)
     if run.loss is not None:
         own_loss = objectives.own(run.loss, found, fed.truth)
         terms.append(Term("task", course.loss_weight, own_loss))
-    return objectives.total(terms)
+    loss, parts = objectives.total(terms)
+    _check(run, parts)
+    return loss, parts
+
+
+def _check(run: Run, parts: Mapping[str, float]) -> None:
+    """Check that a loss is a number. Raises: OptionError."""
+    if math.isfinite(parts["loss"]):
+        return
+    strange = [name for name, value in parts.items() if not math.isfinite(value)]
+    when = f"at step {run.step + 1} of {run.total}" if run.step < run.total else "at the end"
+    amp = ", or no --amp" if run.course.amp else ""
+    raise OptionError(
+        f"the loss is {parts['loss']} {when}, by its part {strange[-1]!r}",
+        expected="a finite number",
+        fix=f"a lower learning rate{amp}" if run.step else f"mend what gives it{amp}",
+    )
 
 
 _LEFT = 0.01
