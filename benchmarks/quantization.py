@@ -2,6 +2,7 @@
 
     python benchmarks/quantization.py --folder work --venv PEERS      # goes on where it ended
     python benchmarks/quantization.py --table                         # print what is recorded
+    python benchmarks/quantization.py --summary                       # at 8 bits, a row for a net
     python benchmarks/quantization.py --folder work --device cuda --learn --methods qat,qat_cwd
 
 The last makes the files that training makes and no row: a run without a GPU goes on with them.
@@ -86,10 +87,14 @@ def main() -> int:
     parser.add_argument("--device", default=Cell.device, help="to train on")
     parser.add_argument("--learn", action="store_true", help="train only, and keep the files")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--summary", action="store_true")
     given = parser.parse_args()
     Cell.threads, Cell.device, Cell.learn = given.threads, given.device, given.learn
     if given.table:
         print(table(_recorded()))
+        return 0
+    if given.summary:
+        print(summary(_recorded()))
         return 0
     given.folder.mkdir(exist_ok=True, parents=True)
     for net in given.nets.split(","):
@@ -157,6 +162,39 @@ def table(rows: list[dict[str, Any]]) -> str:
             said = f"{statistics.fmean(apart):+.4f} \u00b1 {error:.4f}"
         name = f"{row['net']} ({row['primary']})"
         lines.append(f"| {name} | {row['bits']} | {row['method']} | {row['value']:.4f} | {said} |")
+    return "\n".join(lines)
+
+
+SHOWN = {
+    "float": "FP32",
+    "naive": "naive",
+    "default": "`quantize`",
+    "plan": "`plan`",
+    "qat": "`qat`",
+    "qat_cwd": "`qat`, neck too",
+    "ort": "ONNX Runtime",
+    "modelopt": "ModelOpt",
+}
+TITLES = {
+    "repvgg": "RepVGG detector, AP",
+    "repopt": "RepOptimizer detector, AP",
+    "qarepvgg": "QARepVGG detector, AP",
+    "x100": "RepVGG, weights skewed x100",
+    "x30": "RepVGG, weights skewed x30",
+    "masks": "Mask R-CNN, mask AP",
+    "classes": "RepVGG classifier, top-1",
+    "maps": "FCN, mIoU",
+}
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Return the numbers at 8 bits as Markdown, a row for each net."""
+    known = {(r["net"], r["method"]): r["value"] for r in rows if r["bits"] == 8}
+    lines = [f"| | {' | '.join(SHOWN.values())} |", "|---|" + "---|" * len(SHOWN)]
+    for net, title in TITLES.items():
+        told = [known.get((net, method)) for method in SHOWN]
+        cells = ["" if value is None else f"{value:.4f}" for value in told]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

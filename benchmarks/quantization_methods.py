@@ -15,7 +15,7 @@ from quantization_cells import ROOT, Cell, by_torch, judged, source
 import deploykit
 from deploykit.data import samples, sources
 from deploykit.pipeline.opening import open_model
-from deploykit.precision import calibration, placement, repairs, tables
+from deploykit.precision import calibration, placement, quantization, repairs, tables
 from deploykit.recipes import opened
 from deploykit.training.fake_quant import FakeQuantized, Grid
 from deploykit.values import Precision
@@ -109,7 +109,9 @@ def default_by_torch(given: Cell, _: Path | None) -> tuple[Any, list[str]]:
     table = tables.read(path)
     subject = repairs.restored(opened.read(given.model), table)
     assert subject.card is not None
-    placed = placement.place(subject.graph, placement.default_plan(subject.graph, subject.card))
+    plan = placement.default_plan(subject.graph, subject.card)
+    subject = quantization.corrected(subject, table, plan)
+    placed = placement.place(subject.graph, plan)
     return by_torch(FakeQuantized(subject.graph, placed, table, grid=Grid()).eval()), []
 
 

@@ -22,6 +22,17 @@ def two_stage() -> Any:
     return two_stage
 
 
+# --- quantization -------------------------------------------------------------------------------
+
+
+def test_what_int8_costs_is_told_as_it_is_recorded() -> None:
+    import quantization
+
+    rows = quantization._recorded()
+    assert quantization.table(rows) in (ROOT / "docs" / "accuracy.md").read_text("utf-8")
+    assert quantization.summary(rows) in (ROOT / "README.md").read_text("utf-8")
+
+
 # --- two_stage ----------------------------------------------------------------------------------
 
 
