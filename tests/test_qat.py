@@ -142,6 +142,11 @@ def test_a_run_that_is_ended_in_whatever_way_goes_on_and_ends_equal(
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
         stopped([*words, str(out)], number, tmp_path / "ended.onnx.partial")
         assert not out.exists()
+    other = [*words, str(out), "--epochs", "3"]
+    refused = subprocess.run(other, env=ALONE, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "another training: epochs differs" in refused.stdout
+    assert "epochs 40, asked for 3" in refused.stdout
     whole, ended = (
         json.loads(
             subprocess.run([*words, str(path)], env=ALONE, capture_output=True, check=True).stdout

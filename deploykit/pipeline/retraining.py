@@ -172,15 +172,16 @@ def _trained(
     )
     made_of = _made_of(subject, student, fed, options)
     gauge = gains.Gauge(run, fed, progress)
-    snapshots = Snapshots(partial, {**made_of, "course": json.dumps(asdict(course))})
+    said = {name: json.dumps(value) for name, value in asdict(course).items()}
+    snapshots = Snapshots(partial, {**made_of, **said})
     resumed = snapshots.restore(run)
     before = run.step
     for each in retraining.advance(run, fed, progress):
         if processes.first():
             snapshots.keep(each)
     trained = run.result()
-    said = (repair.note() for repair in tried)
-    return subject, trained, (*said, *_notes(run, gauge, before if resumed else None))
+    repaired = (repair.note() for repair in tried)
+    return subject, trained, (*repaired, *_notes(run, gauge, before if resumed else None))
 
 
 def _batches(subject: Opened, options: QatOptions, loss: Loss | None) -> Batches:

@@ -99,7 +99,7 @@ class Snapshots:
             )
 
     def _damaged(self, error: Exception) -> InputError:
-        first = next(iter(str(error).splitlines()), "")[:200]
+        first = next(iter(str(error).splitlines()), "").split(". ")[0][:200]
         return InputError(
             f"{self.path} is no snapshot of a training, or it is damaged: {first}",
             fix="delete it to begin anew",
