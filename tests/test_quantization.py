@@ -4,6 +4,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
@@ -381,6 +382,20 @@ def test_a_missing_range_names_the_tensor(two: Path) -> None:
     table = table_of(two, images(1, 16, 8, 8))
     ranges = {name: vars(r) for name, r in table.ranges.items() if name != "b"}
     assert "'b'" in refused(two, changed(table, ranges=ranges), InputError)
+
+
+def test_a_float_layer_whose_weights_fp16_does_not_hold_is_told(
+    graph: Graph, tmp_path: Path
+) -> None:
+    tiny = np.full(W, 5e-10, np.float32)
+    text = f"{HEAD} {{ [c1] a = {CONV}(x, w1) [c2] y = {CONV}(a, w2) }}"
+    path = saved(graph(text, w1=W, w2=tiny), tmp_path / "tiny.onnx")
+    table = table_of(path, images(2, 16, 8, 8))
+    plan = PrecisionPlan(Precision.INT8, {"c2": FP16})
+    made = quantize(path, table, plan, tmp_path / "int8.onnx", float_type=FP16)
+    assert made.made_by["beyond_fp16"] == {"c2": "w2 is too small for FP16: values up to 5e-10"}
+    weights = {each.name: each.data_type for each in onnx.load(made.path).graph.initializer}
+    assert weights["w2"] == onnx.TensorProto.FLOAT
 
 
 LARGE = (

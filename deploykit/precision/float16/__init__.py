@@ -6,6 +6,6 @@ the Casts are written here. Inputs and outputs of the model stay FP32.
 
 from deploykit.precision.float16.ranges import unfit
 from deploykit.precision.float16.rewriting import cast, to_float16
-from deploykit.precision.float16.rules import wide_nodes
+from deploykit.precision.float16.rules import lossy, wide_nodes
 
-__all__ = ["cast", "to_float16", "unfit", "wide_nodes"]
+__all__ = ["cast", "lossy", "to_float16", "unfit", "wide_nodes"]

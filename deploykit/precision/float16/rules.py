@@ -159,6 +159,14 @@ def _loss(node: ir.Node, value: ir.Value | None) -> str | None:
     return None
 
 
+def lossy(graph: ir.Graph) -> Wide:
+    """Return each layer whose own weights FP16 does not hold; those behind Q/DQ are not its own."""
+    layers = (node for node in graph if is_op(node, *WEIGHTED))
+    reasons = {str(node.name): (_loss(node, value) for value in node.inputs) for node in layers}
+    found = {name: next(filter(None, each), None) for name, each in reasons.items()}
+    return {name: reason for name, reason in found.items() if reason is not None}
+
+
 def is_float(*values: ir.Value | None) -> bool:
     """Return whether one of the values is FP32, or was before the rewrite."""
     return any(dtype(value) in (SINGLE, HALF) for value in values)

@@ -55,9 +55,11 @@ def quantize(  # noqa: PLR0913 - a model, what it shall be, and what is known of
     half = float_type is Precision.FP16
     unfit = float16.unfit(graph.graph, _reached(table, reached or {})) if half else {}
     insert(graph, placed, table, float_type)
+    wide = unfit
     if half:
+        wide = {**float16.lossy(graph.graph), **unfit}
         float16.to_float16(graph, plan, unfit)
-    summary = {**_summary(table, plan, placed, float_type), "beyond_fp16": unfit}
+    summary = {**_summary(table, plan, placed, float_type), "beyond_fp16": wide}
     graph.metadata_props[METADATA_KEY] = json.dumps(summary, sort_keys=True)
     if not trial:
         _check_lint(graph)
