@@ -129,8 +129,9 @@ def planned(given: Cell, _: Path | None) -> tuple[Any, list[str]]:
     )
     made = deploykit.plan(given.model, chosen, asked)
     run = ptq(given, "mse", "none", plan=chosen)[0]
+    drop = "unknown" if made.drop is None else f"{made.drop.real:.4f}, at most {made.drop.most:.4f}"
     said = f"{len(made.choice.kept)} of {len(made.costs.layers)} layers in float; "
-    return run, [said + f"drop {made.drop} on the images of the plan"]
+    return run, [said + f"drop {drop} on the images of the plan"]
 
 
 def _coarse_plan(given: Cell) -> tuple[Any, list[str]]:

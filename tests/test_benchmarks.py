@@ -33,6 +33,13 @@ def test_what_int8_costs_is_told_as_it_is_recorded() -> None:
     assert quantization.summary(rows) in (ROOT / "README.md").read_text("utf-8")
 
 
+def test_how_well_measures_rank_layers_is_told_as_it_is_recorded() -> None:
+    import proxies
+
+    told = (ROOT / "docs" / "sensitivity.md").read_text("utf-8")
+    assert proxies.table(proxies._recorded()) in told
+
+
 # --- two_stage ----------------------------------------------------------------------------------
 
 
