@@ -234,7 +234,7 @@ def test_a_row_says_where_there_was_nothing_to_agree_on() -> None:
     import systems_table
 
     nothing = record(agreement={}, snr={}, primary="mask_ap")
-    assert "| FP32 finds nothing; costs +0.0007 (2,000) |  |" in systems_table.row(
+    assert "| FP32 finds nothing; costs +0.0002 (2,000) |  |" in systems_table.row(
         "Mask R-CNN, trained", nothing
     )
 
