@@ -23,9 +23,9 @@ class Gauge:
 
     def __init__(self, run: Run, batches: Batches, progress: Progress) -> None:
         """Take the loss of a training that has not made a step."""
-        self._seen = tuple(islice(batches.epoch(0), -(-IMAGES // batches.size)))
-        self._progress = progress
-        self.images = len(self._seen) * batches.size
+        self._batches, self._progress = batches, progress
+        self._count = min(-(-IMAGES // batches.size), batches.steps)
+        self.images = self._count * batches.size
         self.before = self._loss(run)
 
     def notes(self, run: Run) -> list[str]:
@@ -47,7 +47,7 @@ class Gauge:
 
     @torch.no_grad()
     def _loss(self, run: Run) -> float:
-        found = 0.0
-        for fed in self._progress(self._seen, "loss", len(self._seen)):
-            found += retraining.loss_of(run, run.average, fed)[1]["loss"]
-        return found / len(self._seen)
+        seen = islice(self._batches.epoch(0), self._count)
+        told = self._progress(seen, "loss", self._count)
+        found = sum(retraining.loss_of(run, run.average, fed)[1]["loss"] for fed in told)
+        return found / self._count

@@ -110,8 +110,7 @@ def _reason(node: ir.Node, plan: PrecisionPlan, model: ir.Model) -> str | None:
     name = node.name or ""
     if plan.layers.get(name, plan.default) is Precision.FP32:
         return plan.reasons.get(name, "the plan says fp32")
-    losses = (_loss(node, value) for value in node.inputs)
-    return next(filter(None, (_foreign(node), _unable(node, model), *losses)), None)
+    return _foreign(node) or _unable(node, model) or _lost(node)
 
 
 def _foreign(node: ir.Node) -> str | None:
@@ -159,12 +158,15 @@ def _loss(node: ir.Node, value: ir.Value | None) -> str | None:
     return None
 
 
+def _lost(node: ir.Node) -> str | None:
+    """Return what FP16 would do to the constants that a node reads, None where that is harmless."""
+    return next(filter(None, (_loss(node, value) for value in node.inputs)), None)
+
+
 def lossy(graph: ir.Graph) -> Wide:
     """Return each layer whose own weights FP16 does not hold; those behind Q/DQ are not its own."""
-    layers = (node for node in graph if is_op(node, *WEIGHTED))
-    reasons = {str(node.name): (_loss(node, value) for value in node.inputs) for node in layers}
-    found = {name: next(filter(None, each), None) for name, each in reasons.items()}
-    return {name: reason for name, reason in found.items() if reason is not None}
+    reasons = {str(node.name): _lost(node) for node in graph if is_op(node, *WEIGHTED)}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def is_float(*values: ir.Value | None) -> bool:
